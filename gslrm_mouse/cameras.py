@@ -240,7 +240,7 @@ def K(self:CameraDomain, size:int=None) -> Tensor: # (3, 3)
 @patch(as_prop=True)
 def middle_distance(self:CameraDomain) -> float: "The middle of the distance band, model units."; return sum(self.distance)/2
 
-# %% ../nbs/00_cameras.ipynb #1fb9b7cf
+# %% ../nbs/00_cameras.ipynb #4eaa73be
 def check_cameras(
     cams:Cameras,
     name:str="cameras", # what the message calls them
@@ -250,8 +250,8 @@ def check_cameras(
         K, w2c = cams.K[i].double(), cams.w2c[i].double(); R = w2c[:3, :3]
         where, det = f"{name}, camera {i}", torch.linalg.det(R).item()
         if not (K.isfinite().all() and w2c.isfinite().all()): raise ValueError(f"{where}: K or pose holds NaN or infinity")
-        if abs(det - 1) > 1e-3: raise ValueError(f"{where}: det(R) is {det:.4f}, a rotation has +1" + (" (the axes are mirrored)" if det < 0 else ""))
-        if (err := (R @ R.T - torch.eye(3)).abs().max().item()) > 1e-3: raise ValueError(f"{where}: R is not orthonormal, R Rᵀ differs from 1 by {err:.1e}")
+        if not abs(det - 1) <= 1e-3: raise ValueError(f"{where}: det(R) is {det:.4f}, a rotation has +1" + (" (the axes are mirrored)" if det < 0 else ""))
+        if not (err := (R @ R.T - torch.eye(3)).abs().max().item()) <= 1e-3: raise ValueError(f"{where}: R is not orthonormal, R Rᵀ differs from 1 by {err:.1e}")
         if K[0, 0] <= 0 or K[1, 1] <= 0: raise ValueError(f"{where}: the focal lengths are {K[0, 0]:.1f} and {K[1, 1]:.1f} px, both must be positive")
         if abs(K[0, 1]) > 1e-6*K[0, 0]: raise ValueError(f"{where}: K has a skew of {K[0, 1]:.2f} px, which a pinhole with straight pixels cannot hold; resample it away first")
     return cams

@@ -16,7 +16,7 @@ from .views import Views
 
 # %% auto #0
 __all__ = ['SKINS', 'HAIRS', 'FURS', 'SCENES', 'Scene', 'trace', 'trace_depth', 'head_scene', 'object_scene', 'mouse_scene',
-           'random_scene', 'canonical_scene']
+           'random_scene', 'canonical_scene', 'heldout_cameras', 'write_recording']
 
 # %% ../nbs/06_scenes.ipynb #2ab41d87
 @dataclass(frozen=True)
@@ -267,3 +267,60 @@ def canonical_scene(kind:str, seed:int) -> Scene:
     "The same in model units about the origin."
     s = random_scene(kind, seed)
     return s if s.unit == "model" else s.moved(Similarity(2.7/317, None, -2.7/317*s.center, "mm", "model"))
+
+# %% ../nbs/06_scenes.ipynb #b9142b39
+def heldout_cameras() -> list[Cameras]:
+    "Six single cameras in millimetres that are not in the rig: two of its picture size, four of 512², the last with FaceLift's intrinsics."
+    az, el, f = (-111, -51, 3, 63, 127, 187), (0, 15, 30, 45, 8, 20), (1600., 1500., 750., 700., 800., None)
+    sizes = ((1152, 1024), (1152, 1024), *[(512, 512)]*4); out = []
+    for a, e, k, (w, h) in zip(az, el, f, sizes):
+        K = intrinsics(FACELIFT_FOV, w, h).double() if k is None else torch.tensor([[k, 0, w/2], [0, k, h/2], [0, 0, 1]], dtype=torch.float64)
+        out.append(Cameras(K[None], orbit([a], e, 320., target=(54, 57, 22)).w2c.double(), w, h, "mm"))
+    return out
+
+def _film(path, pictures, fps=20):
+    import av
+    with av.open(str(path), "w") as f:
+        s = f.add_stream("libx264", rate=fps); s.height, s.width = pictures[0].shape[:2]; s.pix_fmt = "yuv420p"; s.options = {"crf": "12"}
+        for x in pictures:
+            for p in s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24")): f.mux(p)
+        for p in s.encode(): f.mux(p)
+
+def _rgba_png(views, path):
+    from PIL import Image
+    a = views.alpha[0, ..., None]; rgb = torch.where(a > 0, views.premultiplied[0]/a.clamp(min=1e-6), torch.zeros_like(a))
+    Image.fromarray((torch.cat([rgb, a], -1).clamp(0, 1)*255).round().to(torch.uint8).numpy()).save(path)
+
+# %% ../nbs/06_scenes.ipynb #c07ff82c
+def write_recording(
+    path, # folder to make
+    frames:int=4, # of the film, a twentieth of a second apart
+    seed:int=0, # which mouse
+    cams:Cameras=None, # the rig; `mouse_rig()` when None
+    truth:bool=True, # with held-out views
+) -> Path:
+    "Write a synthetic recording, whole or not at all; FileExistsError when the folder holds something."
+    from tqdm.auto import tqdm
+    path, cams = Path(path), cams or mouse_rig()
+    if path.exists() and (not path.is_dir() or any(path.iterdir())): raise FileExistsError(f"{path} exists and is not empty; choose another folder for the recording")
+    if frames < 1: raise ValueError(f"a recording has at least one frame, got {frames}")
+    temp = path.with_name(path.name + ".part"); shutil.rmtree(temp, ignore_errors=True)
+    for d in ("videos_undist", "simpleclick_undist", "truth/heldout_views"): (temp/d).mkdir(parents=True)
+    y, x = np.mgrid[:cams.height, :cams.width]; floor = (108 + 12*np.sin(x/17)*np.sin(y/23)).astype(np.float32)[..., None]/255
+    video, masks, held = [[] for _ in range(len(cams))], [[] for _ in range(len(cams))], heldout_cameras()
+    for i in tqdm(range(frames), desc="filming"):
+        scene = mouse_scene(seed, i/20); v = trace(scene, cams, 2)
+        for c in range(len(cams)):
+            a = v.alpha[c, ..., None].numpy(); video[c].append(((v.premultiplied[c].numpy() + (1 - a)*floor)*255).round().astype(np.uint8)); masks[c].append(np.repeat((a > .5)*np.uint8(255), 3, -1))
+        if truth:
+            for k, cam in enumerate(held): _rgba_png(trace(scene, cam, 2), temp/f"truth/heldout_views/frame_{i:03d}_view_{k}.png")
+    for c in range(len(cams)): _film(temp/f"videos_undist/{c}.mp4", video[c]); _film(temp/f"simpleclick_undist/{c}.mp4", masks[c])
+    half = np.array([[0, 0, .5], [0, 0, .5], [0, 0, 0]])
+    (temp/"new_cam.pkl").write_bytes(pickle.dumps([dict(K=K.double().numpy() - half, R=R.double().numpy().copy(), T=t.double().numpy()[:, None].copy()) for K, R, t in zip(cams.K, cams.R, cams.t)], protocol=4))
+    if truth: (temp/"truth/heldout_views/heldout_cameras.json").write_text(json.dumps(dict(units="mm", world="Z up, floor at z = 0", camera="OpenCV: x right, y down, z forward; x_cam = R X + T; pixel = K x_cam", pixel_centre_of_first_pixel=[.5, .5],
+        alpha="straight (not premultiplied); RGB = 0 where alpha = 0", frames_rendered=list(range(frames)), file_pattern="frame_%03d_view_%d.png (frame, view)",
+        cameras=[dict(view=k, name=f"heldout {k}" if k < 5 else "canonical", w=c.width, h=c.height, K=c.K[0].tolist(), w2c=c.w2c[0].double().tolist()) for k, c in enumerate(held)]), indent=1))
+    else: shutil.rmtree(temp/"truth")
+    if path.exists(): path.rmdir()
+    os.replace(temp, path)
+    return path

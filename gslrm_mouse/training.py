@@ -128,7 +128,7 @@ def evaluate(
         records += scores(img.cpu(), alpha.cpu(), v.images[n_in:], v.alpha[n_in:])
     return {**mean_scores(records), "pictures": len(records)}
 
-# %% ../nbs/13_training.ipynb #cb67fee9
+# %% ../nbs/13_training.ipynb #08ddcb90
 def _save_state(path, **state):
     temp = path.with_name(path.name + ".part"); torch.save(state, temp); os.replace(temp, path)
 
@@ -139,8 +139,10 @@ def pretrain(
     resume:bool=False, # go on from out/state.pt
     device:str="cpu",
     save_every:int=200, # updates
+    stop_at:int=None, # stop before this update, to be resumed later
     command:str="", # noted in the card
-) -> Path: # the checkpoint
+    n_eval:int=32, # held-out scenes of each kind scored at the end
+) -> Path: # the checkpoint, or the state of a run that was stopped
     "Train a GS-LRM from nothing on heads and objects in the canonical camera; resumable."
     out = Path(out); state_file = out/"state.pt"; out.mkdir(parents=True, exist_ok=True)
     if resume and not state_file.is_file(): raise FileNotFoundError(f"nothing to resume: no state.pt in {out}")
@@ -155,13 +157,14 @@ def pretrain(
     bar = tqdm(range(step, s.steps), initial=step, total=s.steps, desc="pretrain", mininterval=2)
     with open(out/"log.jsonl", "a") as log:
         for step in bar:
+            if step == stop_at: return state_file
             t = time.perf_counter(); r = training_step(model, optimizer, data, step, device); seconds += time.perf_counter() - t
             mean = r["l2"] if mean is None else .98*mean + .02*r["l2"]; skipped += r["skipped"]
             log.write(json.dumps({**r, "seconds": round(seconds, 2)}) + "\n")
             bar.set_postfix_str(f"l2 {mean:.4f} ({-10*math.log10(mean):.1f} dB), |g| {r['grad_norm']:.2f}, skipped {skipped}")
-            if (step + 1) % save_every == 0 or step + 1 == s.steps:
+            if (step + 1) % save_every == 0 or step + 1 in (s.steps, stop_at):
                 log.flush(); _save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=seconds, settings=json.loads(json.dumps(asdict(s))))
-    return finish(out, command)
+    return finish(out, command, n_eval=n_eval)
 
 def finish(
     out, # folder of a run, finished or not

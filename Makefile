@@ -1,0 +1,40 @@
+# make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the failure study, with a report
+# Everything runs in .venv, which is made here with the exact versions of constraints.txt.
+PYTHON ?= python3
+VENV   ?= .venv
+BIN     = $(VENV)/bin
+STUDY  ?= study
+export OMP_WAIT_POLICY = PASSIVE
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.PHONY: setup test sync nbtest pytest study readme clean
+
+setup: $(VENV)/.done
+$(VENV)/.done: constraints.txt settings.ini setup.py
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q -c constraints.txt torch
+	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	touch $@
+
+test: setup
+	$(MAKE) --no-print-directory sync nbtest pytest
+
+sync: setup
+	$(BIN)/python tools/check_sync.py
+
+nbtest: setup
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
+
+pytest: setup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+
+study: setup
+	gslrm_mouse study --out $(STUDY) --overwrite
+
+readme: setup
+	$(BIN)/python tools/readme.py
+
+clean:
+	rm -rf $(VENV) _docs _proc build dist *.egg-info

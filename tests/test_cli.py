@@ -1,0 +1,52 @@
+"""The command as a user meets it: files that open, mistakes that end in one sentence."""
+import json
+import subprocess
+import sys
+
+import pytest
+from gslrm_mouse.checkpoints import read_card, shipped_checkpoint
+
+
+def run(*args, cwd=None):
+    return subprocess.run([sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.mark.parametrize("args, said", [
+    (("reconstruct", "nowhere", "--out", "x"), "nowhere"),
+    (("study", "--frames", "all", "--out", "x"), "got 'all'"),
+    (("study", "--recording", "nowhere", "--out", "x"), "nowhere"),
+    (("study", "--checkpoint", "no.safetensors", "--out", "x"), "no.safetensors"),
+    (("study", "--device", "cuda:7", "--out", "x"), "cuda"),
+    (("pretrain", "--out", "x", "--resume"), "nothing to resume"),
+])
+def test_mistakes(tmp_path, args, said):
+    got = run(*args, cwd=tmp_path)
+    assert got.returncode == 2 and "Traceback" not in got.stderr and said in got.stderr, got.stderr
+    assert not (tmp_path/"x").exists() or not list((tmp_path/"x").iterdir())
+
+
+def test_unknown_settings_are_refused(tmp_path):
+    got = run("study", "--no-such-option", "1", cwd=tmp_path)
+    assert got.returncode == 2 and "no-such-option" in got.stdout + got.stderr
+
+
+def test_shipped_checkpoint_knows_its_cameras():
+    card = read_card(shipped_checkpoint())
+    assert card.domain.fov == (50., 50.) and card.domain.distance == (2.7, 2.7)
+    assert card.training["steps"] > 0 and card.training["held_out"]["head"]["psnr"] > card.training["held_out"]["head"]["psnr_white"] + 5
+
+
+def test_sample_to_files(sample, tmp_path):
+    got = run("reconstruct", sample, "--out", tmp_path/"r")
+    assert got.returncode == 0, got.stderr
+    assert {p.name for p in (tmp_path/"r").iterdir()} == {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "results.jsonl"}
+    records = [json.loads(x) for x in (tmp_path/"r/results.jsonl").read_text().splitlines()]
+    novel = [r for r in records if r["split"] == "novel"]
+    assert len(novel) == 4 and sum(r["psnr"] - r["psnr_white"] for r in novel) > 0
+
+
+def test_recording_exact_beats_millimetres(recording, tmp_path):
+    from gslrm_mouse.study import study, summary
+    records = study(tmp_path/"s", recording, recording/"truth/heldout_views", [20], ("mm", "exact"))
+    iou = {r["arm"]: r["iou"][0] for r in summary(records)}
+    assert iou["exact"] > iou["mm"] + .2 and (tmp_path/"s/index.html").is_file()
