@@ -12,7 +12,7 @@ from fastcore.docments import docments
 # %% auto #0
 __all__ = ['taught', 'study', 'reconstruct', 'pretrain', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #a715c4f7
+# %% ../nbs/18_cli.ipynb #ece74133
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -37,7 +37,7 @@ def study(
     out:Path=Path("study"), # folder of the report
     recording:Path|None=None, # a recording in MAMMAL's layout; procedural mice when left out
     truth:Path|None=None, # folder of held-out views of that recording (heldout_cameras.json and pictures)
-    frames:str="0:8", # frame numbers, or seeds of procedural mice: 0,10,20 or 0:40:10
+    frames:str="0:12", # frame numbers, or seeds of procedural mice: 0,10,20 or 0:40:10
     checkpoint:Path|None=None, # a .safetensors file with a camera card; the shipped one when left out
     overwrite:bool=False, # replace an existing report
     device:str="cpu", # cpu, cuda, cuda:1, …

@@ -136,12 +136,12 @@ def write_report(folder:Path, records:list, sheets:list, facts:dict):
         f"<p><b>{say}</b></p>{_html_table(table(records))}<p>PSNR in dB; truth on white; foreground = true alpha over one half; intervals by bootstrap over frames. A PSNR below that of the white picture means that showing nothing would have scored better.</p>"
         f"<h2>Pictures</h2><p>Novel views, cropped about the animal; truth in the first row.</p>{pics}<h2>How this was made</h2><table>{rows}</table></html>", encoding="utf-8")
 
-# %% ../nbs/17_study.ipynb #941f4f20
+# %% ../nbs/17_study.ipynb #a6a6a969
 def study(
     out, # folder of the report
     recording=None, # a recording; procedural mice when None
     truth=None, # folder of held-out views of that recording
-    frames=range(8), # frame numbers, or seeds of procedural mice
+    frames=range(12), # frame numbers, or seeds of procedural mice
     arms=tuple(ARMS), checkpoint=None, device:str="cpu", overwrite:bool=False,
     command:str="", # noted in the report
 ) -> list[dict]: # the records
