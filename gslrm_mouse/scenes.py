@@ -42,7 +42,7 @@ def center(self:Scene) -> Tensor:
     "(3,) mean of the ellipsoids' centres, weighted by volume."
     w = 1/np.abs(np.linalg.det(self.A)); return torch.from_numpy((self.centers*w[:, None]).sum(0)/w.sum())
 
-# %% ../nbs/06_scenes.ipynb #d99d3d61
+# %% ../nbs/06_scenes.ipynb #9225e2d2
 _jit = dict(nogil=True, cache=True)
 
 @njit(**_jit)
@@ -65,9 +65,10 @@ def _noise(x, y, z):
 @njit(**_jit)
 def _boxes(centers, radii, R, t, K, W, H):
     "Pixel boxes (N, 4) around bounding spheres; the whole picture where a sphere reaches the camera."
-    out = np.empty((len(centers), 4))
+    out, p = np.empty((len(centers), 4)), np.empty(3)
     for n in range(len(centers)):
-        p = R @ centers[n] + t; r = radii[n]; z2 = p[2]*p[2] - r*r
+        for a in range(3): p[a] = R[a, 0]*centers[n, 0] + R[a, 1]*centers[n, 1] + R[a, 2]*centers[n, 2] + t[a]
+        r = radii[n]; z2 = p[2]*p[2] - r*r
         out[n, 0], out[n, 1], out[n, 2], out[n, 3] = 0, W, 0, H
         if p[2] < -r: out[n, 1] = 0
         elif p[2] > r:
@@ -78,9 +79,12 @@ def _boxes(centers, radii, R, t, K, W, H):
 
 @njit(**_jit)
 def _trace(centers, A, radii, colors, texture, light, ambient, R, t, K, W, H, n_sub, rgba, depth):
-    o = -R.T @ t; N = len(centers); box = _boxes(centers, radii, R, t, K, W, H)
-    U = np.empty((N, 3)); d = np.empty(3); cand = np.empty(N, np.int64); q = np.empty(3)
-    for n in range(N): U[n] = A[n] @ (o - centers[n])
+    N = len(centers); box = _boxes(centers, radii, R, t, K, W, H)
+    U = np.zeros((N, 3)); d = np.empty(3); cand = np.empty(N, np.int64); q = np.empty(3); o = np.empty(3)
+    for i in range(3): o[i] = -(R[0, i]*t[0] + R[1, i]*t[1] + R[2, i]*t[2])
+    for n in range(N):
+        for i in range(3):
+            for j in range(3): U[n, i] += A[n, i, j]*(o[j] - centers[n, j])
     for y in range(H):
         for x in range(W):
             m = 0
