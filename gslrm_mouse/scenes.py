@@ -295,7 +295,7 @@ def _rgba_png(views, path):
     a = views.alpha[0, ..., None]; rgb = torch.where(a > 0, views.premultiplied[0]/a.clamp(min=1e-6), torch.zeros_like(a))
     Image.fromarray((torch.cat([rgb, a], -1).clamp(0, 1)*255).round().to(torch.uint8).numpy()).save(path)
 
-# %% ../nbs/06_scenes.ipynb #c07ff82c
+# %% ../nbs/06_scenes.ipynb #4761a9af
 def write_recording(
     path, # folder to make
     frames:int=4, # of the film, a twentieth of a second apart
@@ -304,7 +304,7 @@ def write_recording(
     truth:bool=True, # with held-out views
 ) -> Path:
     "Write a synthetic recording, whole or not at all; FileExistsError when the folder holds something."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
     path, cams = Path(path), cams or mouse_rig()
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise FileExistsError(f"{path} exists and is not empty; choose another folder for the recording")
     if frames < 1: raise ValueError(f"a recording has at least one frame, got {frames}")
