@@ -166,7 +166,7 @@ def _random_rotation(r): q, _ = np.linalg.qr(r.normal(size=(3, 3))); return q*np
 def _light(r):
     d = r.normal(size=3)*[.7, .7, .3] + [0, -.4, 1.]; return d/np.linalg.norm(d)*r.uniform(.4, .65)
 
-# %% ../nbs/06_scenes.ipynb #78c27435
+# %% ../nbs/06_scenes.ipynb #ed4505ba
 SKINS = np.array([[.95, .80, .69], [.87, .67, .53], [.74, .53, .39], [.55, .37, .26], [.36, .24, .17], [.97, .85, .76]])
 HAIRS = np.array([[.08, .06, .05], [.25, .15, .08], [.45, .29, .13], [.78, .62, .33], [.55, .18, .08], [.62, .60, .58], [.9, .88, .85]])
 
@@ -178,8 +178,8 @@ def head_scene(seed:int) -> Scene:
     p.put((0, 0, .12), (w, d, h), skin, skin*.93, freq=3, contrast=.4)
     p.put((0, -.1, -.28), (w*u(.68, .85), d*.68, .42), skin, skin*.93, freq=3, contrast=.4)
     long = u(0, 1) < .45
-    p.put((0, .13, .25), (w*1.08, d*.98, h*u(.92, 1.02)), hair, hair*1.5 + .04, freq=u(3, 8), contrast=.7, grain=.25)
-    if long: p.put((0, .3, -.25), (w*1.02, d*.62, .62), hair, hair*1.5 + .04, freq=u(3, 8), contrast=.7, grain=.25)
+    p.put((0, .13, .25), (w*1.08, d*.98, h*u(.92, 1.02)), hair, hair*1.25 + .03, freq=u(3, 8), contrast=.5, grain=.2)
+    if long: p.put((0, .3, -.25), (w*1.02, d*.62, .62), hair, hair*1.25 + .03, freq=u(3, 8), contrast=.5, grain=.2)
     ex, ez, eye = u(.17, .22), u(.06, .14), [[.18, .28, .42], [.22, .14, .08], [.2, .33, .2]][r.integers(3)]
     front = lambda x, z: -d*math.sqrt(max(.05, 1 - (x/w)**2 - ((z - .12)/h)**2))
     for s in (-1, 1):

@@ -19,16 +19,16 @@ from .metrics import reconstruction_loss, scores, mean_scores
 from .checkpoints import Card, save_checkpoint
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'PretrainSettings', 'canonical_cameras', 'scene_views', 'SceneCache', 'training_batch',
-           'learning_rate', 'optimizer_for', 'training_step', 'evaluate', 'pretrain', 'finish']
+__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'PretrainSettings', 'canonical_cameras', 'scene_views', 'world_version', 'SceneCache',
+           'training_batch', 'learning_rate', 'optimizer_for', 'training_step', 'evaluate', 'pretrain', 'finish']
 
-# %% ../nbs/13_training.ipynb #b690b6e4
+# %% ../nbs/13_training.ipynb #f3dd6c2b
 @dataclass(frozen=True)
 class PretrainSettings:
     "Everything that decides a pretraining run."
     size:int = 64 # pictures, pixels square
     patch_size:int = 8 # pixels
-    d:int = 192 # token width
+    d:int = 256 # token width
     n_layer:int = 6 # transformer layers
     steps:int = 6000 # updates
     batch:int = 4 # scenes per update
@@ -58,7 +58,12 @@ def scene_views(i:int, kind:str, size:int, n:int=VIEWS_PER_SCENE, elevation=(-5.
     "Scene `i` of a kind in its `n` canonical cameras."
     return trace(canonical_scene(kind, i), canonical_cameras(n, size, i, elevation), samples)
 
-# %% ../nbs/13_training.ipynb #b86c27bb
+# %% ../nbs/13_training.ipynb #6b7e7f2b
+def world_version() -> str:
+    "First digits of the hash of the code that makes the scenes: pictures of another world are never taken for this one's."
+    import hashlib, gslrm_mouse.scenes as s
+    return hashlib.sha256(Path(s.__file__).read_bytes()).hexdigest()[:8]
+
 @dataclass(frozen=True)
 class SceneCache:
     "The training scenes of some settings, traced on first use and kept in `folder`."
@@ -66,7 +71,7 @@ class SceneCache:
     settings:PretrainSettings
 
     def __getitem__(self, i:int) -> tuple[Tensor, Cameras]: # (12, H, W, 4) RGB on white and alpha, uint8; cameras
-        s = self.settings; path = self.folder/f"{s.size}px_{s.elevation[0]:g}_{s.elevation[1]:g}"/f"{i:07d}.npy"
+        s = self.settings; path = self.folder/f"{s.size}px_{s.elevation[0]:g}_{s.elevation[1]:g}_{world_version()}"/f"{i:07d}.npy"
         cams = canonical_cameras(VIEWS_PER_SCENE, s.size, i, s.elevation)
         if not path.is_file():
             v = scene_views(i, "object" if i % 2 else "head", s.size, elevation=s.elevation)
@@ -128,7 +133,7 @@ def evaluate(
         records += scores(img.cpu(), alpha.cpu(), v.images[n_in:], v.alpha[n_in:])
     return {**mean_scores(records), "pictures": len(records)}
 
-# %% ../nbs/13_training.ipynb #08ddcb90
+# %% ../nbs/13_training.ipynb #04c96071
 def _save_state(path, **state):
     temp = path.with_name(path.name + ".part"); torch.save(state, temp); os.replace(temp, path)
 
@@ -180,7 +185,7 @@ def finish(
     cover = [float(scene_views(i, "head", s.size, 4).alpha.mean((-2, -1)).sqrt().mean()) for i in range(32)]
     domain = CameraDomain(elevation=s.elevation, coverage=(round(min(cover), 3), round(max(cover), 3)), image_size=s.size, n_views=(3, 6))
     log = [json.loads(x) for x in (out/"log.jsonl").read_text().splitlines()]; last = {r["step"]: r["l2"] for r in log[-500:]}
-    facts = dict(command=command, steps=state["step"], seconds=round(state["seconds"]), l2_last_500=sum(last.values())/max(1, len(last)), skipped=sum(r["skipped"] for r in log), settings=state["settings"])
+    facts = dict(command=command, world=world_version(), steps=state["step"], seconds=round(state["seconds"]), l2_last_500=sum(last.values())/max(1, len(last)), skipped=sum(r["skipped"] for r in log), settings=state["settings"])
     path = save_checkpoint(out/"model.safetensors", model, Card(s.config, domain, facts), dtype)
     model, _ = load_checkpoint(path)
     facts["held_out"] = {k: evaluate(model, k, n_eval) for k in ("head", "object", "mouse")}

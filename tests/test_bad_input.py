@@ -3,17 +3,18 @@ import json, os, pickle, re, shutil
 from dataclasses import replace
 from pathlib import Path
 import av, numpy as np, pytest, torch
+from PIL import Image
 from gslrm_mouse.calibration import facelift_bytes, mammal_bytes, read_calibration, write_calibration
 from gslrm_mouse.cameras import check_in_front, facelift_rig, mouse_rig
-from gslrm_mouse.views import Views, decode_frame, open_recording, read_sample, read_truth, read_views, triangulate, write_sample
+from gslrm_mouse.views import Views, check_views, decode_frame, open_recording, read_sample, read_truth, read_views, triangulate, write_sample
 
 DATA = Path(__file__).resolve().parents[1]/".."/"shared"/"data"
 W, H, N, V = 64, 48, 8, 3
 
-def write_video(path, frames):
+def write_video(path, frames, g="4", bf="1", **more):
     path.parent.mkdir(parents=True, exist_ok=True)
     with av.open(str(path), "w") as f:
-        s = f.add_stream("libx264", rate=100, options=dict(crf="12", g="4", bf="1"))
+        s = f.add_stream("libx264", rate=100, options=dict(crf="12", g=g, bf=bf, **more))
         s.width, s.height, s.pix_fmt = frames.shape[2], frames.shape[1], "yuv420p"
         for x in frames: f.mux(s.encode(av.VideoFrame.from_ndarray(x, format="rgb24")))
         f.mux(s.encode())
@@ -86,6 +87,23 @@ def test_short_mask(rec): write_video(rec/"simpleclick_undist/0.mp4", mask(4)); 
 def test_no_such_frame(rec, frame): says(lambda: read_views(rec, frame), f"frame {frame}", f"{N} frames")
 def test_counts_differ(rec): change_rig(rec, lambda rig: rig[:2]); says(lambda: read_views(rec), "3 videos", "2 cameras")
 def test_sizes_differ(rec): write_video(rec/"simpleclick_undist/1.mp4", mask(size=(H, 80))); says(lambda: read_views(rec), "80", "64", "1.mp4")
+def test_two_of_one_number(rec): shutil.copy(rec/"videos_undist/1.mp4", rec/"videos_undist/01.mp4"); says(lambda: read_views(rec), "videos_undist", "01.mp4", "same number")
+def test_mask_covers_all(rec): write_video(rec/"simpleclick_undist/1.mp4", np.full((N, H, W, 3), 255, np.uint8)); says(lambda: read_views(rec), "camera 1", "covers the whole picture")
+def test_counts_in_memory(rec): v = read_views(rec); says(lambda: check_views(replace(v, cameras=v.cameras[:2])), "3 pictures", "2 cameras"); says(lambda: check_views(replace(v, names=("a",))), "1 names")
+def test_object_behind_a_camera(rec):
+    v = read_views(rec); K, turn = v.cameras.K.clone(), torch.eye(4).double().repeat(V, 1, 1)
+    K[:, 0, 2], K[:, 1, 2], turn[1, 0, 0], turn[1, 2, 2] = 32, 24, -1, -1      # the centroids on the axes, which meet at (54, 54, 59); camera 1 looks along its own backwards
+    cams = replace(v.cameras, K=K, w2c=turn @ v.cameras.w2c); says(lambda: triangulate(replace(v, cameras=cams)), "behind camera 1", "mm")
+    says(lambda: check_in_front(cams, torch.tensor([54., 54, 59])), "behind camera 1")
+@pytest.mark.parametrize("suffix", ["avi", "ts", "h264"])
+def test_container_without_time_stamps(tmp_path, suffix): write_video(tmp_path/f"0.{suffix}", mask()); says(lambda: decode_frame(tmp_path/f"0.{suffix}", 3), f"0.{suffix}", "remux")
+def test_avi_in_disguise(rec, tmp_path): write_video(tmp_path/"0.avi", mask()); shutil.copy(tmp_path/"0.avi", rec/"videos_undist/1.mp4"); says(lambda: read_views(rec, 1), "1.mp4", "remux")
+@pytest.mark.parametrize("options", [dict(g="5", bf="3"), dict(g="9", bf="3", **{"x264-params": "open-gop=1:b-adapt=0"}), dict(g="250", bf="0")])
+def test_sought_is_counted(tmp_path, options):
+    noise = np.kron(np.random.default_rng(0).integers(0, 256, (30, 6, 8, 3)), np.ones((1, 8, 8, 1), int)).astype(np.uint8)
+    write_video(tmp_path/"0.mp4", noise, **options)
+    with av.open(str(tmp_path/"0.mp4")) as f: counted = [x.to_ndarray(format="rgb24") for x in f.decode(video=0)]
+    assert len(counted) == 30 and all(np.array_equal(decode_frame(tmp_path/"0.mp4", i), x) for i, x in enumerate(counted))
 def test_no_video(rec): (rec/"videos_undist/0.mp4").write_bytes(b"\0"*300); says(lambda: read_views(rec), "0.mp4", "no readable video")
 @pytest.mark.parametrize("share", [0., .3, .8])
 def test_truncated_video(rec, share):
@@ -98,6 +116,11 @@ def test_mirrored(rec): change_rig(rec, lambda rig: rig[1].update(R=rig[1]["R"]*
 def test_nan(rec, key, value): change_rig(rec, lambda rig: rig[2].update({key: rig[2][key] + value})); says(lambda: read_views(rec), "camera 2", "NaN")
 def test_transposed(rec): change_rig(rec, lambda rig: rig[0].update(K=rig[0]["K"].T)); says(lambda: read_views(rec), "camera 0", "transposed")
 def test_wrong_shape(rec): change_rig(rec, lambda rig: rig[0].update(T=np.zeros(4))); says(lambda: read_views(rec), "camera 0", "(3,)", "(4,)")
+def test_skew(rec):
+    change_rig(rec, lambda rig: rig[1].update(K=rig[1]["K"] + [[0, -5.8, 0], [0, 0, 0], [0, 0, 0]])); says(lambda: read_calibration(rec/"new_cam.pkl", W, H), "camera 1", "skew of -5.80")
+    r = open_recording(rec); assert r.skew.tolist() == [0, -5.8, 0] and not r.cameras.K[:, 0, 1].any() and len(r.frame(2)) == V
+def test_cameras_by_number(rec):
+    before = open_recording(rec).cameras; change_rig(rec, lambda rig: {str(i): rig[i] for i in (2, 0, 1)}); assert torch.equal(open_recording(rec).cameras.w2c, before.w2c)
 def test_metres(rec): change_rig(rec, lambda rig: [d.update(T=d["T"]/1000) for d in rig] and None); says(lambda: read_views(rec), "metres", "new_cam.pkl")
 def test_no_rig(rec): (rec/"new_cam.pkl").write_bytes(pickle.dumps(3)); says(lambda: read_views(rec), "list or dict", "int")
 def test_no_cameras(rec): (rec/"new_cam.pkl").write_bytes(pickle.dumps([])); says(lambda: read_views(rec), "no camera")
@@ -121,6 +144,7 @@ def test_hostile_pickle(rec, protocol, call):
     b"\x80\x03r\xff\xff\xff\x7f.", b"\x80\x03Np99999999999999\n.",              # the memo table asks for all memory
     b"\x80\x05\x96\xff\xff\xff\xff\xff\xff\xff\x7f.", b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\xff\x7f.",
     b"\x80\x02\x82\x01.", b"\x80\x03Pabc\n.", b"\x80\x03" + b"]"*5000 + b"a"*4999 + b".",
+    b"\x80\x03]q\x00K\x01a" + b"".join(b"]q%c(" % i + b"h%c" % (i - 1)*10 + b"e" for i in range(1, 12)) + b".",      # 10^11 entries: short to write, long to walk through
     b"\x80\x02cnumpy\nndarray\n}X\x08\x00\x00\x00__call__K\x01sb.",                # changes what it calls
     b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n)R(K\x01J\xff\xff\xff\x7f\x85cnumpy\ndtype\nX\x02\x00\x00\x00f8\x85R\x89C\x00tb."])
 def test_crafted_pickle(tmp_path, data): (tmp_path/"c.pkl").write_bytes(data); says(lambda: read_calibration(tmp_path/"c.pkl", W, H), "c.pkl")
@@ -141,6 +165,15 @@ def test_path_escape(sample, name):
     change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", name, "leads out")
 @pytest.mark.parametrize("name", [3, None, "a\0b", ["x"]])
 def test_odd_path(sample, name): change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", "file_path")
+def test_no_alpha(sample):
+    f = sample/"images/cam_001.png"; Image.fromarray((read_sample(sample).images[1]*255).round().byte().numpy()).save(f)
+    says(lambda: read_sample(sample), "camera 1", "cam_001.png", "no alpha channel"); assert read_sample(sample, white_threshold=.99).alpha.mean((1, 2)).tolist() == [.25]*4
+    Image.new("RGBA", (32, 32), (9, 9, 9, 255)).save(f); says(lambda: read_sample(sample), "camera 1", "covers the whole picture")
+    Image.new("RGBA", (32, 32), (9, 9, 9, 0)).save(f); says(lambda: read_sample(sample), "camera 1", "empty")
+def test_millimetres_in_json(sample):
+    def far(rig):
+        for f in rig["frames"]: f["w2c"] = [[*row[:3], row[3]*120] for row in f["w2c"][:3]] + [f["w2c"][3]]
+    change_json(sample, far); assert read_sample(sample).cameras.unit == "mm"
 def test_missing_picture(sample): (sample/"images/cam_002.png").unlink(); says(lambda: read_sample(sample), "camera 2", "cam_002.png", "cam_001.png", exc=FileNotFoundError)
 def test_truncated_picture(sample): f = sample/"images/cam_002.png"; f.write_bytes(f.read_bytes()[:60]); says(lambda: read_sample(sample), "cam_002.png", "no readable picture")
 def test_missing_rig(sample): (sample/"opencv_cameras.json").unlink(); says(lambda: read_sample(sample), "opencv_cameras.json", "images/", exc=FileNotFoundError)
@@ -201,10 +234,10 @@ def test_standin_recording():
     assert (rec.n_frames, len(v), v.cameras.unit, tuple(v.images.shape[1:3])) == (40, 6, "mm", (1024, 1152)) and stated["cameras"]
     assert (rec.cameras.K - mouse_rig().K).abs().max() < 1e-6 and (rec.cameras.centers - mouse_rig().centers).abs().max() < .1
     assert (.015 < v.alpha.mean((1, 2))).all() and (v.alpha.mean((1, 2)) < .06).all()
-    t = triangulate(v); assert 12 < t.residual_px < 24; check_in_front(rec.cameras, t.point)
+    t = triangulate(v); assert abs(t.residual_px - 18.31) < .05 and (t.point - torch.tensor([71.49, 100.59, 12.35])).abs().max() < .02     # as NumPy has it from the raw pickle
     xyz = np.load(path/"truth/keypoints3d.npz")["keypoints_mm"][20].astype(float); uv = rec.cameras.project(torch.from_numpy(xyz)).long()
     inside = torch.stack([v.alpha[i][p[:, 1].clamp(0, 1023), p[:, 0].clamp(0, 1151)] for i, p in enumerate(uv)])
-    assert inside.mean() > .97 and np.linalg.norm(t.point.numpy() - xyz.mean(0)) < 40
+    assert inside.mean() > .97
 
 def test_standin_truth():
     folder = at("mammal_standin/truth/heldout_views"); views = read_truth(folder, 20)
