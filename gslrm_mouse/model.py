@@ -152,7 +152,7 @@ def activate(p:dict, c:GSLRMConfig) -> Gaussians:
     "The activated cloud."
     return Gaussians(p["xyz"], p["rotation"], p["scaling"].exp()*c.scaling_modifier, torch.sigmoid(p["opacity"][..., 0]), p["features"])
 
-# %% ../nbs/09_model.ipynb #3feb4c93
+# %% ../nbs/09_model.ipynb #c3aa8890
 def _checked(images, cams, c):
     if images.ndim != 5 or images.shape[-1] not in (3, 4): raise ValueError(f"images must be (B, V, H, W, 3 or 4), got {tuple(images.shape)}")
     if images.shape[2:4] != (cams.height, cams.width) or images.shape[:2] != cams.w2c.shape[:2]:
@@ -162,7 +162,7 @@ def _checked(images, cams, c):
 def trunk(self:GSLRM, posed, keep=None): # (B, V, H, W, C) posed pictures → (B, G + T, d) tokens
     "All tokens after the last layer; intermediate ones are left in the dict `keep` under the names of the fixtures."
     keep = {} if keep is None else keep
-    x = keep["tok_patch_embed"] = self.patch_embedder(posed)
+    with torch.autocast(posed.device.type, enabled=False): x = keep["tok_patch_embed"] = self.patch_embedder(posed)
     if self.config.refsrc_marker:
         per_view = x.shape[1]//posed.shape[1]
         x = x + self.view_type_embeddings[(torch.arange(x.shape[1], device=x.device) >= per_view).long()]
@@ -175,7 +175,8 @@ def trunk(self:GSLRM, posed, keep=None): # (B, V, H, W, C) posed pictures → (B
 def raw_gaussians(self:GSLRM, tokens): # (B, G + T, d) → (B, N, 14)
     "Both decoders: free Gaussians first."
     G, D = self.config.n_gaussians, self.config.n_out
-    return torch.cat([self.gaussian_upsampler(tokens[:, :G]), self.pixel_gaussian_decoder(tokens[:, G:]).view(len(tokens), -1, D)], 1)
+    with torch.autocast(tokens.device.type, enabled=False):
+        return torch.cat([self.gaussian_upsampler(tokens[:, :G]), self.pixel_gaussian_decoder(tokens[:, G:]).view(len(tokens), -1, D)], 1)
 
 @patch
 def forward(self:GSLRM,

@@ -74,7 +74,7 @@ def write_video(
     os.replace(temp, path)
     return path
 
-# %% ../nbs/14_reconstruct.ipynb #fcfd26fe
+# %% ../nbs/14_reconstruct.ipynb #39dc5e32
 def panels(
     views:Views, image:Tensor, alpha:Tensor, # the views, and their renderings (V, H, W, 3), (V, H, W)
     records:list, # of `scores`
@@ -82,16 +82,16 @@ def panels(
     "A matplotlib figure with four rows."
     import matplotlib.pyplot as plt
     V = len(views.images); fig, axs = plt.subplots(4, V, figsize=(1.6*V + .4, 6.6), squeeze=False)
-    err = (image.clamp(0, 1) - views.images).abs().mean(-1)
+    truth, image, alpha = (x.clamp(0, 1).numpy() for x in (views.images, image, alpha)); err = np.abs(image - truth).mean(-1)
     for v in range(V):
-        axs[0, v].imshow(views.images[v]); axs[1, v].imshow(image[v].clamp(0, 1)); axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma"); axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
+        axs[0, v].imshow(truth[v]); axs[1, v].imshow(image[v]); axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma"); axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
         axs[0, v].set_title(f"{views.names[v] if views.names else v}\n{records[v]['psnr']:.1f} dB, IoU {records[v]['iou']:.2f}\n(white {records[v]['psnr_white']:.1f} dB)", fontsize=7)
     for a, t in zip(axs[:, 0], ("input", "rendering", "error", "rendered alpha")): a.set_ylabel(t, fontsize=8)
     for a in axs.flat: a.set_xticks([]); a.set_yticks([])
     fig.tight_layout()
     return fig
 
-# %% ../nbs/14_reconstruct.ipynb #87c5f2d8
+# %% ../nbs/14_reconstruct.ipynb #f88e9103
 def _as_is(views:Views, size:int) -> Prepared:
     v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
     return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
@@ -105,7 +105,7 @@ def reconstruct(
     device:str="cpu",
     overwrite:bool=False,
 ) -> dict: # mean scores per split
-    "Write gaussians.ply, turntable.mp4, views.png, cameras.png and results.jsonl for one frame."
+    "Write gaussians.ply, turntable.mp4, views.png, cameras.png, cameras.txt (the certificate) and results.jsonl for one frame."
     import matplotlib.pyplot as plt
     views = check_views(read_views(source, frame)); model, card = load_checkpoint(checkpoint); model.to(device); size = card.domain.image_size; V = len(views)
     sample = views.cameras.unit == "model"; n = min(inputs or (4 if sample else V), V)
@@ -125,4 +125,5 @@ def reconstruct(
         fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(views.cameras, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({views.cameras.unit})", fontsize=9)
         ax = draw_cameras(prepared.views.cameras, fig.add_subplot(122, projection="3d"), color="C1"); ax.set_title("as the model sees them", fontsize=9); fig.savefig(folder/"cameras.png", dpi=110); plt.close("all")
         (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+        (folder/"cameras.txt").write_text(f"{getattr(prepared, 'certificate', prepared.statement)}\n", encoding="utf-8")
     return {s: {k: float(np.mean([r[k] for r in records if r["split"] == s])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")} for s in {r["split"] for r in records}}

@@ -108,7 +108,7 @@ def verdict(records:list[dict]) -> str:
     return (f"The best arm by IoU is `{best}` ({rows[best][0]:.3f}), not `exact` ({rows['exact'][0]:.3f}); " +
             ("their intervals overlap, so these frames cannot tell them apart." if overlap else f"`{best}` shows the network a picture in which the animal is larger, which buys resolution at the price of views that disagree; see the pictures."))
 
-# %% ../nbs/17_study.ipynb #fc380b41
+# %% ../nbs/17_study.ipynb #77d65dec
 def _sheet(frame, pictures, path):
     import matplotlib.pyplot as plt
     n = len(frame.truths); fig, axs = plt.subplots(len(pictures) + 1, n, figsize=(1.5*n + .6, 1.5*(len(pictures) + 1)), squeeze=False)
@@ -116,7 +116,7 @@ def _sheet(frame, pictures, path):
         row[0].set_ylabel(name, fontsize=8)
         for ax, p, t in zip(row, pics, frame.truths):
             yx = (t.alpha[0] > .5).nonzero(); (y0, x0), (y1, x1) = (yx.min(0).values.tolist(), yx.max(0).values.tolist()); m = (max(y1 - y0, x1 - x0)*6)//10 + 2; cy, cx = (y0 + y1)//2, (x0 + x1)//2
-            ax.imshow(p); ax.set_xlim(cx - m, cx + m); ax.set_ylim(cy + m, cy - m); ax.set_xticks([]); ax.set_yticks([])
+            ax.imshow(p.numpy()); ax.set_xlim(cx - m, cx + m); ax.set_ylim(cy + m, cy - m); ax.set_xticks([]); ax.set_yticks([])
     fig.tight_layout(); fig.savefig(path, dpi=100); plt.close(fig)
 
 _STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:.9em}td,th{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f3f3f3;padding:0 .2em}"

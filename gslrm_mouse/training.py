@@ -22,7 +22,7 @@ from .checkpoints import Card, save_checkpoint
 __all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'PretrainSettings', 'canonical_cameras', 'scene_views', 'world_version', 'SceneCache',
            'training_batch', 'learning_rate', 'optimizer_for', 'training_step', 'evaluate', 'pretrain', 'finish']
 
-# %% ../nbs/13_training.ipynb #f3dd6c2b
+# %% ../nbs/13_training.ipynb #74d57048
 @dataclass(frozen=True)
 class PretrainSettings:
     "Everything that decides a pretraining run."
@@ -38,8 +38,9 @@ class PretrainSettings:
     clip:float = 1. # gradient norm
     skip_factor:float = 20. # an update whose norm exceeds clip × this is skipped, and counted
     n_scenes:int = 4000 # different scenes
-    n_targets:int = 3 # novel views supervised per scene, beside one of the inputs
+    n_targets:int = 6 # novel views supervised per scene, beside one of the inputs
     elevation:tuple[float, float] = (-5., 50.) # degrees
+    bf16:bool = True # the transformer's layers in bfloat16; rays, embedding, decoders and depth stay in float32
     seed:int = 0
 
     @property
@@ -92,7 +93,7 @@ def training_batch(cache:SceneCache, step:int) -> tuple[Tensor, Cameras, Tensor,
     first = n_in - 1                                                # one of the inputs is supervised too
     return rgba[:, :n_in, ..., :3], part(0, n_in), rgba[:, first:, ..., :3], rgba[:, first:, ..., 3], part(first, None), n_in
 
-# %% ../nbs/13_training.ipynb #5a528be0
+# %% ../nbs/13_training.ipynb #a1af409f
 def learning_rate(step:int, s:PretrainSettings) -> float:
     "At update `step` (0-based): warm-up, then half a cosine down to zero."
     if step < s.warmup: return s.lr*(step + 1)/s.warmup
@@ -107,7 +108,8 @@ def training_step(model, optimizer, cache:SceneCache, step:int, device="cpu") ->
     "One update; returns its record."
     s = cache.settings; x, cams, y, ya, cams_y, n_in = training_batch(cache, step)
     x, y, ya, cams, cams_y = (t.to(device) for t in (x, y, ya, cams, cams_y))
-    parts = reconstruction_loss(*render(model(x, cams), cams_y), y, ya)
+    with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=s.bf16): g = model(x, cams)
+    parts = reconstruction_loss(*render(g, cams_y), y, ya)
     if not parts["loss"].isfinite(): raise RuntimeError(f"step {step}: the loss is {parts['loss'].item()}; the last good checkpoint is kept")
     optimizer.zero_grad(set_to_none=True); parts["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip).item(); skipped = not norm <= s.clip*s.skip_factor

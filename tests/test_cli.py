@@ -39,7 +39,7 @@ def test_shipped_checkpoint_knows_its_cameras():
 def test_sample_to_files(sample, tmp_path):
     got = run("reconstruct", sample, "--out", tmp_path/"r")
     assert got.returncode == 0, got.stderr
-    assert {p.name for p in (tmp_path/"r").iterdir()} == {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "results.jsonl"}
+    assert {p.name for p in (tmp_path/"r").iterdir()} == {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "cameras.txt", "results.jsonl"}
     records = [json.loads(x) for x in (tmp_path/"r/results.jsonl").read_text().splitlines()]
     novel = [r for r in records if r["split"] == "novel"]
     assert len(novel) == 4 and sum(r["psnr"] - r["psnr_white"] for r in novel) > 0
