@@ -12,7 +12,7 @@ from fastcore.docments import docments
 # %% auto #0
 __all__ = ['taught', 'study', 'reconstruct', 'pretrain', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #ece74133
+# %% ../nbs/18_cli.ipynb #964ec4e7
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -72,11 +72,11 @@ def reconstruct(
 @taught
 def pretrain(
     out:Path, # folder of the run: state.pt, log.jsonl, model.safetensors
-    steps:int=3000, # updates
-    n_scenes:int=6000, # different scenes
+    steps:int=14000, # updates
+    n_scenes:int=12000, # different scenes
     batch:int=4, # scenes per update
     size:int=64, # pixels, square
-    lr:float=8e-4, # peak learning rate
+    lr:float=1e-3, # peak learning rate of AdamW; Muon takes twice that
     seed:int=0, # of weights and batches
     cache:Path|None=None, # folder of traced scenes, OUT/scenes when left out
     stop_at:int|None=None, # stop before this update, to be resumed later
@@ -87,7 +87,7 @@ def pretrain(
     """Train a small GS-LRM on procedural heads and objects in the canonical camera (50°, distance 2.7). Resumable."""
     from gslrm_mouse.training import PretrainSettings, pretrain as f
     _start(device, threads)
-    path = f(out, PretrainSettings(steps=steps, n_scenes=n_scenes, batch=batch, size=size, lr=lr, seed=seed), cache, resume, device, stop_at=stop_at, command=_command())
+    path = f(out, PretrainSettings(steps=steps, n_scenes=n_scenes, batch=batch, size=size, lr=lr, muon_lr=2*lr, seed=seed), cache, resume, device, stop_at=stop_at, command=_command())
     print(f"written: {path}")
 
 @taught

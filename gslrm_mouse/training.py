@@ -20,9 +20,9 @@ from .checkpoints import Card, save_checkpoint
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'PretrainSettings', 'canonical_cameras', 'scene_views', 'world_version', 'SceneCache',
-           'training_batch', 'learning_rate', 'optimizer_for', 'training_step', 'evaluate', 'pretrain', 'finish']
+           'training_batch', 'schedule', 'optimizers_for', 'training_step', 'evaluate', 'pretrain', 'finish']
 
-# %% ../nbs/13_training.ipynb #74d57048
+# %% ../nbs/13_training.ipynb #abe98323
 @dataclass(frozen=True)
 class PretrainSettings:
     "Everything that decides a pretraining run."
@@ -30,15 +30,16 @@ class PretrainSettings:
     patch_size:int = 8 # pixels
     d:int = 256 # token width
     n_layer:int = 6 # transformer layers
-    steps:int = 6000 # updates
+    steps:int = 14000 # updates
     batch:int = 4 # scenes per update
-    lr:float = 8e-4 # peak learning rate
+    lr:float = 1e-3 # peak learning rate of AdamW: embedding, decoders, norms
+    muon_lr:float = 2e-3 # peak learning rate of Muon: the transformer's matrices
     warmup:int = 200 # updates
     weight_decay:float = .05 # of matrices
     clip:float = 1. # gradient norm
     skip_factor:float = 20. # an update whose norm exceeds clip × this is skipped, and counted
-    n_scenes:int = 4000 # different scenes
-    n_targets:int = 6 # novel views supervised per scene, beside one of the inputs
+    n_scenes:int = 12000 # different scenes
+    n_targets:int = 3 # novel views supervised per scene, beside one of the inputs
     elevation:tuple[float, float] = (-5., 50.) # degrees
     bf16:bool = True # the transformer's layers in bfloat16; rays, embedding, decoders and depth stay in float32
     seed:int = 0
@@ -93,29 +94,32 @@ def training_batch(cache:SceneCache, step:int) -> tuple[Tensor, Cameras, Tensor,
     first = n_in - 1                                                # one of the inputs is supervised too
     return rgba[:, :n_in, ..., :3], part(0, n_in), rgba[:, first:, ..., :3], rgba[:, first:, ..., 3], part(first, None), n_in
 
-# %% ../nbs/13_training.ipynb #a1af409f
-def learning_rate(step:int, s:PretrainSettings) -> float:
-    "At update `step` (0-based): warm-up, then half a cosine down to zero."
-    if step < s.warmup: return s.lr*(step + 1)/s.warmup
-    return s.lr*.5*(1 + math.cos(math.pi*min(1, (step - s.warmup)/max(1, s.steps - s.warmup))))
+# %% ../nbs/13_training.ipynb #8fa39814
+def schedule(step:int, s:PretrainSettings) -> float:
+    "Share of the peak learning rate at update `step` (0-based): warm-up, then half a cosine down to zero."
+    if step < s.warmup: return (step + 1)/s.warmup
+    return .5*(1 + math.cos(math.pi*min(1, (step - s.warmup)/max(1, s.steps - s.warmup))))
 
-def optimizer_for(model:GSLRM, s:PretrainSettings) -> torch.optim.AdamW:
-    "AdamW (0.9, 0.95) with weight decay on matrices only, as in the paper."
-    groups = [[p for p in model.parameters() if (p.ndim > 1) == m] for m in (True, False)]
-    return torch.optim.AdamW([dict(params=groups[0], weight_decay=s.weight_decay), dict(params=groups[1], weight_decay=0.)], lr=s.lr, betas=(.9, .95))
+def optimizers_for(model:GSLRM, s:PretrainSettings) -> list[torch.optim.Optimizer]:
+    "Muon for the transformer's matrices, AdamW (0.9, 0.95) for everything else; weight decay on matrices only."
+    inside = [p for p in model.transformer_layers.parameters() if p.ndim > 1]; ids = {id(p) for p in inside}
+    other = [p for p in model.parameters() if id(p) not in ids]; decay = lambda m, wd: dict(params=[p for p in other if (p.ndim > 1) == m], weight_decay=wd)
+    return [torch.optim.Muon(inside, lr=s.muon_lr, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw"),
+            torch.optim.AdamW([decay(True, s.weight_decay), decay(False, 0.)], lr=s.lr, betas=(.9, .95))]
 
-def training_step(model, optimizer, cache:SceneCache, step:int, device="cpu") -> dict:
+def training_step(model, optimizers, cache:SceneCache, step:int, device="cpu") -> dict:
     "One update; returns its record."
     s = cache.settings; x, cams, y, ya, cams_y, n_in = training_batch(cache, step)
     x, y, ya, cams, cams_y = (t.to(device) for t in (x, y, ya, cams, cams_y))
     with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=s.bf16): g = model(x, cams)
     parts = reconstruction_loss(*render(g, cams_y), y, ya)
     if not parts["loss"].isfinite(): raise RuntimeError(f"step {step}: the loss is {parts['loss'].item()}; the last good checkpoint is kept")
-    optimizer.zero_grad(set_to_none=True); parts["loss"].backward()
+    model.zero_grad(set_to_none=True); parts["loss"].backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip).item(); skipped = not norm <= s.clip*s.skip_factor
-    for g in optimizer.param_groups: g["lr"] = learning_rate(step, s)
-    if not skipped: optimizer.step()
-    return dict(step=step, **{k: v.item() for k, v in parts.items()}, grad_norm=norm, skipped=skipped, lr=learning_rate(step, s), n_in=n_in)
+    for opt, peak in zip(optimizers, (s.muon_lr, s.lr)):
+        for group in opt.param_groups: group["lr"] = peak*schedule(step, s)
+        if not skipped: opt.step()
+    return dict(step=step, **{k: v.item() for k, v in parts.items()}, grad_norm=norm, skipped=skipped, lr=s.lr*schedule(step, s), n_in=n_in)
 
 # %% ../nbs/13_training.ipynb #2162a8c1
 @torch.no_grad()
@@ -135,7 +139,7 @@ def evaluate(
         records += scores(img.cpu(), alpha.cpu(), v.images[n_in:], v.alpha[n_in:])
     return {**mean_scores(records), "pictures": len(records)}
 
-# %% ../nbs/13_training.ipynb #04c96071
+# %% ../nbs/13_training.ipynb #1ebb08b5
 def _save_state(path, **state):
     temp = path.with_name(path.name + ".part"); torch.save(state, temp); os.replace(temp, path)
 
@@ -155,22 +159,23 @@ def pretrain(
     if resume and not state_file.is_file(): raise FileNotFoundError(f"nothing to resume: no state.pt in {out}")
     if not resume and state_file.is_file(): raise FileExistsError(f"{state_file} exists: pass --resume to go on with that run, or choose another folder")
     torch.manual_seed(s.seed)
-    model = GSLRM(s.config).to(device); optimizer = optimizer_for(model, s); step = 0; seconds = 0.
+    model = GSLRM(s.config).to(device); optimizers = optimizers_for(model, s); step = 0; seconds = 0.
     if resume:
         state = torch.load(state_file, map_location=device, weights_only=True)
         if state["settings"] != json.loads(json.dumps(asdict(s))): raise ValueError(f"{state_file} was trained with other settings: " + ", ".join(f"{k} {v} there, {asdict(s).get(k)} here" for k, v in state["settings"].items() if json.loads(json.dumps(asdict(s))).get(k) != v))
-        model.load_state_dict(state["model"]); optimizer.load_state_dict(state["optimizer"]); step, seconds = state["step"], state["seconds"]
+        model.load_state_dict(state["model"]); step, seconds = state["step"], state["seconds"]
+        for opt, kept in zip(optimizers, state["optimizers"]): opt.load_state_dict(kept)
     data = SceneCache(Path(cache or out/"scenes"), s); mean = None; skipped = 0
     bar = tqdm(range(step, s.steps), initial=step, total=s.steps, desc="pretrain", mininterval=2)
     with open(out/"log.jsonl", "a") as log:
         for step in bar:
             if step == stop_at: return state_file
-            t = time.perf_counter(); r = training_step(model, optimizer, data, step, device); seconds += time.perf_counter() - t
+            t = time.perf_counter(); r = training_step(model, optimizers, data, step, device); seconds += time.perf_counter() - t
             mean = r["l2"] if mean is None else .98*mean + .02*r["l2"]; skipped += r["skipped"]
             log.write(json.dumps({**r, "seconds": round(seconds, 2)}) + "\n")
             bar.set_postfix_str(f"l2 {mean:.4f} ({-10*math.log10(mean):.1f} dB), |g| {r['grad_norm']:.2f}, skipped {skipped}")
             if (step + 1) % save_every == 0 or step + 1 in (s.steps, stop_at):
-                log.flush(); _save_state(state_file, model=model.state_dict(), optimizer=optimizer.state_dict(), step=step + 1, seconds=seconds, settings=json.loads(json.dumps(asdict(s))))
+                log.flush(); _save_state(state_file, model=model.state_dict(), optimizers=[o.state_dict() for o in optimizers], step=step + 1, seconds=seconds, settings=json.loads(json.dumps(asdict(s))))
     return finish(out, command, n_eval=n_eval)
 
 def finish(
