@@ -12,7 +12,7 @@ from fastcore.docments import docments
 # %% auto #0
 __all__ = ['taught', 'study', 'reconstruct', 'pretrain', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #964ec4e7
+# %% ../nbs/18_cli.ipynb #6e95fe2e
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -40,6 +40,7 @@ def study(
     frames:str="0:12", # frame numbers, or seeds of procedural mice: 0,10,20 or 0:40:10
     checkpoint:Path|None=None, # a .safetensors file with a camera card; the shipped one when left out
     overwrite:bool=False, # replace an existing report
+    smooth:bool=True, # bake the blur of the training camera into the Gaussians; without it they look thin and pale at any higher resolution
     device:str="cpu", # cpu, cuda, cuda:1, …
     threads:int=0, # CPU threads; 0 = as torch decides
 ):
@@ -48,7 +49,7 @@ def study(
     Without --recording: procedural mice in the documented six-camera rig, a few minutes on two cores."""
     from gslrm_mouse import study as s
     _start(device, threads); command = _command()
-    records = s.study(out, recording, truth, _numbers(frames), checkpoint=checkpoint, device=device, overwrite=overwrite, command=command)
+    records = s.study(out, recording, truth, _numbers(frames), checkpoint=checkpoint, device=device, overwrite=overwrite, smooth=smooth, command=command)
     print(s.table(records)); print(); print(s.verdict(records)); print(f"report: {out/'index.html'}")
 
 @taught
