@@ -87,10 +87,11 @@ def write_video(
     os.replace(temp, path)
     return path
 
-# %% ../nbs/14_reconstruct.ipynb #39dc5e32
+# %% ../nbs/14_reconstruct.ipynb #0563d7da
 def panels(
     views:Views, image:Tensor, alpha:Tensor, # the views, and their renderings (V, H, W, 3), (V, H, W)
     records:list, # of `scores`
+    first:str="input", # what the first row is
 ):
     "A matplotlib figure with four rows."
     import matplotlib.pyplot as plt
@@ -98,13 +99,14 @@ def panels(
     truth, image, alpha = (x.clamp(0, 1).numpy() for x in (views.images, image, alpha)); err = np.abs(image - truth).mean(-1)
     for v in range(V):
         axs[0, v].imshow(truth[v]); axs[1, v].imshow(image[v]); axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma"); axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
+        axs[3, v].contour(views.alpha[v].numpy(), [.5], colors="C1", linewidths=.8)
         axs[0, v].set_title(f"{views.names[v] if views.names else v}\n{records[v]['psnr']:.1f} dB, IoU {records[v]['iou']:.2f}\n(white {records[v]['psnr_white']:.1f} dB)", fontsize=7)
-    for a, t in zip(axs[:, 0], ("input", "rendering", "error", "rendered alpha")): a.set_ylabel(t, fontsize=8)
+    for a, t in zip(axs[:, 0], (first, "rendering", "error", "mask")): a.set_ylabel(t, fontsize=8)
     for a in axs.flat: a.set_xticks([]); a.set_yticks([])
     fig.tight_layout()
     return fig
 
-# %% ../nbs/14_reconstruct.ipynb #562c3614
+# %% ../nbs/14_reconstruct.ipynb #8ab95153
 def _as_is(views:Views, size:int) -> Prepared:
     v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
     return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
@@ -134,7 +136,7 @@ def reconstruct(
         for split, ids, v, cloud in shown:
             img, alpha = render(cloud, v.cameras, eps2d=0.); r = scores(img, alpha, v.images, v.alpha)
             records += [dict(arm="exact" if not sample else "as_is", frame=frame, camera=i, split=split, **x, **tag) for i, x in zip(ids, r)]
-            panels(v, img, alpha, r).savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
+            panels(v, img, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
         fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(views.cameras, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({views.cameras.unit})", fontsize=9)
         ax = draw_cameras(prepared.views.cameras, fig.add_subplot(122, projection="3d"), color="C1"); ax.set_title("as the model sees them", fontsize=9); fig.savefig(folder/"cameras.png", dpi=110); plt.close("all")
         (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
