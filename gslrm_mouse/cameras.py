@@ -192,12 +192,13 @@ def mouse_rig() -> Cameras:
     eye = torch.tensor(MOUSE_RIG_CENTERS, dtype=torch.float64)
     return Cameras(K, look_at(eye, eye.new_tensor(MOUSE_RIG_AIM)), 1152, 1024, "mm")
 
-# %% ../nbs/00_cameras.ipynb #fdb9fcee
+# %% ../nbs/00_cameras.ipynb #6d539646
 def draw_cameras(
     cams:Cameras, # what to draw
     ax=None, # a 3-D matplotlib axis; a new one when None
     size:float=None, # length of a frustum in world units; a fifth of the mean distance to the middle when None
-    color="C0", label:str=None, names:bool=True,
+    color="C0", label:str=None,
+    names=True, # numbers beside the cameras: True, False or the labels to write
 ):
     "Frusta of `cams` in 3-D; returns the axis."
     import matplotlib.pyplot as plt
@@ -210,8 +211,8 @@ def draw_cameras(
     for i, (o, q) in enumerate(zip(c, corners)):
         path = torch.cat([q, q[:1]]); ax.plot(*path.T.numpy(), color=color, lw=.8, label=label if i == 0 else None)
         for p in q: ax.plot(*torch.stack([o, p]).T.numpy(), color=color, lw=.8)
-        if names: ax.text(*o.tolist(), str(i), color=color)
-    ax.set_aspect("equal"); ax.set_xlabel(f"x ({cams.unit})"); ax.set_ylabel("y")
+        if names: ax.text(*o.tolist(), str(i if names is True else names[i]), color=color)
+    ax.set_aspect("equal"); ax.zaxis.set_major_locator(plt.MaxNLocator(2)); ax.set_xlabel(f"x ({cams.unit})"); ax.set_ylabel("y")
     return ax
 
 # %% ../nbs/00_cameras.ipynb #2658d495

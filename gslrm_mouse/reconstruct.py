@@ -106,7 +106,7 @@ def panels(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/14_reconstruct.ipynb #8ab95153
+# %% ../nbs/14_reconstruct.ipynb #b3ec711c
 def _as_is(views:Views, size:int) -> Prepared:
     v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
     return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
@@ -138,7 +138,7 @@ def reconstruct(
             records += [dict(arm="exact" if not sample else "as_is", frame=frame, camera=i, split=split, **x, **tag) for i, x in zip(ids, r)]
             panels(v, img, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
         fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(views.cameras, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({views.cameras.unit})", fontsize=9)
-        ax = draw_cameras(prepared.views.cameras, fig.add_subplot(122, projection="3d"), color="C1"); ax.set_title("as the model sees them", fontsize=9); fig.savefig(folder/"cameras.png", dpi=110); plt.close("all")
+        ax = draw_cameras(prepared.views.cameras, fig.add_subplot(122, projection="3d"), color="C1", names=pick); ax.set_title("as the model sees them", fontsize=9); fig.savefig(folder/"cameras.png", dpi=110); plt.close("all")
         (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
         (folder/"cameras.txt").write_text(f"{getattr(prepared, 'certificate', prepared.statement)}\n", encoding="utf-8")
     return {s: {k: float(np.mean([r[k] for r in records if r["split"] == s])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")} for s in {r["split"] for r in records}}

@@ -108,7 +108,7 @@ def verdict(records:list[dict]) -> str:
     return (f"The best arm by IoU is `{best}` ({rows[best][0]:.3f}), not `exact` ({rows['exact'][0]:.3f}); " +
             ("their intervals overlap, so these frames cannot tell them apart." if overlap else f"`{best}` shows the network a picture in which the animal is larger, which buys resolution at the price of views that disagree; see the pictures."))
 
-# %% ../nbs/17_study.ipynb #77d65dec
+# %% ../nbs/17_study.ipynb #df449ed0
 def _sheet(frame, pictures, path):
     import matplotlib.pyplot as plt
     n = len(frame.truths); fig, axs = plt.subplots(len(pictures) + 1, n, figsize=(1.5*n + .6, 1.5*(len(pictures) + 1)), squeeze=False)
@@ -119,7 +119,7 @@ def _sheet(frame, pictures, path):
             ax.imshow(p.numpy()); ax.set_xlim(cx - m, cx + m); ax.set_ylim(cy + m, cy - m); ax.set_xticks([]); ax.set_yticks([])
     fig.tight_layout(); fig.savefig(path, dpi=100); plt.close(fig)
 
-_STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:.9em}td,th{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f3f3f3;padding:0 .2em}"
+_STYLE = "body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;margin:2rem auto;padding:0 1rem;color:#222}table{border-collapse:collapse;font-size:.9em}td,th{padding:.3em .6em;border-bottom:1px solid #ddd;text-align:right}td:not(:first-child){white-space:nowrap}td:first-child,th:first-child{text-align:left}img{max-width:100%}code{background:#f3f3f3;padding:0 .2em}"
 
 def _html_table(markdown):
     rows = [[c.strip() for c in line.strip("|").split("|")] for line in markdown.splitlines() if not line.startswith("|---")]
@@ -133,7 +133,7 @@ def write_report(folder:Path, records:list, sheets:list, facts:dict):
     pics = "".join(f"<h3>{html.escape(n)}</h3><img src='{p}' alt='truth above, then one row per arm, for {html.escape(n)}'>" for n, p in sheets)
     rows = "".join(f"<tr><td>{html.escape(k)}</td><td><code>{html.escape(str(v))}</code></td></tr>" for k, v in facts.items())
     (folder/"index.html").write_text(f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'><title>Camera study</title><style>{_STYLE}</style><h1>Six ways to hand a network its cameras</h1>"
-        f"<p><b>{say}</b></p>{_html_table(table(records))}<p>PSNR in dB; truth on white; foreground = true alpha over one half; intervals by bootstrap over frames. A PSNR below that of the white picture means that showing nothing would have scored better.</p>"
+        f"<p><b>{say}</b></p>{_html_table(table(records))}<p>PSNR in dB; truth on white; foreground = true alpha over one half; intervals by bootstrap over frames. A PSNR below that of the white picture means that showing nothing would have scored better. Gaussians: {facts['Gaussians']}.</p>"
         f"<h2>Pictures</h2><p>Novel views, cropped about the animal; truth in the first row.</p>{pics}<h2>How this was made</h2><table>{rows}</table></html>", encoding="utf-8")
 
 # %% ../nbs/17_study.ipynb #b070ca97

@@ -139,7 +139,7 @@ def evaluate(
         records += scores(img.cpu(), alpha.cpu(), v.images[n_in:], v.alpha[n_in:])
     return {**mean_scores(records), "pictures": len(records)}
 
-# %% ../nbs/13_training.ipynb #1ebb08b5
+# %% ../nbs/13_training.ipynb #9ef58988
 def _save_state(path, **state):
     temp = path.with_name(path.name + ".part"); torch.save(state, temp); os.replace(temp, path)
 
@@ -155,10 +155,10 @@ def pretrain(
     n_eval:int=32, # held-out scenes of each kind scored at the end
 ) -> Path: # the checkpoint, or the state of a run that was stopped
     "Train a GS-LRM from nothing on heads and objects in the canonical camera; resumable."
-    out = Path(out); state_file = out/"state.pt"; out.mkdir(parents=True, exist_ok=True)
+    out = Path(out); state_file = out/"state.pt"
     if resume and not state_file.is_file(): raise FileNotFoundError(f"nothing to resume: no state.pt in {out}")
     if not resume and state_file.is_file(): raise FileExistsError(f"{state_file} exists: pass --resume to go on with that run, or choose another folder")
-    torch.manual_seed(s.seed)
+    out.mkdir(parents=True, exist_ok=True); torch.manual_seed(s.seed)
     model = GSLRM(s.config).to(device); optimizers = optimizers_for(model, s); step = 0; seconds = 0.
     if resume:
         state = torch.load(state_file, map_location=device, weights_only=True)
