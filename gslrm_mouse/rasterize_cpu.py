@@ -352,25 +352,32 @@ def _quat_backward(g, q, norm, out):
     dot = gw*w + gx*x + gy*y + gz*z
     out[0], out[1], out[2], out[3] = (gw - dot*w)/norm, (gx - dot*x)/norm, (gy - dot*y)/norm, (gz - dot*z)/norm
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #573eb761
+# %% ../nbs/04a_rasterize_cpu.ipynb #edf01cfd
+@njit(**_exact)
+def _sum_slots(table, first, begin, end, rows):
+    "A Gaussian's slots of one view, its tiles, added up to its row of `rows` (N, R)."
+    row = np.empty(rows.shape[1])
+    for n in range(begin, end):
+        if first[n] == first[n + 1]: continue
+        row[:] = 0
+        for j in range(first[n], first[n + 1]):
+            for d in range(row.shape[0]): row[d] += table[j, d]
+        rows[n] = row
+
 @njit(**_exact)
 def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, antialiased, depth_channel, begin, end,
-                      firsts, table, offsets, g_means, g_quats, g_scales, g_opacities, g_colors, g_views):
-    "Sum a Gaussian's rows over tiles and cameras and take them back through the projection; `g_views` (C, 12) sums over `begin:end`."
+                      firsts, rows, g_means, g_quats, g_scales, g_opacities, g_colors, g_views):
+    "Take each Gaussian's `rows` (C, N, R) back through the projection and sum over cameras; `g_views` (C, 12) sums over `begin:end`."
     C, D = cams.shape[0], colors.shape[2]
-    row, gm, gS, gR, gV = np.empty(table.shape[1]), np.empty(3), np.empty((3, 3)), np.empty(9), np.zeros((C, 12))
+    gm, gS, gR, gV = np.empty(3), np.empty((3, 3)), np.empty(9), np.zeros((C, 12))
     for n in range(begin, end):
         gm[:], gS[:] = 0, 0
         go, touched = 0., False
         S, r, q, norm = _covariance(quats[n], scales[n])
         g_colors[:, n] = 0
         for c in range(C):
-            a, b = firsts[c, n], firsts[c, n + 1]
-            if a == b: continue
-            touched = True
-            row[:] = 0
-            for j in range(offsets[c] + a, offsets[c] + b):
-                for d in range(row.shape[0]): row[d] += table[j, d]
+            if firsts[c, n] == firsts[c, n + 1]: continue
+            touched, row = True, rows[c, n]
             cc = c if colors.shape[0] > 1 else 0
             for d in range(D): g_colors[cc, n, d] += row[6 + d]
             cam = cams[c]
@@ -518,7 +525,7 @@ def _bands(I, tiles_x, tiles_y, n):
     cuts = [tiles_y*i//k*tiles_x for i in range(k + 1)]
     return [(i, a, b) for i in range(I) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #6e550288
+# %% ../nbs/04a_rasterize_cpu.ipynb #2980e100
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, viewmats, backgrounds, Ks, st):
@@ -556,19 +563,21 @@ class _Rasterize(torch.autograd.Function):
         I, tiles_x, tiles_y = B*C, -(-W//TILE), -(-H//TILE)
         gi, ga = [g.to(inputs[0].dtype).contiguous().numpy() for g in (g_image, g_alpha)]
         gi, ga = gi.reshape(I, H, W, D), ga.reshape(I, H, W)
-        ends = np.cumsum([0] + [len(b[1]) for b in bins])
-        table = torch.empty(ends[-1], 6 + max(D, 3), dtype=inputs[0].dtype).numpy()
-        _each([(_blend_backward, r[i], bins[i][0], bins[i][1], bg[i], top, a, b, tiles_x, W, H, gi[i], ga[i], T[i], last[i],
-                table[ends[i]:ends[i + 1]]) for i, a, b in _bands(I, tiles_x, tiles_y, st.threads)], st.threads)
-        grads, jobs = [torch.empty_like(x) for x in inputs], _chunks(B, N)
-        g, views = [x.numpy() for x in grads], np.zeros((len(jobs), C, 12))
-        firsts = [np.stack([b[2] for b in bins[k*C:k*C + C]]) for k in range(B)]
-        _each([(_project_backward, m[b], q[b], s[b], o[b], c[b], cam[b], float(st.eps2d), st.antialiased, st.depth, i, j, firsts[b], table,
-                ends[b*C:b*C + C], *[x[b] for x in g], views[k]) for k, (b, i, j) in enumerate(jobs)], st.threads)
-        g_view = np.zeros((B, C, 4, 4))
-        for (b, _, _), v in zip(jobs, views):
-            g_view[b, :, :3, :3] += v[:, :9].reshape(C, 3, 3)
-            g_view[b, :, :3, 3] += v[:, 9:]
+        grads, jobs, rows = [torch.empty_like(x) for x in inputs], _chunks(1, N), np.empty((C, N, 6 + max(D, 3)), m.dtype)
+        g, g_view = [x.numpy() for x in grads], np.zeros((B, C, 4, 4))
+        for b in range(B):
+            for first in range(b*C, b*C + C, st.threads):            # as many views at a time as there are threads: the table of all would be the largest thing in memory
+                group = range(first, min(first + st.threads, b*C + C)); tables = [np.empty((len(bins[i][1]), rows.shape[2]), m.dtype) for i in group]
+                _each([(_blend_backward, r[first + k], bins[first + k][0], bins[first + k][1], bg[first + k], top, t0, t1, tiles_x, W, H, gi[first + k], ga[first + k],
+                        T[first + k], last[first + k], tables[k]) for k, t0, t1 in _bands(len(group), tiles_x, tiles_y, st.threads)], st.threads)
+                _each([(_sum_slots, t, bins[i][2], n0, n1, rows[i - b*C]) for i, t in zip(group, tables) for _, n0, n1 in jobs], st.threads)
+                del tables
+            firsts, views = np.stack([k[2] for k in bins[b*C:b*C + C]]), np.zeros((len(jobs), C, 12))
+            _each([(_project_backward, m[b], q[b], s[b], o[b], c[b], cam[b], float(st.eps2d), st.antialiased, st.depth, n0, n1, firsts, rows,
+                    *[x[b] for x in g], views[k]) for k, (_, n0, n1) in enumerate(jobs)], st.threads)
+            for v in views:
+                g_view[b, :, :3, :3] += v[:, :9].reshape(C, 3, 3)
+                g_view[b, :, :3, 3] += v[:, 9:]
         g_bg = np.stack([_seen_background(T[i], gi[i], D - st.depth) for i in range(I)]).reshape(B, C, D - st.depth) if ctx.has_background else None
         to = lambda a: None if a is None else torch.from_numpy(a).to(inputs[0].dtype)
         return *grads, to(g_view), to(g_bg), None, None
