@@ -352,7 +352,7 @@ def _quat_backward(g, q, norm, out):
     dot = gw*w + gx*x + gy*y + gz*z
     out[0], out[1], out[2], out[3] = (gw - dot*w)/norm, (gx - dot*x)/norm, (gy - dot*y)/norm, (gz - dot*z)/norm
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #edf01cfd
+# %% ../nbs/04a_rasterize_cpu.ipynb #9bf6784b
 @njit(**_exact)
 def _sum_slots(table, first, begin, end, rows):
     "A Gaussian's slots of one view, its tiles, added up to its row of `rows` (N, R)."
@@ -362,7 +362,7 @@ def _sum_slots(table, first, begin, end, rows):
         row[:] = 0
         for j in range(first[n], first[n + 1]):
             for d in range(row.shape[0]): row[d] += table[j, d]
-        rows[n] = row
+        for d in range(row.shape[0]): rows[n, d] = row[d]
 
 @njit(**_exact)
 def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, antialiased, depth_channel, begin, end,
@@ -447,7 +447,7 @@ def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, anti
             v[10] += gy
             v[11] += gz
         g_opacities[n] = go
-        g_means[n, 0], g_means[n, 1], g_means[n, 2] = gm
+        for d in range(3): g_means[n, d] = gm[d]
         g_quats[n], g_scales[n] = 0, 0
         if not touched: continue
         gS[1, 0], gS[2, 0], gS[2, 1] = gS[0, 1], gS[0, 2], gS[1, 2]
@@ -459,7 +459,8 @@ def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, anti
                 gR[3*i + j] = gM*sj
             g_scales[n, j] = gs
         _quat_backward(gR, q, norm, g_quats[n])
-    g_views[:] = gV
+    for c in range(C):
+        for d in range(12): g_views[c, d] = gV[c, d]
 
 # %% ../nbs/04a_rasterize_cpu.ipynb #b7705dbd
 _threads = ContextVar('threads', default=None)
@@ -525,7 +526,7 @@ def _bands(I, tiles_x, tiles_y, n):
     cuts = [tiles_y*i//k*tiles_x for i in range(k + 1)]
     return [(i, a, b) for i in range(I) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #2980e100
+# %% ../nbs/04a_rasterize_cpu.ipynb #ea4c7f47
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, viewmats, backgrounds, Ks, st):
@@ -566,12 +567,11 @@ class _Rasterize(torch.autograd.Function):
         grads, jobs, rows = [torch.empty_like(x) for x in inputs], _chunks(1, N), np.empty((C, N, 6 + max(D, 3)), m.dtype)
         g, g_view = [x.numpy() for x in grads], np.zeros((B, C, 4, 4))
         for b in range(B):
-            for first in range(b*C, b*C + C, st.threads):            # as many views at a time as there are threads: the table of all would be the largest thing in memory
-                group = range(first, min(first + st.threads, b*C + C)); tables = [np.empty((len(bins[i][1]), rows.shape[2]), m.dtype) for i in group]
-                _each([(_blend_backward, r[first + k], bins[first + k][0], bins[first + k][1], bg[first + k], top, t0, t1, tiles_x, W, H, gi[first + k], ga[first + k],
-                        T[first + k], last[first + k], tables[k]) for k, t0, t1 in _bands(len(group), tiles_x, tiles_y, st.threads)], st.threads)
-                _each([(_sum_slots, t, bins[i][2], n0, n1, rows[i - b*C]) for i, t in zip(group, tables) for _, n0, n1 in jobs], st.threads)
-                del tables
+            for v, i in enumerate(range(b*C, b*C + C)):            # one view at a time: the table of all would be the largest thing in memory
+                table = np.empty((len(bins[i][1]), rows.shape[2]), m.dtype)
+                _each([(_blend_backward, r[i], bins[i][0], bins[i][1], bg[i], top, t0, t1, tiles_x, W, H, gi[i], ga[i], T[i], last[i], table)
+                       for _, t0, t1 in _bands(1, tiles_x, tiles_y, st.threads)], st.threads)
+                _each([(_sum_slots, table, bins[i][2], n0, n1, rows[v]) for _, n0, n1 in jobs], st.threads)
             firsts, views = np.stack([k[2] for k in bins[b*C:b*C + C]]), np.zeros((len(jobs), C, 12))
             _each([(_project_backward, m[b], q[b], s[b], o[b], c[b], cam[b], float(st.eps2d), st.antialiased, st.depth, n0, n1, firsts, rows,
                     *[x[b] for x in g], views[k]) for k, (_, n0, n1) in enumerate(jobs)], st.threads)
