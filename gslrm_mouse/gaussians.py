@@ -118,7 +118,7 @@ def moved(self:Gaussians, sim:Similarity) -> Gaussians:
     q = quaternion(sim.Q).to(self.quats)
     return replace(self, means=sim(self.means), quats=quaternion_product(q, self.quats), scales=self.scales*sim.scale, sh=rotate_sh(self.sh, sim.Q), unit=sim.target)
 
-# %% ../nbs/03_gaussians.ipynb #ef638f50
+# %% ../nbs/03_gaussians.ipynb #36509d99
 def _columns(degree:int) -> list[str]:
     rest = 3*((degree + 1)**2 - 1)
     return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(rest)), "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
@@ -132,14 +132,14 @@ def save_ply(
     from plyfile import PlyData, PlyElement
     g = g.to("cpu", torch.float32).map(torch.Tensor.detach); path = Path(path)
     rest = g.sh[:, 1:].transpose(1, 2).flatten(1)
-    table = torch.cat([g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, torch.logit(g.opacities.double(), eps=1e-7).float()[:, None], g.scales.log(), g.quats], 1).numpy()
+    table = torch.cat([g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, torch.logit(g.opacities.double(), eps=1e-7).float()[:, None], g.scales.clamp(min=1e-37).log(), g.quats], 1).numpy()
     vertex = np.rec.fromarrays(table.T, dtype=[(n, "<f4") for n in _columns(g.sh_degree)])
     temp = path.with_name(path.name + ".part")
     PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<", comments=[f"unit {g.unit}", f"up {up}"]).write(str(temp))
     os.replace(temp, path)
     return path
 
-# %% ../nbs/03_gaussians.ipynb #345d1cc6
+# %% ../nbs/03_gaussians.ipynb #ec61db92
 _PLY_BYTES = dict(char=1, int8=1, uchar=1, uint8=1, short=2, int16=2, ushort=2, uint16=2, int=4, int32=4, uint=4, uint32=4, float=4, float32=4, double=8, float64=8)
 
 def _check_ply(path):
@@ -155,7 +155,7 @@ def _check_ply(path):
             if w[:1] == ["property"]: widths[-1] += _PLY_BYTES[w[1]]
     except (KeyError, IndexError, ValueError): raise ValueError(f"{path}: not a readable PLY of Gaussians (header line {' '.join(w)[:80]!r})") from None
     announced, found = sum(n*b for n, b in zip(counts, widths)), path.stat().st_size - end.end()
-    if announced != found or min(counts, default=0) < 0: raise ValueError(f"{path}: its header announces {announced:,} bytes of elements, {found:,} follow")
+    if announced != found or min(counts, default=0) < 0 or 0 in widths: raise ValueError(f"{path}: its header announces {announced:,} bytes of elements, {found:,} follow")
 
 # %% ../nbs/03_gaussians.ipynb #acd6d177
 def load_ply(

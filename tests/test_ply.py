@@ -59,6 +59,7 @@ def test_hostile_files(tmp_path, whole):
     assert "follow" in refused(tmp_path, whole.replace(b"vertex 7", b"vertex 1000000000"))
     assert "follow" in refused(tmp_path, whole.replace(b"vertex 7", b"vertex 6"))
     assert "header announces" in refused(tmp_path, whole.replace(b"vertex 7", b"vertex -7"))
+    assert "announces" in refused(tmp_path, whole.replace(b"end_header", b"element none 1" + b"0"*30 + b"\nend_header"))
     assert "follow" in refused(tmp_path, whole[:-1])
     assert "follow" in refused(tmp_path, whole[:body])
     assert "no header" in refused(tmp_path, whole[:body - 5])
