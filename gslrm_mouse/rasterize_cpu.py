@@ -97,7 +97,7 @@ def _span(m, e, size):
     "First and one-past-last pixel whose centre lies within `e` of `m`."
     return int(max(0., math.ceil(m - e - 0.5))), int(min(float(size), math.floor(m + e - 0.5) + 1))
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #4c133df4
+# %% ../nbs/04a_rasterize_cpu.ipynb #01af2f24
 @njit(**_exact)
 def _project(means, quats, scales, opacities, colors, cams, width, height, near, far, radius_clip, eps2d, antialiased, depth_channel,
              begin, end, rec, depths, radii, boxes):
@@ -123,7 +123,7 @@ def _project(means, quats, scales, opacities, colors, cams, width, height, near,
             e = _ellipse(x, y, z, S[0], S[1], S[2], S[3], S[4], S[5], cam)
             cxx, cxy, cyy = e[14] + eps2d, e[15], e[16] + eps2d
             det = cxx*cyy - cxy*cxy
-            if not (det > 0 and det < math.inf): continue
+            if not (det > 0 and det < math.inf and cyy > 0): continue
             mx, my = cam[12]*x/z + cam[14], cam[13]*y/z + cam[15]
             if not (abs(mx) < MEAN2D_MAX and abs(my) < MEAN2D_MAX): continue
             a = o
@@ -134,7 +134,8 @@ def _project(means, quats, scales, opacities, colors, cams, width, height, near,
             rx, ry = math.ceil(ex), math.ceil(ey)
             if rx <= radius_clip and ry <= radius_clip: continue
             if not (mx + rx > 0 and mx - rx < width and my + ry > 0 and my - ry < height): continue
-            out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, cyy/det, -cxy/det, cxx/det, a
+            a0 = math.sqrt(cyy/det)
+            out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, a0, -cxy/(det*a0), 1/math.sqrt(cyy), a
             out[6], out[7] = ex*1.0001 + 0.01, ey*1.0001 + 0.01
             cc = c if colors.shape[0] > 1 else 0
             for d in range(D): out[8 + d] = colors[cc, n, d]
@@ -168,19 +169,21 @@ def _sorted_by_depth(keys, ids):
         keys, keys2, ids, ids2 = keys2, keys, ids2, ids
     return ids
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #3cba4859
+# %% ../nbs/04a_rasterize_cpu.ipynb #df045d7d
 @njit(**_exact)
 def _bin(keys, # (N,) depth bits, uint32
          boxes, # (N, 4) tiles x0, x1, y0, y1
          tiles_x, tiles_y):
     "Per tile, the Gaussians which reach it from near to far, and for each such pair its slot in the gradient table."
     N = keys.shape[0]
-    first, seen = np.empty(N + 1, np.int64), 0
+    first, seen, total = np.empty(N + 1, np.int32), 0, 0
     first[0] = 0
     for n in range(N):
         k = (boxes[n, 1] - boxes[n, 0])*(boxes[n, 3] - boxes[n, 2])
-        first[n + 1] = first[n] + k
+        total += k
+        first[n + 1] = total
         seen += k > 0
+    if total >= 2**31: return np.empty(0, np.int64), np.empty((0, 2), np.int32), first
     k, ids, sub = 0, np.empty(seen, np.int32), np.empty(seen, np.uint32)
     for n in range(N):
         if first[n + 1] > first[n]:
@@ -194,7 +197,7 @@ def _bin(keys, # (N,) depth bits, uint32
             for tx in range(x0, x1): start[ty*tiles_x + tx + 1] += 1
     for t in range(tiles_x*tiles_y): start[t + 1] += start[t]
     cursor = start[:-1].copy()
-    pairs = np.empty((first[N], 2), np.int32)
+    pairs = np.empty((total, 2), np.int32)
     for i in range(seen):
         n = ids[i]
         x0, x1, y0, y1 = boxes[n]
@@ -219,7 +222,7 @@ def _rows(my, ey, y0, y1):
     a, b = max(y0, int(math.ceil(my - ey - _half))), min(y1, int(math.floor(my + ey - _half)) + 1)
     return np.uint64((a - y0)*TILE), np.uint64(max(b - a, 0)*TILE)
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #65dac76b
+# %% ../nbs/04a_rasterize_cpu.ipynb #c6b23e4f
 @njit(**_fast)
 def _blend(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, height, image, trans, last):
     "Blend the tiles `t0:t1` of one image, front to back; keep the final transmittance and the last contributor of each pixel."
@@ -238,16 +241,17 @@ def _blend(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, hei
             n = min(_BATCH, end - pos)
             for j in range(n): buf[j] = rec[pairs[pos + j, 0]]
             for j in range(n):
-                mx, my, A, B, C, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
+                mx, my, fa, fb, fc, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
                 here = np.float32(pos + j - start[tile])
                 p0, k = _rows(my, buf[j, 7], y0, y1)
                 for i in range(k):
                     p = p0 + i
                     dx, dy, t = mx - s[_PX + p], my - s[_PY + p], s[_T + p]
-                    q = _half*(A*dx*dx + C*dy*dy) + B*dx*dy
+                    e, h = fa*dx + fb*dy, fc*dy
+                    q = _half*(e*e + h*h)
                     a = min(o*_exp_neg(q), max_alpha)
                     t2 = t - a*t
-                    ok = (q >= _zero) & (q < SIGMA_MAX) & (a >= ALPHA_MIN)
+                    ok = (q < SIGMA_MAX) & (a >= ALPHA_MIN)
                     go = ok & (t2 > T_MIN)
                     w = a*t if go else _zero
                     s[_T + p] = t2 if go else (-abs(t) if ok else t)
@@ -269,10 +273,10 @@ def _blend(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, hei
                 trans[y, x], last[y, x] = t, int(s[3*_A + p])
                 for d in range(D): image[y, x, d] = s[(8 + d)*_A + p] + t*background[d]
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #bc6c3e49
+# %% ../nbs/04a_rasterize_cpu.ipynb #14cb6cce
 @njit(**_fast)
 def _blend_backward(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, height, g_image, g_alpha, trans, last, table):
-    "Walk the tiles `t0:t1` back to front and write one row of gradients per pair: mean2d, conic, opacity, channels."
+    "Walk the tiles `t0:t1` back to front and write one row of gradients per pair: mean2d, second moments, opacity, channels."
     D = g_image.shape[2]
     s, buf = np.empty((8 + max(D, 3))*_A, rec.dtype), np.empty((_BATCH, rec.shape[1]), rec.dtype)
     for tile in range(t0, t1):
@@ -297,7 +301,7 @@ def _blend_backward(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, w
             n = min(_BATCH, pos - begin)
             for j in range(n): buf[j] = rec[pairs[pos - 1 - j, 0]]
             for j in range(n):
-                mx, my, A, B, C, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
+                mx, my, fa, fb, fc, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
                 here = np.float32(pos - 1 - j - start[tile])
                 p0, k = _rows(my, buf[j, 7], y0, y1)
                 if D > 3:
@@ -306,14 +310,15 @@ def _blend_backward(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, w
                         cd, at = buf[j, 8 + d], _C + np.uint64(d)*_N
                         for i in range(k): s[_GX + p0 + i] += s[at + p0 + i]*cd
                 m = mx*_zero
-                m0, mX, mY, mXX, mXY, mYY, g0, g1, g2 = m, m, m, m, m, m, m, m, m
+                m0, mE, mH, mEE, mEH, mHH, g0, g1, g2 = m, m, m, m, m, m, m, m, m
                 for i in range(k):
                     p = p0 + i
                     dx, dy, t, S = mx - s[_PX + p], my - s[_PY + p], s[_T + p], s[_S + p]
-                    q = _half*(A*dx*dx + C*dy*dy) + B*dx*dy
+                    e, h = fa*dx + fb*dy, fc*dy
+                    q = _half*(e*e + h*h)
                     raw = o*_exp_neg(q)
                     a = min(raw, max_alpha)
-                    ok = (q >= _zero) & (q < SIGMA_MAX) & (a >= ALPHA_MIN) & (here <= s[_LAST + p])
+                    ok = (q < SIGMA_MAX) & (a >= ALPHA_MIN) & (here <= s[_LAST + p])
                     a = a if ok else _zero
                     inv = _one/(_one - a)
                     t = t*inv
@@ -323,16 +328,16 @@ def _blend_backward(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, w
                     u = u if raw <= max_alpha else _zero
                     s[_T + p], s[_S + p], s[_W + p] = t, S + w*G, w
                     m0 += u
-                    mX += u*dx
-                    mY += u*dy
-                    mXX += u*dx*dx
-                    mXY += u*dx*dy
-                    mYY += u*dy*dy
+                    mE += u*e
+                    mH += u*h
+                    mEE += u*e*e
+                    mEH += u*e*h
+                    mHH += u*h*h
                     g0 += w*s[_C + p]
                     g1 += w*s[_C + _N + p]
                     g2 += w*s[_C + _N + _N + p]
                 row = table[pairs[pos - 1 - j, 1]]
-                row[0], row[1], row[2], row[3], row[4], row[5] = A*mX + B*mY, B*mX + C*mY, _half*mXX, mXY, _half*mYY, -m0/o
+                row[0], row[1], row[2], row[3], row[4], row[5] = fa*mE, fb*mE + fc*mH, mEE, mEH, mHH, -m0/o
                 row[6], row[7], row[8] = g0, g1, g2
                 for d in range(3, D):
                     g, at = m, _C + np.uint64(d)*_N
@@ -352,7 +357,7 @@ def _quat_backward(g, q, norm, out):
     dot = gw*w + gx*x + gy*y + gz*z
     out[0], out[1], out[2], out[3] = (gw - dot*w)/norm, (gx - dot*x)/norm, (gy - dot*y)/norm, (gz - dot*z)/norm
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #9bf6784b
+# %% ../nbs/04a_rasterize_cpu.ipynb #d8596572
 @njit(**_exact)
 def _sum_slots(table, first, begin, end, rows):
     "A Gaussian's slots of one view, its tiles, added up to its row of `rows` (N, R)."
@@ -387,11 +392,10 @@ def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, anti
             tx, ty, q00, q01, q02, q10, q11, q12, u0, u1, u2, v0, v1, v2, dxx, dxy, dyy = _ellipse(x, y, z, S[0], S[1], S[2], S[3], S[4], S[5], cam)
             cxx, cxy, cyy = dxx + eps2d, dxy, dyy + eps2d
             det = cxx*cyy - cxy*cxy
-            A, B, Cc = cyy/det, -cxy/det, cxx/det
-            # conic -> covariance: H = -P V P with V = [[gA, gB/2], [gB/2, gC]]
-            gA, gB, gC = row[2], row[3]/2, row[4]
-            p00, p01, p10, p11 = A*gA + B*gB, A*gB + B*gC, B*gA + Cc*gB, B*gB + Cc*gC
-            h00, h01, h11 = -(p00*A + p01*B), -(p00*B + p01*Cc), -(p10*B + p11*Cc)
+            fa = math.sqrt(cyy/det)
+            fb, fc = -cxy/(det*fa), 1/math.sqrt(cyy)
+            m0, m1 = row[2]*fb + row[3]*fc, row[3]*fb + row[4]*fc # M L, second column
+            h00, h01, h11 = -fa*fa*row[2]/2, -fa*m0/2, -(fb*m0 + fc*m1)/2
             if antialiased:
                 det0 = dxx*dyy - dxy*dxy
                 k = math.sqrt(max(0., det0/det))
@@ -526,7 +530,7 @@ def _bands(I, tiles_x, tiles_y, n):
     cuts = [tiles_y*i//k*tiles_x for i in range(k + 1)]
     return [(i, a, b) for i in range(I) for a, b in zip(cuts, cuts[1:])]
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #ea4c7f47
+# %% ../nbs/04a_rasterize_cpu.ipynb #7d2896db
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, viewmats, backgrounds, Ks, st):
@@ -537,12 +541,13 @@ class _Rasterize(torch.autograd.Function):
         cams = _camera_rows(viewmats, Ks, W, H)
         new = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype)
         rec, depths, radii = new(B, C, N, 8 + -(-D//8)*8), new(B, C, N, dtype=torch.float32), new(B, C, N, 2, dtype=torch.int32)
-        r, z, R, boxes = rec.numpy(), depths.numpy(), radii.numpy(), np.empty((B, C, N, 4), np.int32)
+        r, z, R, boxes = rec.numpy(), depths.numpy(), radii.numpy(), np.empty((B, C, N, 4), np.int16)
         cam = cams.reshape(B, C, 20)
         _each([(_project, m[b], q[b], s[b], o[b], c[b], cam[b], W, H, float(st.near), float(st.far), float(st.radius_clip), float(st.eps2d),
                 st.antialiased, st.depth, i, j, r[b], z[b], R[b], boxes[b]) for b, i, j in _chunks(B, N)], st.threads)
         r, keys, boxes = r.reshape(I, N, r.shape[-1]), z.reshape(I, N).view(np.uint32), boxes.reshape(I, N, 4)
         bins = _each([(_bin, keys[i], boxes[i], tiles_x, tiles_y) for i in range(I)], st.threads)
+        if any(not len(start) for start, _, _ in bins): raise ValueError('rasterize: a view has more than 2^31 pairs of a Gaussian and a tile; draw fewer or smaller Gaussians at a time')
         bg = np.zeros((I, D), m.dtype)
         if backgrounds is not None: bg[:, :c.shape[3]] = backgrounds.detach().reshape(I, -1).numpy()
         image, trans, last = new(B, C, H, W, D), new(B, C, H, W), np.empty((I, H, W), np.int32)
@@ -552,6 +557,7 @@ class _Rasterize(torch.autograd.Function):
         ctx.save_for_backward(means, quats, scales, opacities, colors)
         ctx.st, ctx.state, ctx.has_background = st, (inputs, cam, r, bins, bg, top, T, last), backgrounds is not None
         ctx.mark_non_differentiable(rec, depths, radii)
+        ctx.set_materialize_grads(False)                           # or torch would fill a table as large as `rec` with zeros
         return image, 1 - trans, rec, depths, radii
 
     @staticmethod
@@ -562,13 +568,13 @@ class _Rasterize(torch.autograd.Function):
         m, q, s, o, c = [x.numpy() for x in inputs]
         (B, C), N, D, W, H = cam.shape[:2], m.shape[1], bg.shape[1], st.width, st.height
         I, tiles_x, tiles_y = B*C, -(-W//TILE), -(-H//TILE)
-        gi, ga = [g.to(inputs[0].dtype).contiguous().numpy() for g in (g_image, g_alpha)]
-        gi, ga = gi.reshape(I, H, W, D), ga.reshape(I, H, W)
+        gi, ga = [np.zeros(shape, m.dtype) if g is None else g.to(inputs[0].dtype).contiguous().numpy().reshape(shape) for g, shape in ((g_image, (I, H, W, D)), (g_alpha, (I, H, W)))]
         grads, jobs, rows = [torch.empty_like(x) for x in inputs], _chunks(1, N), np.empty((C, N, 6 + max(D, 3)), m.dtype)
         g, g_view = [x.numpy() for x in grads], np.zeros((B, C, 4, 4))
+        tables = np.empty((max(len(k[1]) for k in bins), rows.shape[2]), m.dtype)  # of one view at a time: those of all would be the largest thing in memory
         for b in range(B):
-            for v, i in enumerate(range(b*C, b*C + C)):            # one view at a time: the table of all would be the largest thing in memory
-                table = np.empty((len(bins[i][1]), rows.shape[2]), m.dtype)
+            for v, i in enumerate(range(b*C, b*C + C)):
+                table = tables[:len(bins[i][1])]
                 _each([(_blend_backward, r[i], bins[i][0], bins[i][1], bg[i], top, t0, t1, tiles_x, W, H, gi[i], ga[i], T[i], last[i], table)
                        for _, t0, t1 in _bands(1, tiles_x, tiles_y, st.threads)], st.threads)
                 _each([(_sum_slots, table, bins[i][2], n0, n1, rows[v]) for _, n0, n1 in jobs], st.threads)
@@ -582,7 +588,14 @@ class _Rasterize(torch.autograd.Function):
         to = lambda a: None if a is None else torch.from_numpy(a).to(inputs[0].dtype)
         return *grads, to(g_view), to(g_bg), None, None
 
-# %% ../nbs/04a_rasterize_cpu.ipynb #b2b8eff6
+# %% ../nbs/04a_rasterize_cpu.ipynb #7e99e074
+def _conics(rec):
+    "(..., 3) inverse 2D covariances xx, xy, yy from the factors in the records."
+    out = rec[..., 2:5].clone(memory_format=torch.contiguous_format)
+    a, b, c = out.unbind(-1)
+    c.square_().addcmul_(b, b); b.mul_(a); a.square_()            # in place: at most one table more in memory
+    return out
+
 def rasterize(
     means:Tensor, # (B, N, 3) world
     quats:Tensor, # (B, N, 4) w, x, y, z, of any length
@@ -598,7 +611,8 @@ def rasterize(
     xs = [means, quats, scales, opacities, colors, viewmats] + ([] if backgrounds is None else [backgrounds])
     if any(x.dtype != means.dtype for x in xs) or means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"rasterize needs tensors all of float32 or all of float64, not {sorted({str(x.dtype) for x in xs})}.")
+    if max(settings.width, settings.height) > TILE*2**15: raise ValueError(f"rasterize takes pictures of at most {TILE*2**15} pixels a side, not {settings.width} × {settings.height}.")
     if means.shape[1] >= 2**24: raise ValueError(f"rasterize takes fewer than 2^24 Gaussians, not {means.shape[1]}.")
     image, alpha, rec, depths, radii = _Rasterize.apply(means, quats, scales, opacities, colors, viewmats, backgrounds, Ks,
         settings._replace(threads=settings.threads or _threads.get() or torch.get_num_threads()))
-    return image, alpha, dict(radii=radii, means2d=rec[..., :2], depths=depths, conics=rec[..., 2:5], opacities=rec[..., 5])
+    return image, alpha, dict(radii=radii, means2d=rec[..., :2], depths=depths, conics=_conics(rec), opacities=rec[..., 5])
