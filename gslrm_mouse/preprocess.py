@@ -15,9 +15,9 @@ from .calibration import nearest_point
 from .views import Views, triangulate
 
 # %% auto #0
-__all__ = ['FOREGROUND', 'RECIPES', 'METHODS', 'Prepared', 'warp', 'foreground', 'size_ratios', 'Documented', 'in_millimetres',
-           'per_camera', 'similarity', 'overwritten_k', 'pixel_based', 'converted', 'bbox_center', 'uniform_per_view',
-           'uniform_per_sample', 'com_safe_scale', 'scene_center', 'method_named']
+__all__ = ['FOREGROUND', 'RECIPES', 'METHODS', 'OLD_NAMES', 'Prepared', 'warp', 'foreground', 'size_ratios', 'Documented',
+           'in_millimetres', 'per_camera', 'similarity', 'overwritten_k', 'pixel_based', 'converted', 'bbox_center',
+           'uniform_per_view', 'uniform_per_sample', 'com_safe_scale', 'scene_center', 'method_named']
 
 # %% ../nbs/07_preprocess.ipynb #cd74f0ee
 @dataclass(frozen=True)
@@ -248,7 +248,7 @@ def com_safe_scale(
     info = dict(uniform_scale_info=dict(method="sample_uniform_scale", target_ratio=ratio, safe_margin=margin, uniform_scale=s[0].item(), original_ratios=was.tolist(), per_view_safe_scales=safe.tolist(), intrinsics_updated=True))
     return Documented(v, base.back, said, base.exact, base.zoom, info)
 
-# %% ../nbs/07_preprocess.ipynb #9a5cf334
+# %% ../nbs/07_preprocess.ipynb #9a73a7d0
 def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
     "`data_mouse_normalized`: one similarity about the point nearest to all optical axes; pictures and K as the converter left them."
     base = _sample(views, domain); c = base.views.cameras; p = nearest_point(c.centers.double(), c.axes.double()); sim = _about(base.views, p, domain.middle_distance)
@@ -259,8 +259,11 @@ def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Docume
 
 METHODS = {**RECIPES, "converted": converted, "bbox_center": bbox_center, "uniform_per_view": uniform_per_view, "uniform_per_sample": uniform_per_sample, "com_safe_scale": com_safe_scale, "scene_center": scene_center}
 
+OLD_NAMES = {"normalize_distance_to": "per_camera", "normalize_camera_distance": "per_camera", "center_of_mass_and_pixel_scale": "pixel_based", "image_based": "uniform_per_view", "sample_uniform_scale": "com_safe_scale",
+             "data_mouse": "converted", "data_mouse_centered": "bbox_center", "data_mouse_normalized": "scene_center", "data_mouse_pixel_based": "pixel_based", "data_mouse_uniform_v2": "uniform_per_view"}
+
 def method_named(name:str):
     "The recipe of that name; ValueError with the nearest names otherwise."
     if name in METHODS: return METHODS[name]
-    near = get_close_matches(name, METHODS, 2, .4)
+    near = [OLD_NAMES[name]] if name in OLD_NAMES else get_close_matches(name, METHODS, 2, .4)
     raise ValueError(f"there is no method {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ",") + f" the known ones are {', '.join(METHODS)}")
