@@ -61,7 +61,7 @@ def _reach(cams, inside, center) -> float:
         far.append(z*(x*x + y*y).sqrt())
     return 1.25*torch.stack(far).max().item()
 
-# %% ../nbs/05c_hull.ipynb #b3f22bff
+# %% ../nbs/05c_hull.ipynb #ffc77b7f
 def visual_hull(
     views:Views, # at least two
     center:Tensor=None, # (3,) about where the object is; triangulated from the masks when None
@@ -77,14 +77,16 @@ def visual_hull(
     iou, found = _follow(c, inside, views.alpha > SOME, center, half, 4*n)
     if not len(found): return Hull(center.new_zeros(0, 3), 2*half/n, iou)
     points, voxel = _voxels(found.amin(0), found.amax(0), half/n, n)
-    return Hull(points[_allowed(points, c.K @ c.w2c[:, :3], views.alpha > SOME, range(len(views)), 2)], voxel, iou)
+    return Hull(points[_allowed(points, c.K @ c.w2c[:, :3], views.alpha > SOME, range(len(views)), _quorum(len(views)))], voxel, iou)
+
+def _quorum(n): return max(2, (n + 1)//2)
 
 def _follow(c, inside, some, center, half, n):
     "Per view the share of rays that meet the hull, and the samples that lie in it (M, 3)."
     iou, found, P = [], [], c.K @ c.w2c[:, :3]
     for v in range(len(inside)):
         p = _ray_points(c, inside, v, center, half, n); ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
-        ok[_allowed(p.view(-1, 3), P, some, [i for i in range(len(inside)) if i != v], 1)] = True
+        ok[_allowed(p.view(-1, 3), P, some, [i for i in range(len(inside)) if i != v], _quorum(len(inside)) - 1)] = True
         iou.append(ok.view(p.shape[:2]).any(1).double().mean()); found.append(p.view(-1, 3)[ok])
     return torch.stack(iou), torch.cat(found)
 
