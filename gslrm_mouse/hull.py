@@ -24,11 +24,12 @@ class Hull:
 @patch(as_prop=True)
 def volume(self:Hull) -> float: "Of all voxels, world units cubed."; return len(self.points)*self.voxel**3
 
-# %% ../nbs/05c_hull.ipynb #c4142140
+# %% ../nbs/05c_hull.ipynb #588b43ba
 def _allowed(
     points:Tensor, # (N, 3) float64
     P:Tensor, # (V, 3, 4) world → homogeneous pixel
     some:Tensor, # (V, H, W) bool, pixels with anything of the object in them
+    cut, # (V,) bool, whose silhouette runs into the border: the object may go on outside
     which, # which cameras are asked
     least:int, # how many of them must look there
 ) -> Tensor: # (M,) indices
@@ -37,12 +38,16 @@ def _allowed(
     for v in which:
         q = points[alive] @ P[v, :, :3].T + P[v, :, 3]; x, y = (q[:, :2]/q[:, 2:].clamp(min=1e-9)).floor().long().T
         there = (q[:, 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
-        looks[alive] += there; alive = alive[~there | some[v, y.clamp(0, h - 1), x.clamp(0, w - 1)]]
+        looks[alive] += there; alive = alive[torch.where(there, some[v, y.clamp(0, h - 1), x.clamp(0, w - 1)], cut[v])]
     return alive[looks[alive] >= least]
 
-# %% ../nbs/05c_hull.ipynb #0f61fa74
+# %% ../nbs/05c_hull.ipynb #38ca25f2
 RAYS = 1500 # at most so many of a silhouette's pixels are followed
 SOME = 10/255 # alpha above which a pixel holds something of the object
+
+def _cut(some): # (V, H, W) → (V,)
+    rim = torch.ones_like(some[0]); rim[1:-1, 1:-1] = False
+    return (some & rim).flatten(1).any(1)
 
 def _ray_points(cams, inside, v, center, radius, n) -> Tensor: # (pixels, n, 3)
     "Samples within `radius` of `center` along the rays of an even choice of silhouette pixels."
@@ -61,7 +66,7 @@ def _reach(cams, inside, center) -> float:
         far.append(z*(x*x + y*y).sqrt())
     return 1.25*torch.stack(far).max().item()
 
-# %% ../nbs/05c_hull.ipynb #b3f22bff
+# %% ../nbs/05c_hull.ipynb #afe1b83d
 def visual_hull(
     views:Views, # at least two
     center:Tensor=None, # (3,) about where the object is; triangulated from the masks when None
@@ -77,14 +82,17 @@ def visual_hull(
     iou, found = _follow(c, inside, views.alpha > SOME, center, half, 4*n)
     if not len(found): return Hull(center.new_zeros(0, 3), 2*half/n, iou)
     points, voxel = _voxels(found.amin(0), found.amax(0), half/n, n)
-    return Hull(points[_allowed(points, c.K @ c.w2c[:, :3], views.alpha > SOME, range(len(views)), 2)], voxel, iou)
+    some = views.alpha > SOME
+    return Hull(points[_allowed(points, c.K @ c.w2c[:, :3], some, _cut(some), range(len(views)), _quorum(len(views)))], voxel, iou)
+
+def _quorum(n): return max(2, (n + 1)//2)
 
 def _follow(c, inside, some, center, half, n):
     "Per view the share of rays that meet the hull, and the samples that lie in it (M, 3)."
-    iou, found, P = [], [], c.K @ c.w2c[:, :3]
+    iou, found, P, cut = [], [], c.K @ c.w2c[:, :3], _cut(some)
     for v in range(len(inside)):
         p = _ray_points(c, inside, v, center, half, n); ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
-        ok[_allowed(p.view(-1, 3), P, some, [i for i in range(len(inside)) if i != v], 1)] = True
+        ok[_allowed(p.view(-1, 3), P, some, cut, [i for i in range(len(inside)) if i != v], _quorum(len(inside)) - 1)] = True
         iou.append(ok.view(p.shape[:2]).any(1).double().mean()); found.append(p.view(-1, 3)[ok])
     return torch.stack(iou), torch.cat(found)
 
