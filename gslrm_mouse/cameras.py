@@ -13,7 +13,7 @@ from fastcore.basics import patch
 # %% auto #0
 __all__ = ['FACELIFT_FOV', 'FACELIFT_DISTANCE', 'MOUSE_RIG_CENTERS', 'MOUSE_RIG_FXFYCXCY', 'MOUSE_RIG_AIM', 'FACELIFT_DOMAIN',
            'Cameras', 'Similarity', 'fit_similarity', 'look_at', 'intrinsics', 'orbit', 'facelift_rig', 'mouse_rig',
-           'draw_cameras', 'CameraDomain', 'check_cameras', 'check_in_front']
+           'draw_cameras', 'CameraDomain', 'CameraError', 'check_cameras', 'check_in_front']
 
 # %% ../nbs/00_cameras.ipynb #764177e9
 @dataclass(frozen=True)
@@ -241,28 +241,32 @@ def K(self:CameraDomain, size:int=None) -> Tensor: # (3, 3)
 @patch(as_prop=True)
 def middle_distance(self:CameraDomain) -> float: "The middle of the distance band, model units."; return sum(self.distance)/2
 
-# %% ../nbs/00_cameras.ipynb #4eaa73be
+# %% ../nbs/00_cameras.ipynb #b0046bce
+class CameraError(ValueError):
+    "Cameras that cannot be; `problem` names the kind for machines: not_finite, mirrored, no_rotation, focal, skew, behind."
+    def __init__(self, problem:str, message:str): super().__init__(message); self.problem = problem
+
 def check_cameras(
     cams:Cameras,
     name:str="cameras", # what the message calls them
 ) -> Cameras:
-    "`cams` unchanged, or a ValueError which says in one sentence what is wrong with which camera."
+    "`cams` unchanged, or a CameraError (a ValueError) which says in one sentence what is wrong with which camera."
     for i in range(len(cams)):
         K, w2c = cams.K[i].double(), cams.w2c[i].double(); R = w2c[:3, :3]
         where, det = f"{name}, camera {i}", torch.linalg.det(R).item()
-        if not (K.isfinite().all() and w2c.isfinite().all()): raise ValueError(f"{where}: K or pose holds NaN or infinity")
-        if not abs(det - 1) <= 1e-3: raise ValueError(f"{where}: det(R) is {det:.4f}, a rotation has +1" + (" (the axes are mirrored)" if det < 0 else ""))
-        if not (err := (R @ R.T - torch.eye(3)).abs().max().item()) <= 1e-3: raise ValueError(f"{where}: R is not orthonormal, R Rᵀ differs from 1 by {err:.1e}")
-        if K[0, 0] <= 0 or K[1, 1] <= 0: raise ValueError(f"{where}: the focal lengths are {K[0, 0]:.1f} and {K[1, 1]:.1f} px, both must be positive")
-        if abs(K[0, 1]) > 1e-6*K[0, 0]: raise ValueError(f"{where}: K has a skew of {K[0, 1]:.2f} px, which a pinhole with straight pixels cannot hold; resample it away first")
+        if not (K.isfinite().all() and w2c.isfinite().all()): raise CameraError("not_finite", f"{where}: K or pose holds NaN or infinity")
+        if not abs(det - 1) <= 1e-3: raise CameraError("mirrored" if det < 0 else "no_rotation", f"{where}: det(R) is {det:.4f}, a rotation has +1" + (" (the axes are mirrored)" if det < 0 else ""))
+        if not (err := (R @ R.T - torch.eye(3)).abs().max().item()) <= 1e-3: raise CameraError("no_rotation", f"{where}: R is not orthonormal, R Rᵀ differs from 1 by {err:.1e}")
+        if K[0, 0] <= 0 or K[1, 1] <= 0: raise CameraError("focal", f"{where}: the focal lengths are {K[0, 0]:.1f} and {K[1, 1]:.1f} px, both must be positive")
+        if abs(K[0, 1]) > 1e-6*K[0, 0]: raise CameraError("skew", f"{where}: K has a skew of {K[0, 1]:.2f} px, which a pinhole with straight pixels cannot hold; resample it away first")
     return cams
 
-# %% ../nbs/00_cameras.ipynb #22abacf3
+# %% ../nbs/00_cameras.ipynb #bb162aa6
 def check_in_front(
     cams:Cameras, point:Tensor, # (3,) the middle of the object, same unit
     name:str="cameras",
 ) -> None:
-    "ValueError when `point` lies behind a camera: cameras and object then cannot belong together."
+    "CameraError when `point` lies behind a camera: cameras and object then cannot belong together."
     depth = cams.to_camera(point.to(cams.w2c)[None])[..., 0, 2]
     if (bad := (depth <= 0).nonzero().flatten().tolist()):
-        raise ValueError(f"{name}: the object at {[round(x, 1) for x in point.tolist()]} {cams.unit} lies behind camera {', '.join(map(str, bad))} (depth {depth[bad[0]]:.1f})")
+        raise CameraError("behind", f"{name}: the object at {[round(x, 1) for x in point.tolist()]} {cams.unit} lies behind camera {', '.join(map(str, bad))} (depth {depth[bad[0]]:.1f})")
