@@ -111,13 +111,13 @@ def _direction(t): d = np.random.default_rng([t.seed, 17]).normal(size=3); retur
 
 def _in_world(t, sim): return sim.cameras(t.cameras), sim
 
-# %% ../nbs/15_failure.ipynb #a2c79d6d
+# %% ../nbs/15_failure.ipynb #6e8dc988
 _TRUE, _ALL, _SIZED = ("honest",), tuple(KINDS), ("honest", "lie", "sized")
 _SHIFT, _SPREAD, _DISTANCE = (-.125, -.1, -.0625, 0., .0625, .1, .125), (0., .05, .1, .2, .3), (1.5, 1.8, 2.1, 2.4, 2.7, 3., 3.4, 4.)
 KNOBS = {
     "focal": Knob("focal length / the checkpoint's", (.5, .63, .8, .9, 1., 1.12, 1.25, 1.41, 1.6, 2.), lambda t, v: (zoomed(t.cameras, v), SAME), 1., _ALL, True, lambda v: v),
     "focal_spread": Knob("spread of the focal lengths (CV)", _SPREAD, lambda t, v: (zoomed(t.cameras, uneven(len(t.cameras), v, t.seed)), SAME), 0., _SIZED),
-    "aspect": Knob("fy / fx", (.85, .9, .95, 1., 1.05, 1.1, 1.15), lambda t, v: (zoomed(t.cameras, 1., v), SAME), 1.),
+    "aspect": Knob("fy / fx, their product kept", (.85, .9, .95, 1., 1.05, 1.1, 1.15), lambda t, v: (zoomed(t.cameras, v**-.5, v**.5), SAME), 1.),
     "principal_x": Knob("principal point to the right (of width)", _SHIFT, lambda t, v: (shifted(t.cameras, v, 0.), SAME), 0.),
     "principal_y": Knob("principal point down (of height)", _SHIFT, lambda t, v: (shifted(t.cameras, 0., v), SAME), 0.),
     "principal": Knob("principal point right and down", _SHIFT, lambda t, v: (shifted(t.cameras, v, v), SAME), 0.),
@@ -278,7 +278,7 @@ def together(self:Sensitivity,
         p = self.predict(k, x, kind if kind in KNOBS[k].kinds else "honest", subject); out *= np.array(p[:3])/base; parts.append(f"{k} {x:.3g}: ×{p.iou/base:.2f}" if math.isfinite(p.iou) else p.said)
     return Prediction(*out.tolist(), f"undisturbed {base:.3f}; " + "; ".join(parts))
 
-# %% ../nbs/15_failure.ipynb #d12b0b65
+# %% ../nbs/15_failure.ipynb #9efe4f24
 def draw_sensitivity(s:Sensitivity, knobs=tuple(KNOBS)):
     "One panel per knob, one line per subject and kind; returns the figure."
     import matplotlib.pyplot as plt
@@ -291,7 +291,7 @@ def draw_sensitivity(s:Sensitivity, knobs=tuple(KNOBS)):
                 ax.plot(x, [q["iou"] for q in r], style[kind], color=color, lw=1.2, marker=".", ms=3); ax.fill_between(x, [q["low"] for q in r], [q["high"] for q in r], color=color, alpha=.12, lw=0)
             ax.axhline(r[0]["iou_undisturbed"], color=color, lw=.4)
         if k.home is not None: ax.axvline(k.home, color="k", lw=.4)
-        if k.log: ax.set_xscale("log"); ax.set_xticks(x[::2] if len(x) < 12 else x[::4], [f"{v:g}" for v in (x[::2] if len(x) < 12 else x[::4])]); ax.minorticks_off()
+        if k.log: ticks = [v for v in (.1, .2, .5, 1, 2, 5, 10, 30, 100) if x[0] <= v <= x[-1]]; ax.set_xscale("log"); ax.set_xticks(ticks, [f"{v:g}" for v in ticks]); ax.minorticks_off()
         ax.set_title(knob, fontsize=8); ax.set_xlabel(k.says, fontsize=7); ax.tick_params(labelsize=7); ax.set_ylim(0, 1)
     for a in axs[:, 0]: a.set_ylabel("novel IoU", fontsize=7)
     for a in axs.flat[len(knobs):]: a.axis("off")
