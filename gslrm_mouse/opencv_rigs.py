@@ -151,11 +151,11 @@ def _opencv_rig(cams, name, width, height, unit) -> Rig:
     D = [vector(flat(c["D"]).tolist() if "D" in c else (), w, "the distortion") for c, w in zip(C, where)]
     return make_rig(K, [_opencv_pose(c, w) for c, w in zip(C, where)], picture_size(sizes, width, height, name), 0., "lab", name, "OpenCV", D, "fisheye" if kinds == {True} else "opencv", [c.get("name", n) for n, c in cams.items()], unit)
 
-# %% ../nbs/01e_opencv_rigs.ipynb #859e892b
+# %% ../nbs/01e_opencv_rigs.ipynb #65dd89f5
 def knows_opencv(data:bytes) -> bool:
     "Whether the bytes are a YAML or XML with a camera matrix."
     keys = "|".join(OPENCV_KEYS["K"]).encode()
-    return re.search(rb"<opencv_storage", data[:4096]) is not None and re.search(rb"<(?:%b)_?\d*[ >]" % keys, data[:MOST_TEXT]) is not None or re.search(rb"(?m)^[\s-]*\"?(?:%b)_?\d*\"?\s*:" % keys, data[:MOST_TEXT]) is not None and data.lstrip()[:1] not in (b"{", b"[", b"\x80")
+    return re.search(rb"<opencv_storage", data[:4096]) is not None and re.search(rb"<(?:%b)_?\d*[ >]" % keys, data[:MOST_TEXT]) is not None or re.search(rb"(?m)^[\s-]*\"?(?:%b)_?\d*\"?\s*:\s*(?:!!opencv|\[|-|rows|cols)" % keys, data[:MOST_TEXT]) is not None and data.lstrip()[:1] not in (b"{", b"[", b"\x80")
 
 def opencv_content(data:bytes, name:str) -> dict:
     "The mapping in the bytes of an OpenCV file."
