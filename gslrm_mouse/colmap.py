@@ -79,7 +79,7 @@ def _binary_images(data, name) -> dict:
         key, *qt, camera = r("i7di"); out[key] = qt, camera, r.text(); r.skip(24*r("Q")[0])
     return out
 
-# %% ../nbs/01g_colmap.ipynb #e120a7fb
+# %% ../nbs/01g_colmap.ipynb #7cf78778
 def is_colmap(folder) -> bool: "Whether a folder holds COLMAP's cameras and images."; return any(all((Path(folder)/f"{part}.{kind}").is_file() for part in ("cameras", "images")) for kind in ("bin", "txt"))
 
 def read_colmap(folder, width=None, height=None, unit=None) -> Rig:
@@ -89,7 +89,7 @@ def read_colmap(folder, width=None, height=None, unit=None) -> Rig:
     cams, images = (f(read_bytes(folder/f"{p}.{kind}"), str(folder/f"{p}.{kind}")) for p, f in (("cameras", _binary_cameras if kind == "bin" else _text_cameras), ("images", _binary_images if kind == "bin" else _text_images)))
     K, w2c, sizes, models, D, names = [], [], [], set(), [], []
     for key, (qt, camera, name) in sorted(images.items()):
-        where = f"{folder}, image {key}"; q = np.array(qt[:4]); norm = np.linalg.norm(q)
+        where = f"{folder}, image {key}"; q = matrix(qt[:4], (4,), where, "the quaternion", 10.); norm = np.linalg.norm(q)
         if camera not in cams: raise ValueError(f"{where}: it was taken with camera {camera}, cameras.{kind} holds {', '.join(map(str, sorted(cams)[:20]))}")
         if not abs(norm - 1) < .01: raise ValueError(f"{where}: its quaternion has length {norm:.3g} instead of 1")
         k, size, model, d = cams[camera]; m = np.eye(4); m[:3, :3], m[:3, 3] = rotation_of(q/norm), matrix(qt[4:], (3,), where, "T")

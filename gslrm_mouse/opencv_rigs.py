@@ -30,12 +30,15 @@ def _stored(rig:Cameras, where) -> tuple: # K from the first pixel centre at 0, 
     d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 5))
     return K, w2c, d, tuple(getattr(rig, "names", ()) or (f"cam{i}" for i in range(len(K))))
 
-# %% ../nbs/01e_opencv_rigs.ipynb #24580ce7
+# %% ../nbs/01e_opencv_rigs.ipynb #2626983e
 def knows_anipose(data:bytes) -> bool: "Whether the bytes are a TOML with cameras of Anipose."; return all(re.search(rb"(?m)^\s*%b\s*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
 
 def _toml(data, name) -> dict:
-    try: return tomllib.loads(text_of(data, name))
-    except (tomllib.TOMLDecodeError, RecursionError, ValueError, OverflowError) as e: raise ValueError(f"{name}: no readable TOML ({str(e)[:200]})") from None
+    try:
+        text = text_of(data, name)
+        if any(part.count(".") > 10 for part in re.split(r"[=,\[\]{}#\n]", text.replace(" ", "").replace("\t", ""))): raise ValueError("a rig has at most 10 levels")     # tomllib takes a minute for a key of 50 000
+        return tomllib.loads(text)
+    except (RecursionError, ValueError, OverflowError) as e: raise ValueError(f"{name}: no readable TOML ({str(e)[:200]})") from None
 
 def read_anipose(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of an Anipose calibration's bytes."
@@ -130,11 +133,16 @@ def _opencv_cameras(c, name) -> dict: # name: mapping with the keys of OPENCV_KE
     if len(cams) == 2 and R is not None and T is not None: a, b = cams.values(); a.update(R=np.eye(3), T=np.zeros(3)); b.update(R=R, T=T); [x.pop("rvec", None) for x in (a, b)]
     return cams
 
-# %% ../nbs/01e_opencv_rigs.ipynb #920eb6dd
+# %% ../nbs/01e_opencv_rigs.ipynb #222aaa77
+def _array(x, where, what) -> np.ndarray:
+    "The array of a matrix, a mapping that was one without its tag, a text of numbers, or lists."
+    try: return np.array(_opencv_matrix(x) if isinstance(x, dict) else x.split() if isinstance(x, str) else x, dtype=object)
+    except ValueError as e: raise ValueError(f"{where}: {what} is no matrix ({e})") from None
+
 def _opencv_pose(c, where):
     R, T = c.get("R", c.get("rvec")), c.get("T")
     if R is None or T is None: raise ValueError(f"{where}: it holds no pose; {' or '.join(OPENCV_KEYS['R'][:1] + OPENCV_KEYS['rvec'][:1])} and {' or '.join(OPENCV_KEYS['T'][:3])} were looked for, found {', '.join(c)}")
-    R, T = (np.array(_opencv_matrix(x) if isinstance(x, dict) else x.split() if isinstance(x, str) else x, dtype=object) for x in (R, T))
+    R, T = _array(R, where, "R"), _array(T, where, "T")
     R = rotation_of_vector(matrix(R.ravel().tolist(), (3,), where, "the rotation vector", 100.)) if R.size == 3 else R.reshape(3, 3).tolist() if R.shape == (9,) else R.tolist()
     return pose(R, T, where)
 
@@ -144,11 +152,10 @@ def _opencv_rig(cams, name, width, height, unit) -> Rig:
         if "K" not in c: raise ValueError(f"{name}: camera {n} has no matrix; {', '.join(OPENCV_KEYS['K'])} were looked for, found {', '.join(c)[:200]}")
     if not cams: raise ValueError(f"{name}: no camera matrix; {', '.join(OPENCV_KEYS['K'])} were looked for, alone or with a number")
     where = [f"{name}, camera {i}" for i in range(len(cams))]; C = list(cams.values()); whole = lambda x: int(x) if re.fullmatch(r"\d{1,9}\.?0*", str(x)) else x
-    flat = lambda k: np.array(_opencv_matrix(k) if isinstance(k, dict) else k.split() if isinstance(k, str) else k, dtype=object)
-    K = [matrix((k.reshape(3, 3) if (k := flat(c["K"])).shape == (9,) else k).tolist(), (3, 3), w, "the camera matrix") for c, w in zip(C, where)]
+    K = [matrix((k.reshape(3, 3) if (k := _array(c["K"], w, "the camera matrix")).shape == (9,) else k).tolist(), (3, 3), w, "the camera matrix") for c, w in zip(C, where)]
     sizes = [(whole(c["width"]), whole(c["height"])) for c in C if "width" in c and "height" in c]; kinds = {bool(c.get("fisheye")) for c in C}
     if len(sizes) not in (0, len(C)) or len(kinds) > 1: raise ValueError(f"{name}: {len(sizes)} of {len(C)} cameras hold the size of their pictures" if len(kinds) == 1 else f"{name}: the cameras should have lenses of one kind, found fisheye and others")
-    D = [vector(flat(c["D"]).tolist() if "D" in c else (), w, "the distortion") for c, w in zip(C, where)]
+    D = [vector(_array(c["D"], w, "the distortion").tolist() if "D" in c else (), w, "the distortion") for c, w in zip(C, where)]
     return make_rig(K, [_opencv_pose(c, w) for c, w in zip(C, where)], picture_size(sizes, width, height, name), 0., "lab", name, "OpenCV", D, "fisheye" if kinds == {True} else "opencv", [c.get("name", n) for n, c in cams.items()], unit)
 
 # %% ../nbs/01e_opencv_rigs.ipynb #65dd89f5
