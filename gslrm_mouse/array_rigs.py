@@ -13,10 +13,10 @@ from .rigs import Rig, by_number, make_rig, matrix, picture_size, pose, vector
 __all__ = ['CHILD_MEMORY', 'CHILD_SECONDS', 'in_a_child', 'knows_dannce', 'read_dannce_files', 'read_dannce', 'dannce_bytes',
            'knows_pose_splatter', 'read_pose_splatter', 'pose_splatter_bytes']
 
-# %% ../nbs/01f_array_rigs.ipynb #419fdb08
+# %% ../nbs/01f_array_rigs.ipynb #c5e3d8fb
 CHILD_MEMORY, CHILD_SECONDS = 2*2**30, 20 # address space, wall time
 
-_CHILD = r'''
+_BOUNDS = r'''
 import io, json, struct, sys
 try:
     import resource
@@ -29,14 +29,22 @@ def plain(x, most=100000):
     return x.astype(float).tolist()
 def files():
     while head := sys.stdin.buffer.read(8): yield sys.stdin.buffer.read(struct.unpack("<Q", head)[0])
-def mat(data):
+'''
+
+# %% ../nbs/01f_array_rigs.ipynb #81c3a525
+_MAT = r'''
+def read(data):
     import scipy.io
     keys = "K", "r", "R", "t", "RDistort", "TDistort"
     d = scipy.io.loadmat(io.BytesIO(data), variable_names=(*keys, "params", "camnames"), simplify_cells=True)
     cams = d.get("params", d); cams = [cams] if isinstance(cams, dict) else list(np.ravel(np.asarray(cams, dtype=object)))
     return dict(found=[w[0] for w in scipy.io.whosmat(io.BytesIO(data))][:20], names=[str(n) for n in np.ravel(d.get("camnames", []))][:1000],
                 cameras=[{k: plain(c[k], 100) for k in keys if k in c} for c in cams[:1000] if isinstance(c, dict)])
-def hdf5(data):
+'''
+
+# %% ../nbs/01f_array_rigs.ipynb #d056b9fc
+_HDF5 = r'''
+def read(data):
     import h5py
     f = h5py.File(h5py.h5f.open_file_image(data)); out = {}
     local = lambda g, k: isinstance(g.get(k, getlink=True), h5py.HardLink)
@@ -46,33 +54,33 @@ def hdf5(data):
             if g[k].size is None or g[k].size > 100000: raise ValueError(f"{k} of shape {g[k].shape} where a few numbers belong")
             out[k] = plain(g[k][()])
     return dict(found=[str(k) for k in list(g) or list(f)][:20], **out)
-print(json.dumps([READ(x) for x in files()]))
 '''
 
+# %% ../nbs/01f_array_rigs.ipynb #35de4fb3
 def in_a_child(
-    read:str, # "mat" or "hdf5"
+    read:str, # source of a function `read(bytes)` which answers with numbers and text
     files:dict, # name: bytes
     library:str, # which it needs
 ) -> list: # what it found, per file
     "The numbers that `library` finds in files, read where a crash does no harm; ValueError where it finds none."
     name = ", ".join(files)[:300]
     if importlib.util.find_spec(library) is None: raise ValueError(f"{name}: {library} is needed to read it and not installed; pip install 'gslrm_mouse[formats]'")
-    code = _CHILD.replace("MEMORY", str(CHILD_MEMORY)).replace("SECONDS", str(CHILD_SECONDS)).replace("READ", read)
+    code = _BOUNDS.replace("MEMORY", str(CHILD_MEMORY)).replace("SECONDS", str(CHILD_SECONDS)) + read + "print(json.dumps([read(x) for x in files()]))"
     try: out = subprocess.run([sys.executable, "-c", code], input=b"".join(struct.pack("<Q", len(d)) + d for d in files.values()), capture_output=True, timeout=3*CHILD_SECONDS, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
     except subprocess.TimeoutExpired: raise ValueError(f"{name}: {library} did not come to an end with it, it is damaged") from None
     said = (out.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {out.returncode}"])[-1][:200]
     if out.returncode: raise ValueError(f"{name}: {library} cannot read it, it is cut off or damaged ({said})")
     return json.loads(out.stdout)
 
-# %% ../nbs/01f_array_rigs.ipynb #b8d65c22
+# %% ../nbs/01f_array_rigs.ipynb #d4f3f186
 def knows_dannce(data:bytes) -> bool: "Whether the bytes are a MATLAB file."; return data[:6] == b"MATLAB"
 
 def read_dannce_files(files:dict, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of MATLAB files, by name: one with all cameras, or one per camera."
     for n, d in files.items():
         if d[:10] == b"MATLAB 7.3": raise ValueError(f"{n}: it was saved with MATLAB's -v7.3; save it again with -v7")
-    files = {n: files[n] for n in by_number(files)}; found = in_a_child("mat", files, "scipy"); cams, names = [], []
-    for n, f in zip(files, found):
+    files = {n: files[n] for n in by_number(files)}; cams, names = [], []
+    for n, f in zip(files, in_a_child(_MAT, files, "scipy")):
         here = [c for c in f["cameras"] if "K" in c]
         if not here: raise ValueError(f"{n}: `params`, or K, r, t of one camera, were looked for, found {', '.join(f['found']) or 'nothing'}")
         cams += here; names += f["names"] if len(f["names"]) == len(here) else [re.sub(r".*[/\\]|_params\.mat$|\.mat$", "", n)]*len(here)
@@ -100,12 +108,12 @@ def dannce_bytes(rig:Cameras) -> bytes:
         params[i, 0] = dict(K=k.T, r=m[:3, :3].T, t=m[None, :3, 3], RDistort=c[None, [0, 1, 4]], TDistort=c[None, 2:4]); names[0, i] = (getattr(rig, "names", ()) or [f"Camera{j + 1}" for j in range(V)])[i]
     savemat(out, dict(params=params, camnames=names), do_compression=True); return out.getvalue()
 
-# %% ../nbs/01f_array_rigs.ipynb #76a62b0e
+# %% ../nbs/01f_array_rigs.ipynb #d4d6c666
 def knows_pose_splatter(data:bytes) -> bool: "Whether the bytes are an HDF5 file."; return data[:8] == b"\x89HDF\r\n\x1a\n"
 
 def read_pose_splatter(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of the bytes of a camera file of Pose Splatter."
-    d, = in_a_child("hdf5", {name: data}, "h5py"); keys = "rotation", "translation", "intrinsic"
+    d, = in_a_child(_HDF5, {name: data}, "h5py"); keys = "rotation", "translation", "intrinsic"
     if gone := [k for k in keys if k not in d]: raise ValueError(f"{name}: camera_parameters with {', '.join(keys)} was looked for, {' and '.join(gone)} missing, found {', '.join(d['found']) or 'nothing'}")
     V = len(d["intrinsic"]) if isinstance(d["intrinsic"], list) else 0; t = np.asarray(d["translation"], dtype=object)
     R, K, t = matrix(d["rotation"], (V, 3, 3), name, "rotation"), matrix(d["intrinsic"], (V, 3, 3), name, "intrinsic"), matrix(t.reshape(-1, 3).tolist() if t.shape == (V, 3, 1) else t.tolist(), (V, 3), name, "translation")

@@ -21,7 +21,7 @@ from .colmap import colmap_files, is_colmap, read_colmap
 # %% auto #0
 __all__ = ['FORMATS', 'BEGINNINGS', 'MOST_SOUGHT', 'Format', 'format_of', 'rigs_in', 'read_calibration', 'write_calibration']
 
-# %% ../nbs/01h_calibration.ipynb #aa9b4833
+# %% ../nbs/01h_calibration.ipynb #d87db18a
 @dataclass(frozen=True)
 class Format:
     "What a tool's file means, and the functions that read and write it."
@@ -37,6 +37,7 @@ class Format:
     suffixes:tuple # which `write_calibration` takes for this format
     unit:str|None # of the cameras when written; any when None
 
+# %% ../nbs/01h_calibration.ipynb #53244020
 FORMATS = {
     "MAMMAL": Format("new_cam.pkl", "R, T: world to camera, columns", 0., "last column", "in K; `dist` where there is one", "mm", knows_mammal, read_mammal, mammal_bytes, (".pkl",), "mm"),
     "FaceLift": Format("opencv_cameras.json", "w2c: world to camera, OpenCV axes", .5, "numbers", "none", "model units; mm left behind", knows_facelift, read_facelift, facelift_bytes, (".json",), "model"),

@@ -13,13 +13,14 @@ from .rigs import Rig, listing, make_rig, matrix, picture_size, quaternion_of, r
 # %% auto #0
 __all__ = ['COLMAP_MODELS', 'is_colmap', 'read_colmap', 'colmap_files']
 
-# %% ../nbs/01g_colmap.ipynb #a5359d56
+# %% ../nbs/01g_colmap.ipynb #9ea0c258
 COLMAP_MODELS = { # id: name, number of focal lengths, model of the lens, where the further parameters go among its coefficients
     0: ("SIMPLE_PINHOLE", 1, "opencv", ()), 1: ("PINHOLE", 2, "opencv", ()), 2: ("SIMPLE_RADIAL", 1, "opencv", (0,)), 3: ("RADIAL", 1, "opencv", (0, 1)), 4: ("OPENCV", 2, "opencv", (0, 1, 2, 3)),
     5: ("OPENCV_FISHEYE", 2, "fisheye", (0, 1, 2, 3)), 6: ("FULL_OPENCV", 2, "opencv", (0, 1, 2, 3, 4, 5, 6, 7)), 7: ("FOV", 0, None, ()), 8: ("SIMPLE_RADIAL_FISHEYE", 1, "fisheye", (0,)),
     9: ("RADIAL_FISHEYE", 1, "fisheye", (0, 1)), 10: ("THIN_PRISM_FISHEYE", 0, None, ()), 11: ("RAD_TAN_THIN_PRISM_FISHEYE", 0, None, ())}
 _BY_NAME = {m[0]: m for m in COLMAP_MODELS.values()}
 
+# %% ../nbs/01g_colmap.ipynb #f3c4bb7f
 def _model(m, where) -> tuple:
     if m is None or m[2] is None: raise ValueError(f"{where}: {m[0] if m else 'this'} is no camera model known here ({', '.join(n for n, *_, in (x for x in COLMAP_MODELS.values() if x[2]))})")
     return m
@@ -29,7 +30,7 @@ def _camera(m, size, params, where) -> tuple: # K, size, model, coefficients
     d = np.zeros(4 if model == "fisheye" or max(at, default=0) < 4 else 8); d[list(at)] = rest
     return matrix([[f[0], 0, cx], [0, f[-1], cy], [0, 0, 1]], (3, 3), where, "K"), size, model, d
 
-# %% ../nbs/01g_colmap.ipynb #91967c90
+# %% ../nbs/01g_colmap.ipynb #e9cdb55b
 def _lines(data, name): return [l.strip() for l in data.decode("utf-8", errors="replace").splitlines() if not l.lstrip().startswith("#")]
 
 def _text_cameras(data, name) -> dict: # id: camera
@@ -43,6 +44,7 @@ def _text_cameras(data, name) -> dict: # id: camera
         out[key] = _camera(m, size, params, f"{name}, camera {key}")
     return out
 
+# %% ../nbs/01g_colmap.ipynb #4eb7ab03
 def _text_images(data, name) -> dict: # id: (qvec and tvec, camera's id, name)
     out, lines = {}, iter(_lines(data, name))
     for l in lines:
@@ -53,7 +55,7 @@ def _text_images(data, name) -> dict: # id: (qvec and tvec, camera's id, name)
         next(lines, "")                                                          # its points
     return out
 
-# %% ../nbs/01g_colmap.ipynb #a93fae80
+# %% ../nbs/01g_colmap.ipynb #13dd5602
 class _Records:
     "Reads records from bytes; a ValueError where they end early."
     def __init__(self, data, name): self.data, self.name, self.at = data, name, 0
@@ -66,6 +68,7 @@ class _Records:
         end = self.data.find(b"\0", self.at, self.at + 4096); end = end if end >= 0 else len(self.data)
         s = self.data[self.at:end].decode("utf-8", errors="replace"); self.skip(end + 1 - self.at); return s
 
+# %% ../nbs/01g_colmap.ipynb #1626c516
 def _binary_cameras(data, name) -> dict:
     r, out = _Records(data, name), {}
     for _ in range(r("Q")[0]):

@@ -44,7 +44,7 @@ def fisheye_distortion(xy:Tensor, d:Tensor) -> Tensor: # (V, N, 2), (V, 4) -> (V
 
 LENS_MODELS = {"opencv": (opencv_distortion, (4, 5, 8, 12, 14)), "fisheye": (fisheye_distortion, (4,))}
 
-# %% ../nbs/01a_lens.ipynb #3d19d1a0
+# %% ../nbs/01a_lens.ipynb #a8ccf7e2
 @dataclass(frozen=True)
 class Lens:
     "The lenses of V cameras whose pictures are stored as the sensor saw them."
@@ -63,6 +63,7 @@ def __getitem__(self:Lens, i) -> Lens: "The lenses which `i` picks; an int keeps
 @patch
 def to(self:Lens, *args, **kwargs) -> Lens: "The same lenses on another device or in another dtype."; return replace(self, K=self.K.to(*args, **kwargs), distortion=self.distortion.to(*args, **kwargs))
 
+# %% ../nbs/01a_lens.ipynb #315faa0d
 @patch
 def project(
     self:Lens,

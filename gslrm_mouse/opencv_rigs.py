@@ -30,7 +30,7 @@ def _stored(rig:Cameras, where) -> tuple: # K from the first pixel centre at 0, 
     d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 5))
     return K, w2c, d, tuple(getattr(rig, "names", ()) or (f"cam{i}" for i in range(len(K))))
 
-# %% ../nbs/01e_opencv_rigs.ipynb #2626983e
+# %% ../nbs/01e_opencv_rigs.ipynb #525e49c4
 def knows_anipose(data:bytes) -> bool: "Whether the bytes are a TOML with cameras of Anipose."; return all(re.search(rb"(?m)^\s*%b\s*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
 
 def _toml(data, name) -> dict:
@@ -40,6 +40,7 @@ def _toml(data, name) -> dict:
         return tomllib.loads(text)
     except (RecursionError, ValueError, OverflowError) as e: raise ValueError(f"{name}: no readable TOML ({str(e)[:200]})") from None
 
+# %% ../nbs/01e_opencv_rigs.ipynb #2a176eaf
 def read_anipose(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of an Anipose calibration's bytes."
     tables = _toml(data, name); cams = [tables[k] for k in by_number(tables) if isinstance(tables[k], dict) and k != "metadata"]
@@ -61,7 +62,7 @@ def anipose_bytes(rig:Cameras) -> bytes:
               for k, m, c, n in zip(K, w2c, d, names)]
     return "\n".join(f"[cam_{i}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in t.items()) for i, t in enumerate(tables)).encode()   # TOML writes strings, numbers and lists as JSON does
 
-# %% ../nbs/01e_opencv_rigs.ipynb #a2bae0aa
+# %% ../nbs/01e_opencv_rigs.ipynb #7856ee28
 def _numbers(x) -> np.ndarray: return np.array(x.split() if isinstance(x, str) else x, dtype=np.float64).ravel()
 
 def _opencv_matrix(m) -> np.ndarray:
@@ -74,9 +75,11 @@ def _opencv_matrix(m) -> np.ndarray:
     if min(shape, default=0) < 0 or len(shape) > 4 or math.prod(shape) != len(data): raise ValueError(f"a matrix of {' × '.join(map(str, shape))} should hold as many numbers, found {len(data)}")
     return data.reshape(shape)
 
+# %% ../nbs/01e_opencv_rigs.ipynb #e717b28c
 class _OpenCVLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)): "PyYAML's safe loader, which knows OpenCV's matrices too."
 for _tag in "opencv-matrix", "opencv-nd-matrix": _OpenCVLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", lambda loader, node: _opencv_matrix(loader.construct_mapping(node, deep=True)))
 
+# %% ../nbs/01e_opencv_rigs.ipynb #d7812e69
 def read_yaml(data:bytes, name:str):
     "What a YAML of OpenCV holds: numbers, text, matrices, lists, mappings; ValueError for anything else."
     text = re.sub(r"\A%YAML[: ][\d.]+[^\n]*\n?", "", text_of(data, name)); depth = 0
@@ -106,7 +109,7 @@ def read_xml(data:bytes, name:str) -> dict:
         return {c.tag: _element(c) for c in root}
     except (ElementTree.ParseError, ValueError, LookupError) as e: raise ValueError(f"{name}: no readable XML of OpenCV ({' '.join(str(e).split())[:200]})") from None
 
-# %% ../nbs/01e_opencv_rigs.ipynb #9ece4567
+# %% ../nbs/01e_opencv_rigs.ipynb #6326e73a
 OPENCV_KEYS = dict(
     K=("camera_matrix", "cameraMatrix", "Camera_Matrix", "intrinsicMatrix", "intrinsic_matrix", "K", "M"),
     D=("distortion_coefficients", "distCoeffs", "Distortion_Coefficients", "distortionCoefficients", "dist_coeffs", "dist_coefs", "D"),
@@ -117,6 +120,7 @@ def _pick(c:dict, what, number=None):
     "The value of the first of the usual keys for `what` (with a camera's number), or None."
     return next((c[k] for base in OPENCV_KEYS[what] for k in (f"{base}{number}", f"{base}_{number}") if k in c), None) if number is not None else next((c[k] for k in OPENCV_KEYS[what] if k in c), None)
 
+# %% ../nbs/01e_opencv_rigs.ipynb #9efdd0b7
 def _opencv_cameras(c, name) -> dict: # name: mapping with the keys of OPENCV_KEYS
     "The cameras in the mapping of one file."
     one = lambda c, number=None: {k: v for k in OPENCV_KEYS if (v := _pick(c, k, number)) is not None} | ({"fisheye": True} if c.get("fisheye_model") in (1, "1") or c.get("distortion_model") in ("fisheye", "equidistant") else {}) | ({"name": c["name"]} if "name" in c else {})
@@ -133,7 +137,7 @@ def _opencv_cameras(c, name) -> dict: # name: mapping with the keys of OPENCV_KE
     if len(cams) == 2 and R is not None and T is not None: a, b = cams.values(); a.update(R=np.eye(3), T=np.zeros(3)); b.update(R=R, T=T); [x.pop("rvec", None) for x in (a, b)]
     return cams
 
-# %% ../nbs/01e_opencv_rigs.ipynb #222aaa77
+# %% ../nbs/01e_opencv_rigs.ipynb #21dfaae5
 def _array(x, where, what) -> np.ndarray:
     "The array of a matrix, a mapping that was one without its tag, a text of numbers, or lists."
     try: return np.array(_opencv_matrix(x) if isinstance(x, dict) else x.split() if isinstance(x, str) else x, dtype=object)
@@ -146,6 +150,7 @@ def _opencv_pose(c, where):
     R = rotation_of_vector(matrix(R.ravel().tolist(), (3,), where, "the rotation vector", 100.)) if R.size == 3 else R.reshape(3, 3).tolist() if R.shape == (9,) else R.tolist()
     return pose(R, T, where)
 
+# %% ../nbs/01e_opencv_rigs.ipynb #01f544a0
 def _opencv_rig(cams, name, width, height, unit) -> Rig:
     "The rig of a dict of cameras."
     for n, c in cams.items():
@@ -179,7 +184,7 @@ def read_opencv_files(files:dict, name:str, width=None, height=None, unit=None) 
     if not all(_pick(c, "K") is not None for c in files.values()): return _opencv_rig(_opencv_cameras({k: v for c in files.values() for k, v in c.items()}, name), name, width, height, unit)
     return _opencv_rig({n.rsplit(".", 1)[0]: _opencv_cameras(c, f"{name}/{n}")[""] for n, c in files.items()}, name, width, height, unit)
 
-# %% ../nbs/01e_opencv_rigs.ipynb #51d2cedf
+# %% ../nbs/01e_opencv_rigs.ipynb #4e27873c
 def _yaml(x, pad) -> str:
     if isinstance(x, np.ndarray): return f" !!opencv-matrix\n{pad}   rows: {x.shape[0]}\n{pad}   cols: {x.shape[1]}\n{pad}   dt: d\n{pad}   data: [ {', '.join(map(_number, x.ravel()))} ]\n"
     return f" {json.dumps(x)}\n"
@@ -188,6 +193,7 @@ def _xml(k, x) -> str: return f'<{k} type_id="opencv-matrix"><rows>{x.shape[0]}<
 
 def _number(x) -> str: return f"{x:.17e}"
 
+# %% ../nbs/01e_opencv_rigs.ipynb #b15c099b
 def opencv_bytes(rig:Cameras, xml:bool=False) -> bytes:
     "The bytes of a YAML (or XML) with all cameras of the rig."
     K, w2c, d, names = _stored(rig, "OpenCV's file"); fisheye = getattr(rig, "lens", None) is not None and rig.lens.model == "fisheye"

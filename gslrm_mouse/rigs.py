@@ -51,7 +51,7 @@ def undistort(
     "The pictures that the ideal cameras would have taken."
     return pictures if self.lens is None else torch.stack([self.lens.undistort(v, x, self.K[v], self.width, self.height) for v, x in enumerate(pictures)])
 
-# %% ../nbs/01b_rigs.ipynb #2b0d7c2d
+# %% ../nbs/01b_rigs.ipynb #2c0e95c3
 def matrix(
     x, # what a file holds
     shape, # expected
@@ -72,13 +72,14 @@ def vector(x, name, what, lengths=None) -> np.ndarray:
     if lengths and len(x) not in lengths: raise ValueError(f"{name}: {what} should hold {' or '.join(map(str, lengths))} numbers, found {len(x)}")
     return matrix(x, x.shape, name, what)
 
+# %% ../nbs/01b_rigs.ipynb #c0e99d44
 def pose(R, t, name) -> np.ndarray: # (4, 4)
     "The w2c of a rotation and a translation which may be a row or a column."
     w2c = np.eye(4); t = np.asarray(t, dtype=object); t = t.ravel() if t.shape in ((3,), (3, 1), (1, 3)) else t
     w2c[:3, :3], w2c[:3, 3] = matrix(R, (3, 3), name, "R"), matrix(t.tolist(), (3,), name, "T")
     return w2c
 
-# %% ../nbs/01b_rigs.ipynb #0b3fbdbe
+# %% ../nbs/01b_rigs.ipynb #5a23ded4
 def picture_size(found, width, height, name) -> tuple: # (width, height)
     "The size of the stored pictures: what the file holds, or what was given; ValueError where they differ or neither says."
     for i, size in enumerate(found):
@@ -88,6 +89,7 @@ def picture_size(found, width, height, name) -> tuple: # (width, height)
     if not found and not (width and height): raise ValueError(f"{name}: it does not hold the size of its pictures; give width and height")
     return tuple(map(int, found[0])) if found else (width, height)
 
+# %% ../nbs/01b_rigs.ipynb #904aeae7
 def _lens(K, distortion, model, width, height, name):
     "The lens, or None where the stored pictures are ideal."
     allowed = LENS_MODELS[model][1]; n = max([len(d) for d in distortion], default=0)
@@ -199,7 +201,7 @@ def transposed_rotations(
         what = "meet at no point in front of all cameras" if stored == float("inf") else f"miss one aim, or the cameras roll, by {stored:.2f} of the distance"
         return f"the rotations may be stored transposed: as they are, the optical axes {what}; transposed, by {turned:.2f}"
 
-# %% ../nbs/01b_rigs.ipynb #fd27e645
+# %% ../nbs/01b_rigs.ipynb #6762bfb2
 def rotation_of(q) -> np.ndarray: # (4,) w, x, y, z -> (3, 3)
     "The rotation matrix of a unit quaternion."
     w, x, y, z = q
@@ -212,6 +214,7 @@ def quaternion_of(R) -> np.ndarray: # (3, 3) -> (4,) w, x, y, z with w >= 0
     i = four.argmax(); q = (off + off.T)[i]; q[i] = four[i]; q = q/np.linalg.norm(q)
     return -q if q[0] < 0 else q
 
+# %% ../nbs/01b_rigs.ipynb #488338a9
 def rotation_of_vector(r) -> np.ndarray: # (3,) -> (3, 3)
     "The rotation about the vector by its length in radians (Rodrigues)."
     half = np.linalg.norm(r)/2

@@ -121,7 +121,7 @@ def _inside(folder:Path, name, where) -> Path:
     if "\0" in name or not (folder/name).resolve().is_relative_to(folder.resolve()): raise ValueError(f"{where}: file_path {name!r} leads out of {folder}, it was not opened")
     return folder/name
 
-# %% ../nbs/05_views.ipynb #e3d5dbf9
+# %% ../nbs/05_views.ipynb #dc6592ac
 SAMPLES = {"opencv_cameras.json": facelift_frames, "transforms.json": nerfstudio_frames} # what a sample folder's rig is called: its frames
 
 def _sample_rig(folder) -> tuple: # path, Rig, frames
@@ -134,6 +134,7 @@ def _without_lens(x:Tensor, rig:Rig, v:int) -> Tensor: # (H, W, 4) straight RGB 
     x = torch.cat([x[..., :3]*x[..., 3:], x[..., 3:]], -1)
     return x if rig.lens is None else rig.lens.undistort(v, x, rig.K[v], rig.width, rig.height)
 
+# %% ../nbs/05_views.ipynb #7805163f
 def read_sample(
     folder, # with opencv_cameras.json or transforms.json, and the pictures which it names
     indices=None, # which frames, in this order; all when None

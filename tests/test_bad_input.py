@@ -173,6 +173,13 @@ def test_transposed_json(sample): change_json(sample, lambda rig: rig["frames"][
 def test_path_escape(sample, name):
     secret = sample.parent/"secret.png"; shutil.copy(sample/"images/cam_000.png", secret); (sample/"link.png").symlink_to(secret)
     change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", name, "leads out")
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png"])
+def test_path_escape_of_nerfstudio(sample, name):
+    views = read_sample(sample); rig = write_calibration(views.cameras, sample/"transforms.json"); content = json.loads(rig.read_text()); (sample/"opencv_cameras.json").unlink()
+    for i, f in enumerate(content["frames"]): f["file_path"] = f"images/cam_{i:03d}.png"
+    rig.write_text(json.dumps(content)); again = read_views(sample); assert torch.equal(again.images, views.images) and (again.cameras.w2c - views.cameras.w2c).abs().max() < 1e-6
+    shutil.copy(sample/"images/cam_000.png", sample.parent/"secret.png"); (sample/"link.png").symlink_to(sample.parent/"secret.png")
+    content["frames"][1]["file_path"] = name; rig.write_text(json.dumps(content)); says(lambda: read_views(sample), "camera 1", name, "leads out")
 @pytest.mark.parametrize("name", [3, None, "a\0b", ["x"]])
 def test_odd_path(sample, name): change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", "file_path")
 def test_no_alpha(sample):
