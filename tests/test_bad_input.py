@@ -117,8 +117,18 @@ def test_nan(rec, key, value): change_rig(rec, lambda rig: rig[2].update({key: r
 def test_transposed(rec): change_rig(rec, lambda rig: rig[0].update(K=rig[0]["K"].T)); says(lambda: read_views(rec), "camera 0", "transposed")
 def test_wrong_shape(rec): change_rig(rec, lambda rig: rig[0].update(T=np.zeros(4))); says(lambda: read_views(rec), "camera 0", "(3,)", "(4,)")
 def test_skew(rec):
-    change_rig(rec, lambda rig: rig[1].update(K=rig[1]["K"] + [[0, -5.8, 0], [0, 0, 0], [0, 0, 0]])); says(lambda: read_calibration(rec/"new_cam.pkl", W, H), "camera 1", "skew of -5.80")
-    r = open_recording(rec); assert r.skew.tolist() == [0, -5.8, 0] and not r.cameras.K[:, 0, 1].any() and len(r.frame(2)) == V
+    change_rig(rec, lambda rig: rig[1].update(K=rig[1]["K"] + [[0, -5.8, 0], [0, 0, 0], [0, 0, 0]])); r = open_recording(rec)
+    assert r.rig.lens.K[:, 0, 1].tolist() == [0, -5.8, 0] and not r.rig.lens.distortion.any() and not r.cameras.K[:, 0, 1].any() and len(r.frame(2)) == V
+def test_undistorted_videos_with_distortion(rec): change_rig(rec, lambda rig: [d.update(dist=np.full(5, .1)) for d in rig] and None); says(lambda: read_views(rec), "videos_undist", "new_cam.pkl", "distortion")
+def test_raw_videos_lose_their_lens(rec):
+    change_rig(rec, lambda rig: [d.update(dist=np.array([-.2, .1, .01, .02, 0])) for d in rig] and None); (rec/"videos_undist").rename(rec/"videos")
+    says(lambda: read_views(rec), "masks", "0.mp4", exc=FileNotFoundError)                      # masks of undistorted pictures belong to no raw video
+    (rec/"simpleclick_undist").rename(rec/"masks"); assert open_recording(rec).rig.lens is not None and len(read_views(rec, 3)) == V
+def test_two_rigs(rec): write_calibration(mouse_rig()[:V].resized(W, H), rec/"calibration.toml"); says(lambda: read_views(rec), "new_cam.pkl", "calibration.toml", "2 are there")
+def test_rig_of_another_tool(rec):
+    before = open_recording(rec).cameras; (rec/"new_cam.pkl").unlink(); write_calibration(mouse_rig()[:V].resized(W, H), rec/"calibration.toml")
+    r = open_recording(rec); assert r.rig.format == "Anipose" and (r.cameras.w2c - before.w2c).abs().max() < 1e-9 and (r.cameras.K - before.K).abs().max() < 1e-9
+    write_calibration(mouse_rig()[:V], rec/"calibration.toml"); says(lambda: read_views(rec), "calibration.toml", "1152 × 1024", "64 × 48")
 def test_cameras_by_number(rec):
     before = open_recording(rec).cameras; change_rig(rec, lambda rig: {str(i): rig[i] for i in (2, 0, 1)}); assert torch.equal(open_recording(rec).cameras.w2c, before.w2c)
 def test_metres(rec): change_rig(rec, lambda rig: [d.update(T=d["T"]/1000) for d in rig] and None); says(lambda: read_views(rec), "metres", "new_cam.pkl")
@@ -163,6 +173,13 @@ def test_transposed_json(sample): change_json(sample, lambda rig: rig["frames"][
 def test_path_escape(sample, name):
     secret = sample.parent/"secret.png"; shutil.copy(sample/"images/cam_000.png", secret); (sample/"link.png").symlink_to(secret)
     change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", name, "leads out")
+@pytest.mark.parametrize("name", ["../secret.png", "/etc/hostname", "link.png"])
+def test_path_escape_of_nerfstudio(sample, name):
+    views = read_sample(sample); rig = write_calibration(views.cameras, sample/"transforms.json"); content = json.loads(rig.read_text()); (sample/"opencv_cameras.json").unlink()
+    for i, f in enumerate(content["frames"]): f["file_path"] = f"images/cam_{i:03d}.png"
+    rig.write_text(json.dumps(content)); again = read_views(sample); assert torch.equal(again.images, views.images) and (again.cameras.w2c - views.cameras.w2c).abs().max() < 1e-6
+    shutil.copy(sample/"images/cam_000.png", sample.parent/"secret.png"); (sample/"link.png").symlink_to(sample.parent/"secret.png")
+    content["frames"][1]["file_path"] = name; rig.write_text(json.dumps(content)); says(lambda: read_views(sample), "camera 1", name, "leads out")
 @pytest.mark.parametrize("name", [3, None, "a\0b", ["x"]])
 def test_odd_path(sample, name): change_json(sample, lambda rig: rig["frames"][1].update(file_path=name)); says(lambda: read_sample(sample), "camera 1", "file_path")
 def test_no_alpha(sample):
