@@ -17,9 +17,9 @@ from .calibration import facelift_frame, facelift_frames, format_of, listing, ne
 from .rigs import Rig
 
 # %% auto #0
-__all__ = ['SAMPLES', 'VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'Views', 'check_views', 'show_views',
-           'read_sample', 'write_sample', 'Recording', 'find_rig', 'open_recording', 'decode_frame', 'is_recording',
-           'is_sample', 'read_views', 'read_truth', 'Triangulation', 'centroids', 'triangulate']
+__all__ = ['SAMPLES', 'VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'Views', 'MaskError', 'check_views',
+           'show_views', 'read_sample', 'write_sample', 'Recording', 'find_rig', 'open_recording', 'decode_frame',
+           'is_recording', 'is_sample', 'read_views', 'read_truth', 'Triangulation', 'centroids', 'triangulate']
 
 # %% ../nbs/05_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -51,7 +51,11 @@ def premultiplied(self:Views) -> Tensor:
     "(V, H, W, 3) colour times alpha: what remains when the white behind the object is taken away."
     return self.images - (1 - self.alpha)[..., None]
 
-# %% ../nbs/05_views.ipynb #c6f09967
+# %% ../nbs/05_views.ipynb #946e2829
+class MaskError(ValueError):
+    "A silhouette that is not known; `problem` names the kind for machines: mask_empty, mask_full, no_alpha."
+    def __init__(self, problem:str, message:str): super().__init__(message); self.problem = problem
+
 def check_views(
     views:Views,
     name:str="views", # what the message calls them
@@ -66,8 +70,8 @@ def check_views(
         for what, x in ("picture", views.images[i]), ("mask", views.alpha[i]):
             if not x.isfinite().all(): raise ValueError(f"{where}: the {what} holds NaN or infinity")
             if x.min() < -1e-4 or x.max() > 1 + 1e-4: raise ValueError(f"{where}: the {what} should lie in [0, 1], found {x.min():.3g} to {x.max():.3g}")
-        if not (views.alpha[i] > 0).any(): raise ValueError(f"{where}: the mask is empty")
-        if (views.alpha[i] > .5).all(): raise ValueError(f"{where}: the mask covers the whole picture, so the silhouette is not known")
+        if not (views.alpha[i] > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
+        if (views.alpha[i] > .5).all(): raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so the silhouette is not known")
     check_cameras(c, name)
     return views
 
@@ -99,7 +103,7 @@ def resized(self:Views, width:int, height:int) -> Views:
     alpha = x[..., 3].clamp(0, 1)
     return replace(self, images=(x[..., :3] + 1 - alpha[..., None]).clamp(0, 1), alpha=alpha, cameras=self.cameras.resized(width, height))
 
-# %% ../nbs/05_views.ipynb #da4a38df
+# %% ../nbs/05_views.ipynb #f1c5275e
 def _rgba(path:Path, size, where, white_threshold=None) -> np.ndarray:
     "(H, W, 4) uint8 of a picture with alpha (or a background whiter than `white_threshold`) and the expected (width, height)."
     if not path.is_file(): raise FileNotFoundError(f"{where}: the picture {path} is not there; {listing(path.parent)}")
@@ -107,7 +111,7 @@ def _rgba(path:Path, size, where, white_threshold=None) -> np.ndarray:
         with Image.open(path) as im: mode, found, rgba = im.mode, im.size, np.array(im.convert("RGBA"))
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{where}: {path} is no readable picture ({e})") from None
     if mode not in ("RGBA", "LA"):
-        if white_threshold is None or mode not in ("RGB", "L"): raise ValueError(f"{where}: {path} has no alpha channel (it is {mode}), so the silhouette is not known")
+        if white_threshold is None or mode not in ("RGB", "L"): raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {mode}), so the silhouette is not known")
         rgba[..., 3] = 255*(rgba[..., :3].min(-1) < 255*white_threshold)
     if found != tuple(size): raise ValueError(f"{where}: {path} is {found[0]} × {found[1]} px, its camera says {size[0]} × {size[1]}")
     return rgba
@@ -271,7 +275,7 @@ def decode_frame(path, i:int) -> np.ndarray: # (H, W, 3) uint8
             if frame is not None and frame.pts == pts[i] and not frame.is_corrupt: return frame.to_ndarray(format="rgb24")
     raise ValueError(f"{path}: frame {i} of {len(pts)} cannot be decoded, the file is damaged there")
 
-# %% ../nbs/05_views.ipynb #e0be4afe
+# %% ../nbs/05_views.ipynb #65d6ead5
 MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
 
 @patch
@@ -280,7 +284,7 @@ def frame(self:Recording, i:int) -> Views:
     x = []
     for v, (n, file) in enumerate(self.videos.items()):
         picture, mask = decode_frame(file, i), decode_frame(self.masks[n], i).mean(-1) > MASK_THRESHOLD
-        if not mask.any(): raise ValueError(f"camera {v}, frame {i}: the mask in {self.masks[n]} is empty")
+        if not mask.any(): raise MaskError("mask_empty", f"camera {v}, frame {i}: the mask in {self.masks[n]} is empty")
         x.append(_without_lens(torch.cat([torch.from_numpy(picture).float()/255, torch.from_numpy(mask).float()[..., None]], -1), self.rig, v))
     x = torch.stack(x)
     return check_views(Views((x[..., :3] + 1 - x[..., 3:]).clamp(0, 1), x[..., 3], self.cameras, self.names), f"{self.path}, frame {i}")
@@ -336,7 +340,7 @@ def read_truth(
         views.append(check_views(Views(images, alpha, cam, (str(c.get("name", name)),)), f"{folder}, {name}"))
     return views
 
-# %% ../nbs/05_views.ipynb #3c39aefd
+# %% ../nbs/05_views.ipynb #13de881a
 @dataclass(frozen=True)
 class Triangulation:
     "Where the rays through the masks' centroids meet, and how well."
@@ -347,7 +351,7 @@ class Triangulation:
 def centroids(views:Views) -> Tensor: # (V, 2) float64
     "Mean pixel centre of each mask (alpha over one half); ValueError for an empty one."
     inside = views.alpha > .5
-    if not (full := inside.flatten(1).any(1)).all(): raise ValueError(f"camera {full.long().argmin().item()}: the mask has no pixel over one half, so it has no centroid")
+    if not (full := inside.flatten(1).any(1)).all(): raise MaskError("mask_empty", f"camera {full.long().argmin().item()}: the mask has no pixel over one half, so it has no centroid")
     return torch.stack([m.nonzero().flip(1).double().mean(0) + .5 for m in inside])
 
 def triangulate(views:Views) -> Triangulation:
