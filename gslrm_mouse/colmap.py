@@ -30,7 +30,7 @@ def _camera(m, size, params, where) -> tuple: # K, size, model, coefficients
     d = np.zeros(4 if model == "fisheye" or max(at, default=0) < 4 else 8); d[list(at)] = rest
     return matrix([[f[0], 0, cx], [0, f[-1], cy], [0, 0, 1]], (3, 3), where, "K"), size, model, d
 
-# %% ../nbs/01g_colmap.ipynb #e9cdb55b
+# %% ../nbs/01g_colmap.ipynb #bf922728
 def _lines(data, name): return [l.strip() for l in data.decode("utf-8", errors="replace").splitlines() if not l.lstrip().startswith("#")]
 
 def _text_cameras(data, name) -> dict: # id: camera
@@ -40,19 +40,21 @@ def _text_cameras(data, name) -> dict: # id: camera
         try: key, model, size, params = int(w[0]), w[1], (int(w[2]), int(w[3])), [float(x) for x in w[4:]]
         except (ValueError, IndexError): raise ValueError(f"{name}: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS were expected in a line, found {l[:80]!r}") from None
         m = _model(_BY_NAME.get(model, (model[:40], 0, None, ())), f"{name}, camera {key}")
+        if key in out: raise ValueError(f"{name}: camera {key} is there twice")
         if len(params) != m[1] + 2 + len(m[3]): raise ValueError(f"{name}, camera {key}: {m[0]} has {m[1] + 2 + len(m[3])} parameters, found {len(params)}")
         out[key] = _camera(m, size, params, f"{name}, camera {key}")
     return out
 
-# %% ../nbs/01g_colmap.ipynb #4eb7ab03
+# %% ../nbs/01g_colmap.ipynb #12089fe3
 def _text_images(data, name) -> dict: # id: (qvec and tvec, camera's id, name)
     out, lines = {}, iter(_lines(data, name))
     for l in lines:
         if not l: continue
         w = l.split(maxsplit=9)
-        try: out[int(w[0])] = [float(x) for x in w[1:8]], int(w[8]), w[9]
+        try: key, image = int(w[0]), ([float(x) for x in w[1:8]], int(w[8]), w[9])
         except (ValueError, IndexError): raise ValueError(f"{name}: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME were expected in a line, found {l[:80]!r}") from None
-        next(lines, "")                                                          # its points
+        if key in out: raise ValueError(f"{name}: image {key} is there twice")
+        out[key] = image; next(lines, "")                                        # its points
     return out
 
 # %% ../nbs/01g_colmap.ipynb #13dd5602
@@ -68,7 +70,7 @@ class _Records:
         end = self.data.find(b"\0", self.at, self.at + 4096); end = end if end >= 0 else len(self.data)
         s = self.data[self.at:end].decode("utf-8", errors="replace"); self.skip(end + 1 - self.at); return s
 
-# %% ../nbs/01g_colmap.ipynb #1626c516
+# %% ../nbs/01g_colmap.ipynb #bcd4a1c0
 def _binary_cameras(data, name) -> dict:
     r, out = _Records(data, name), {}
     for _ in range(r("Q")[0]):
@@ -79,7 +81,9 @@ def _binary_cameras(data, name) -> dict:
 def _binary_images(data, name) -> dict:
     r, out = _Records(data, name), {}
     for _ in range(r("Q")[0]):
-        key, *qt, camera = r("i7di"); out[key] = qt, camera, r.text(); r.skip(24*r("Q")[0])
+        key, *qt, camera = r("i7di")
+        if key in out: raise ValueError(f"{name}: image {key} is there twice")
+        out[key] = qt, camera, r.text(); r.skip(24*r("Q")[0])
     return out
 
 # %% ../nbs/01g_colmap.ipynb #7cf78778

@@ -14,9 +14,10 @@ from .rigs import Rig, make_rig, matrix, picture_size
 __all__ = ['NERFSTUDIO_LENSES', 'read_json', 'facelift_frames', 'knows_facelift', 'read_facelift', 'facelift_frame',
            'facelift_bytes', 'knows_nerfstudio', 'nerfstudio_frames', 'read_nerfstudio', 'nerfstudio_bytes']
 
-# %% ../nbs/01d_json_rigs.ipynb #38359018
+# %% ../nbs/01d_json_rigs.ipynb #ff416c16
 def read_json(data:bytes, name:str):
     "What a JSON holds; ValueError where it is damaged."
+    if len(data) > 64*2**20: raise ValueError(f"{name}: {len(data) >> 20} MB of JSON, no file of a rig is that long")
     try: return json.loads(data)
     except (ValueError, RecursionError) as e: raise ValueError(f"{name}: no readable JSON ({str(e)[:200]})") from None
 

@@ -14,8 +14,8 @@ from .rigs import Rig, by_number, make_rig, matrix, picture_size, pose, rotation
 __all__ = ['MOST_TEXT', 'OPENCV_KEYS', 'text_of', 'knows_anipose', 'read_anipose', 'anipose_bytes', 'read_yaml', 'read_xml',
            'knows_opencv', 'opencv_content', 'read_opencv', 'read_opencv_files', 'opencv_bytes']
 
-# %% ../nbs/01e_opencv_rigs.ipynb #3111269b
-MOST_TEXT = 8*2**20
+# %% ../nbs/01e_opencv_rigs.ipynb #bbffd9ac
+MOST_TEXT = 2*2**20
 
 def text_of(data:bytes, name:str) -> str:
     "The text of a short file; ValueError where it is long or no UTF-8."
@@ -30,8 +30,8 @@ def _stored(rig:Cameras, where) -> tuple: # K from the first pixel centre at 0, 
     d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 5))
     return K, w2c, d, tuple(getattr(rig, "names", ()) or (f"cam{i}" for i in range(len(K))))
 
-# %% ../nbs/01e_opencv_rigs.ipynb #525e49c4
-def knows_anipose(data:bytes) -> bool: "Whether the bytes are a TOML with cameras of Anipose."; return all(re.search(rb"(?m)^\s*%b\s*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
+# %% ../nbs/01e_opencv_rigs.ipynb #01699c79
+def knows_anipose(data:bytes) -> bool: "Whether the bytes are a TOML with cameras of Anipose."; return all(re.search(rb"(?m)^[ \t]*%b[ \t]*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
 
 def _toml(data, name) -> dict:
     try:
@@ -90,7 +90,7 @@ def read_yaml(data:bytes, name:str):
         return yaml.load(text, Loader=_OpenCVLoader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError) as e: raise ValueError(f"{name}: no readable YAML of numbers ({' '.join(str(e).split())[:200]})") from None
 
-# %% ../nbs/01e_opencv_rigs.ipynb #1ecca9f3
+# %% ../nbs/01e_opencv_rigs.ipynb #a3c0f542
 def _element(e, depth=0):
     "A mapping, list, matrix or text from an element of OpenCV's XML."
     if depth > 10: raise ValueError("a rig has at most 10 levels")
@@ -103,7 +103,10 @@ def read_xml(data:bytes, name:str) -> dict:
     "What an XML of OpenCV holds; ValueError for anything else."
     text = text_of(data, name)
     try:
-        if "<!" in re.sub(r"(?s)<!--.*?-->", "", text): raise ValueError("a rig declares no document type and no entities")
+        at = text.find("<!")
+        while at >= 0:                                                           # comments, and nothing else
+            if not text.startswith("<!--", at) or (end := text.find("-->", at + 4)) < 0: raise ValueError("a rig declares no document type and no entities")
+            at = text.find("<!", end)
         root = ElementTree.fromstring(text.encode())
         if root.tag != "opencv_storage": raise ValueError(f"`opencv_storage` was expected, found {root.tag[:40]!r}")
         return {c.tag: _element(c) for c in root}
@@ -163,11 +166,11 @@ def _opencv_rig(cams, name, width, height, unit) -> Rig:
     D = [vector(_array(c["D"], w, "the distortion").tolist() if "D" in c else (), w, "the distortion") for c, w in zip(C, where)]
     return make_rig(K, [_opencv_pose(c, w) for c, w in zip(C, where)], picture_size(sizes, width, height, name), 0., "lab", name, "OpenCV", D, "fisheye" if kinds == {True} else "opencv", [c.get("name", n) for n, c in cams.items()], unit)
 
-# %% ../nbs/01e_opencv_rigs.ipynb #65dd89f5
+# %% ../nbs/01e_opencv_rigs.ipynb #d423535a
 def knows_opencv(data:bytes) -> bool:
     "Whether the bytes are a YAML or XML with a camera matrix."
     keys = "|".join(OPENCV_KEYS["K"]).encode()
-    return re.search(rb"<opencv_storage", data[:4096]) is not None and re.search(rb"<(?:%b)_?\d*[ >]" % keys, data[:MOST_TEXT]) is not None or re.search(rb"(?m)^[\s-]*\"?(?:%b)_?\d*\"?\s*:\s*(?:!!opencv|\[|-|rows|cols)" % keys, data[:MOST_TEXT]) is not None and data.lstrip()[:1] not in (b"{", b"[", b"\x80")
+    return re.search(rb"<opencv_storage", data[:4096]) is not None and re.search(rb"<(?:%b)_?\d*[ >]" % keys, data[:MOST_TEXT]) is not None or re.search(rb"(?m)^[ \t-]*\"?(?:%b)_?\d*\"?\s*:\s*(?:!!opencv|\[|-|rows|cols)" % keys, data[:MOST_TEXT]) is not None and data.lstrip()[:1] not in (b"{", b"[", b"\x80")
 
 def opencv_content(data:bytes, name:str) -> dict:
     "The mapping in the bytes of an OpenCV file."

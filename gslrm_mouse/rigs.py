@@ -39,7 +39,7 @@ def to(self:Rig, *args, **kwargs) -> Rig:
     "The same rig on another device or in another dtype."
     return replace(self, K=self.K.to(*args, **kwargs), w2c=self.w2c.to(*args, **kwargs), lens=self.lens and self.lens.to(*args, **kwargs))
 
-# %% ../nbs/01b_rigs.ipynb #6f3f3db9
+# %% ../nbs/01b_rigs.ipynb #c1930e66
 @patch(as_prop=True)
 def cameras(self:Rig) -> Cameras: "The ideal cameras alone."; return Cameras(self.K, self.w2c, self.width, self.height, self.unit)
 
@@ -48,7 +48,7 @@ def undistort(
     self:Rig,
     pictures:Tensor, # (V, H, W, C) as stored, premultiplied where they have alpha
 ) -> Tensor: # (V, height, width, C)
-    "The pictures that the ideal cameras would have taken."
+    "The pictures that the ideal cameras would have taken; for smaller ones, undistort first and average afterwards."
     return pictures if self.lens is None else torch.stack([self.lens.undistort(v, x, self.K[v], self.width, self.height) for v, x in enumerate(pictures)])
 
 # %% ../nbs/01b_rigs.ipynb #2c0e95c3
