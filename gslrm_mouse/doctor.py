@@ -185,10 +185,10 @@ def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
     p = table.predict(knob, value, kind, subject); home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
     return home - p.iou if math.isfinite(p.iou) else home
 
-# %% ../nbs/16_doctor.ipynb #9b753d94
+# %% ../nbs/16_doctor.ipynb #09b2012a
 SOUND = .97 # mean share of the silhouettes that the hull of a sound rig explains, at least
 
-def _agree(views:Views, n:int=24) -> float:
+def _agree(views:Views, n:int=40) -> float:
     "Mean share of the silhouettes which their hull explains; 0 where the rays meet behind a camera."
     try: return visual_hull(views, n=n).iou.mean().item()
     except ValueError: return 0.
@@ -225,7 +225,7 @@ def contradiction(views:Views, table) -> Finding|None:
     says, means = _MEANT[name]; i, j = divmod(int(x), 10); cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
     return Finding(name, says.format(iou=iou, base=was, x=x, i=i, j=j), means, AGAIN, cost=cost, number=x)
 
-# %% ../nbs/16_doctor.ipynb #985214e6
+# %% ../nbs/16_doctor.ipynb #b256230a
 def signature(e) -> Finding|None:
     "The mistake whose trace the pictures, the cameras or the file bear."
     ratio = size_ratios(e.views); cv = (ratio.std(correction=0)/ratio.mean()).item(); off = float(com_offsets(e.views).mean()); K = e.views.cameras.K.double()
@@ -241,6 +241,8 @@ def silhouettes(e, center, domain, table):
     found = contradiction(e.views, table)
     if found and found.name in ("disagreement", "anisotropic_k", "overwritten_k") and (mark := signature(e)) and (found.name == "disagreement" or mark.name in ("per_view_zoom", "recentred")):
         found = replace(mark, says=f"{mark.says}; the hull of the silhouettes explains {_agree(e.views):.0%} of them")
+    cut = int((border_share(e.views) > 0).sum())
+    if found and found.name == "disagreement" and cut > 1 and found.number > .4: yield Finding("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number); return
     if found: yield found; return
     t = triangulate(e.views); size = size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height)
     yield Finding("residual", f"the centroids of the silhouettes meet to {t.residual_px/size:.1%} of the object's size", "For a long body that is inherent: the centroid of a silhouette is no projection of one point", "", True, number=t.residual_px/size)

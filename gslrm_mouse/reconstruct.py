@@ -106,7 +106,7 @@ def panels(
     fig.tight_layout()
     return fig
 
-# %% ../nbs/14_reconstruct.ipynb #b3ec711c
+# %% ../nbs/14_reconstruct.ipynb #221275d6
 def _as_is(views:Views, size:int) -> Prepared:
     v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
     return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
@@ -119,13 +119,16 @@ def reconstruct(
     checkpoint=None, # the shipped one when None
     device:str="cpu",
     overwrite:bool=False,
+    choose:str=None, # see `canonicalize`; recordings "distance", samples in model units as they are, when None
+    up:Tensor=None, # (3,) which way is up in the recording's world; +z when None
 ) -> dict: # mean scores per split
     "Write gaussians.ply, turntable.mp4, views.png, cameras.png, cameras.txt (the certificate) and results.jsonl for one frame."
     import matplotlib.pyplot as plt
     views = check_views(read_views(source, frame)); model, card = load_checkpoint(checkpoint); model.to(device); size = card.domain.image_size; V = len(views)
     sample = views.cameras.unit == "model"; n = min(inputs or (4 if sample else V), V)
     pick = sorted({round(i*V/n) for i in range(n)}); rest = [i for i in range(V) if i not in pick]
-    prepared = _as_is(views[pick], size) if sample else canonicalize(views[pick], card.domain)
+    as_is = sample and choose is None and up is None
+    prepared = _as_is(views[pick], size) if as_is else canonicalize(views[pick], card.domain, choose=choose or "distance", up=up)
     t = time.perf_counter(); g = predict(model, prepared, training_blur(card.domain)).to("cpu"); records = []
     tag = dict(n_views=n, seed=0, step=card.training.get("steps"), checkpoint=checkpoint_hash(checkpoint or shipped_checkpoint()), settings=hashlib.sha256(f"{frame} {pick}".encode()).hexdigest()[:12], seconds=round(time.perf_counter() - t, 2))
     with whole_folder(out, overwrite) as folder, plt.rc_context({"figure.max_open_warning": 0}):
@@ -135,7 +138,7 @@ def reconstruct(
         if rest: small = views[rest].resized(size, size) if sample else views[rest].resized(views.cameras.width//8, views.cameras.height//8); shown.append(("novel", rest, small, g))
         for split, ids, v, cloud in shown:
             img, alpha = render(cloud, v.cameras, eps2d=0.); r = scores(img, alpha, v.images, v.alpha)
-            records += [dict(arm="exact" if not sample else "as_is", frame=frame, camera=i, split=split, **x, **tag) for i, x in zip(ids, r)]
+            records += [dict(arm="as_is" if as_is else "exact" if prepared.exact else choose, frame=frame, camera=i, split=split, **x, **tag) for i, x in zip(ids, r)]
             panels(v, img, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
         fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(views.cameras, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({views.cameras.unit})", fontsize=9)
         ax = draw_cameras(prepared.views.cameras, fig.add_subplot(122, projection="3d"), color="C1", names=pick); ax.set_title("as the model sees them", fontsize=9); fig.savefig(folder/"cameras.png", dpi=110); plt.close("all")
