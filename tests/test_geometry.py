@@ -61,7 +61,7 @@ def test_crops_and_sizes_commute_with_projection(cams, x, y, width, height, to_w
     points = points[cams.to_camera(points)[0, :, 2] > 20]
     want = cams.project(points) - torch.tensor([x, y])
     assert (part.project(points) - want).abs().max() < 1e-4
-    assert (part.resized(to_width, to_height).project(points) - want*torch.tensor([to_width/width, to_height/height])).abs().max() < 1e-4
+    assert (part.resized(to_width, to_height).project(points) - want*torch.tensor([to_width/width, to_height/height], dtype=torch.float64)).abs().max() < 1e-4
 
 
 @settings(max_examples=40, deadline=None)
