@@ -21,10 +21,10 @@ from .checkpoints import read_card, shipped_checkpoint
 from .failure import Prediction, Sensitivity, load_sensitivity
 
 # %% auto #0
-__all__ = ['LOOK', 'GUESS', 'EXACT', 'CAMERA_CHECKS', 'SOUND', 'AGAIN', 'VIEW_CHECKS', 'DATA_CHECKS', 'LEAST', 'Finding',
-           'Evidence', 'Diagnosis', 'look', 'units', 'origin', 'per_camera_scaling', 'aspect', 'another_size',
-           'up_axis', 'duplicates', 'view_order', 'inconsistent_rotations', 'undone', 'contradiction', 'signature',
-           'silhouettes', 'clipped', 'split', 'lost_views', 'expected', 'diagnose']
+__all__ = ['LOOK', 'GUESS', 'EXACT', 'CAMERA_CHECKS', 'UNDECIDED', 'SOUND', 'AGAIN', 'VIEW_CHECKS', 'DATA_CHECKS', 'LEAST',
+           'Finding', 'Evidence', 'Diagnosis', 'look', 'units', 'origin', 'per_camera_scaling', 'aspect',
+           'another_size', 'up_axis', 'duplicates', 'view_order', 'inconsistent_rotations', 'undone', 'contradiction',
+           'signature', 'silhouettes', 'clipped', 'split', 'lost_views', 'expected', 'diagnose']
 
 # %% ../nbs/16_doctor.ipynb #1b23eb7f
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
     p = table.predict(knob, value, kind, subject); home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
     return home - p.iou if math.isfinite(p.iou) else home
 
-# %% ../nbs/16_doctor.ipynb #09b2012a
+# %% ../nbs/16_doctor.ipynb #8ebfd41e
+UNDECIDED = .6 # above it a frame whose animal is cut by the border is given the benefit of the doubt
 SOUND = .97 # mean share of the silhouettes that the hull of a sound rig explains, at least
 
 def _agree(views:Views, n:int=40) -> float:
@@ -225,7 +226,7 @@ def contradiction(views:Views, table) -> Finding|None:
     says, means = _MEANT[name]; i, j = divmod(int(x), 10); cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
     return Finding(name, says.format(iou=iou, base=was, x=x, i=i, j=j), means, AGAIN, cost=cost, number=x)
 
-# %% ../nbs/16_doctor.ipynb #b256230a
+# %% ../nbs/16_doctor.ipynb #02073172
 def signature(e) -> Finding|None:
     "The mistake whose trace the pictures, the cameras or the file bear."
     ratio = size_ratios(e.views); cv = (ratio.std(correction=0)/ratio.mean()).item(); off = float(com_offsets(e.views).mean()); K = e.views.cameras.K.double()
@@ -234,18 +235,17 @@ def signature(e) -> Finding|None:
     if off < 25: return Finding("recentred", f"the animal is {off:.0f} px (of 512) from the middle of every view{said}", "Each picture was shifted and the camera was not turned: rays go beside the animal", AGAIN, number=off)
     if recorded: return Finding("rescaled", f"the file says {recorded}", "The pictures were rescaled, K was not", AGAIN)
     middle = (K[:, :2, 2]/K.new_tensor([e.views.cameras.width, e.views.cameras.height]) - .5).abs().max().item(); same = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
-    if middle < 2e-3 and same < 1e-4: return Finding("overwritten_k", f"all cameras have one K with its principal point exactly in the middle (field of view {2*math.degrees(math.atan(e.views.cameras.width/2/K[0, 0, 0])):.1f}°), which no calibration of {len(K)} lenses gives", "K was overwritten: rays go beside the animal in each view by another amount", AGAIN, number=K[0, 0, 0].item()/e.views.cameras.width)
+    if middle < 2e-3 and same < 1e-4: return Finding("overwritten_k", f"all cameras have one K with its principal point exactly in the middle (field of view {2*math.degrees(math.atan(e.views.cameras.width/2/K[0, 0, 0])):.1f}°), which no calibration of {len(K)} lenses gives", "K was overwritten, or these cameras were assumed and never calibrated: rays go beside the animal, in each view by another amount", AGAIN, number=K[0, 0, 0].item()/e.views.cameras.width)
 
 def silhouettes(e, center, domain, table):
     "Do cameras and silhouettes agree? If not: the one mistake that explains it, else a signature, else the plain fact."
     found = contradiction(e.views, table)
     if found and found.name in ("disagreement", "anisotropic_k", "overwritten_k") and (mark := signature(e)) and (found.name == "disagreement" or mark.name in ("per_view_zoom", "recentred")):
         found = replace(mark, says=f"{mark.says}; the hull of the silhouettes explains {_agree(e.views):.0%} of them")
-    cut = int((border_share(e.views) > 0).sum())
-    if found and found.name == "disagreement" and cut > 1 and found.number > .4: yield Finding("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number); return
+    t = triangulate(e.views); apart = t.residual_px/(size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height)); cut = int((border_share(e.views) > 0).sum())
+    if found and found.name == "disagreement" and cut > 1 and found.number > UNDECIDED: yield Finding("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number); return
     if found: yield found; return
-    t = triangulate(e.views); size = size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height)
-    yield Finding("residual", f"the centroids of the silhouettes meet to {t.residual_px/size:.1%} of the object's size", "For a long body that is inherent: the centroid of a silhouette is no projection of one point", "", True, number=t.residual_px/size)
+    yield Finding("residual", f"the centroids of the silhouettes meet to {apart:.1%} of the object's size", "For a long body that is inherent: the centroid of a silhouette is no projection of one point", "", True, number=apart)
 
 def clipped(e, center, domain, table):
     share = border_share(e.views); bad = [i for i, s in enumerate(share) if s > 0]
