@@ -185,13 +185,13 @@ def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
     p = table.predict(knob, value, kind, subject); home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
     return home - p.iou if math.isfinite(p.iou) else home
 
-# %% ../nbs/16_doctor.ipynb #8ebfd41e
+# %% ../nbs/16_doctor.ipynb #11efef6c
 UNDECIDED = .6 # above it a frame whose animal is cut by the border is given the benefit of the doubt
 SOUND = .97 # mean share of the silhouettes that the hull of a sound rig explains, at least
 
-def _agree(views:Views, n:int=40) -> float:
+def _agree(views:Views, n:int=40, rays:int=1500) -> float:
     "Mean share of the silhouettes which their hull explains; 0 where the rays meet behind a camera."
-    try: return visual_hull(views, n=n).iou.mean().item()
+    try: return visual_hull(views, n=n, rays=rays).iou.mean().item()
     except ValueError: return 0.
 
 AGAIN = "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method exact"
@@ -221,7 +221,7 @@ def contradiction(views:Views, table) -> Finding|None:
     "What makes the silhouettes contradict each other, or None where they agree."
     base = _agree(views)
     if base >= SOUND: return None
-    tiny = _small(views, GUESS); was = _agree(tiny, 16); iou, name, x = max(((_agree(v, 16), name, x) for name, x, v in undone(tiny)), default=(0, "", 0.))
+    tiny = _small(views, GUESS); was = _agree(tiny, 16, 250); iou, name, x = max(((_agree(v, 16, 250), name, x) for name, x, v in undone(tiny)), default=(0, "", 0.))
     if 1 - iou > .4*(1 - was): return Finding("disagreement", f"the hull of the silhouettes explains {base:.0%} of them", "Cameras, K and pixels do not belong together: recentred or rescaled pictures, cameras of another rig, or a calibration of another day", AGAIN, number=base)
     says, means = _MEANT[name]; i, j = divmod(int(x), 10); cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
     return Finding(name, says.format(iou=iou, base=was, x=x, i=i, j=j), means, AGAIN, cost=cost, number=x)

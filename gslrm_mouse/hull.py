@@ -41,7 +41,7 @@ def _allowed(
         looks[alive] += there; alive = alive[torch.where(there, some[v, y.clamp(0, h - 1), x.clamp(0, w - 1)], cut[v])]
     return alive[looks[alive] >= least]
 
-# %% ../nbs/05c_hull.ipynb #38ca25f2
+# %% ../nbs/05c_hull.ipynb #5ae7d351
 RAYS = 1500 # at most so many of a silhouette's pixels are followed
 SOME = 10/255 # alpha above which a pixel holds something of the object
 
@@ -49,9 +49,9 @@ def _cut(some): # (V, H, W) → (V,)
     rim = torch.ones_like(some[0]); rim[1:-1, 1:-1] = False
     return (some & rim).flatten(1).any(1)
 
-def _ray_points(cams, inside, v, center, radius, n) -> Tensor: # (pixels, n, 3)
+def _ray_points(cams, inside, v, center, radius, n, rays) -> Tensor: # (pixels, n, 3)
     "Samples within `radius` of `center` along the rays of an even choice of silhouette pixels."
-    yx = inside[v].nonzero(); yx = yx[torch.linspace(0, len(yx) - 1, min(len(yx), RAYS), device=yx.device).long()].double() + .5
+    yx = inside[v].nonzero(); yx = yx[torch.linspace(0, len(yx) - 1, min(len(yx), rays), device=yx.device).long()].double() + .5
     d = torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ torch.linalg.inv(cams.K[v] @ cams.R[v]).T
     d = torch.nn.functional.normalize(d, dim=-1); o = cams.centers[v]
     t = (d @ (center - o))[:, None] + radius*torch.linspace(-1, 1, n, dtype=d.dtype, device=d.device)
@@ -66,12 +66,13 @@ def _reach(cams, inside, center) -> float:
         far.append(z*(x*x + y*y).sqrt())
     return 1.25*torch.stack(far).max().item()
 
-# %% ../nbs/05c_hull.ipynb #afe1b83d
+# %% ../nbs/05c_hull.ipynb #e6d10ca9
 def visual_hull(
     views:Views, # at least two
     center:Tensor=None, # (3,) about where the object is; triangulated from the masks when None
     extent:float=None, # diameter of the ball about `center` to look in, world units; what the silhouettes span when None
     n:int=64, # voxels along the hull's longest side
+    rays:int=RAYS, # of each silhouette that are followed, at most
 ) -> Hull:
     "The visual hull of the masks, and how much of each mask it explains; ValueError for fewer than two views or an empty mask."
     if len(views) < 2: raise ValueError(f"a visual hull needs at least two views, got {len(views)}")
@@ -79,7 +80,7 @@ def visual_hull(
     c, inside = views.cameras.to(torch.float64), views.alpha > .5
     if not (full := inside.flatten(1).any(1)).all(): raise ValueError(f"camera {full.long().argmin().item()}: the mask has no pixel over one half, so it has no silhouette")
     center = triangulate(views).point if center is None else center.to(c.w2c); half = extent/2 if extent else _reach(c, inside, center)
-    iou, found = _follow(c, inside, views.alpha > SOME, center, half, 4*n)
+    iou, found = _follow(c, inside, views.alpha > SOME, center, half, 4*n, rays)
     if not len(found): return Hull(center.new_zeros(0, 3), 2*half/n, iou)
     points, voxel = _voxels(found.amin(0), found.amax(0), half/n, n)
     some = views.alpha > SOME
@@ -87,11 +88,11 @@ def visual_hull(
 
 def _quorum(n): return max(2, (n + 1)//2)
 
-def _follow(c, inside, some, center, half, n):
+def _follow(c, inside, some, center, half, n, rays):
     "Per view the share of rays that meet the hull, and the samples that lie in it (M, 3)."
     iou, found, P, cut = [], [], c.K @ c.w2c[:, :3], _cut(some)
     for v in range(len(inside)):
-        p = _ray_points(c, inside, v, center, half, n); ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
+        p = _ray_points(c, inside, v, center, half, n, rays); ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
         ok[_allowed(p.view(-1, 3), P, some, cut, [i for i in range(len(inside)) if i != v], _quorum(len(inside)) - 1)] = True
         iou.append(ok.view(p.shape[:2]).any(1).double().mean()); found.append(p.view(-1, 3)[ok])
     return torch.stack(iou), torch.cat(found)
