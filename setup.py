@@ -7,7 +7,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here/"settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {"cuda": cfg["cuda_requirements"].split(), "dev": cfg["dev_requirements"].split()}
+extras = {"cuda": cfg["cuda_requirements"].split(), "masks": cfg["masks_requirements"].split(), "dev": cfg["dev_requirements"].split()}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"], author=cfg["author"],
