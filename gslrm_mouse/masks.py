@@ -18,7 +18,8 @@ from .calibration import listing, read_bytes, read_calibration, without_skew
 from .views import MASKS, MASK_THRESHOLD, RIG, VIDEOS, Views, _numbered, _stamps, _video, _video_size, decode_frame, triangulate
 
 # %% auto #0
-__all__ = ['NOISE', 'LEVELS', 'video_frames', 'write_mask_video', 'Background', 'background_of', 'foreground']
+__all__ = ['NOISE', 'LEVELS', 'DOUBT', 'video_frames', 'write_mask_video', 'Background', 'background_of', 'foreground',
+           'confidence_of']
 
 # %% ../nbs/05b_masks.ipynb #7f036b71
 def video_frames(
@@ -112,7 +113,7 @@ def _costs(x, guess, where, rarity, rough, animal) -> np.ndarray: # (S, H, W) fl
         out[k] = cv2.blur(c, (n, n))/weight
     return out
 
-# %% ../nbs/05b_masks.ipynb #6e2bb4c9
+# %% ../nbs/05b_masks.ipynb #b2c62ffe
 def _blurred(x): return _cv2().GaussianBlur(x, (0, 0), .8).astype(np.float32) + 1
 
 def _differs(a, b): return np.sqrt(((a - b)**2).sum(-1))
@@ -129,25 +130,25 @@ def _thresholds(samples, plate, keep, noise) -> np.ndarray:
     d = cv2.blur(total/np.maximum(count, 1), (9, 9)); usual = max(noise, 3.5*float(np.median(d)))
     return np.clip(3.5*d, usual, 4*usual)
 
-NOISE = 8. # levels of 255 (over three channels) below which nothing counts as a difference: codecs leave as much
-
+NOISE = 8. # codecs leave differences as large as this
 def background_of(
     samples:np.ndarray, # (S, H, W, 3) uint8, spread over the recording
-    rounds:int=3,
+    noise:float=NOISE, # levels of 255, over three channels, below which nothing counts as a difference
+    rounds:int=3, # of guess and choice
 ) -> Background:
     "The plate behind whatever moves."
     cv2 = _cv2(); S, H, W, _ = samples.shape; median = np.sort(samples, 0)[S//2]; samples = np.stack([_steady(x, median) for x in samples]); median = np.sort(samples, 0)[S//2]
     off = np.stack([cv2.absdiff(x, median).max(-1) for x in samples]); tolerance = max(6, 2.5*float(off[:, ::4, ::4].mean()))
     step = max(1, W//512); changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), _disk(5)) > 0; del off
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
-    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds)
-    return Background(plate, changed, unseen, _thresholds(samples, plate, keep, NOISE))
+    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds, noise)
+    return Background(plate, changed, unseen, _thresholds(samples, plate, keep, noise))
 
-# %% ../nbs/05b_masks.ipynb #581b6fb9
-def _plate(samples, median, changed, tolerance, step, rounds):
+# %% ../nbs/05b_masks.ipynb #c0ad8857
+def _plate(samples, median, changed, tolerance, step, rounds, noise):
     "The plate, where it is a guess, and the samples (S, H, W) which it is made of."
     cv2 = _cv2(); box = _box(changed, 16*step); full = lambda a: np.repeat(np.repeat(a, step, -2), step, -1)[..., :changed.shape[0], :changed.shape[1]]
-    where, x = changed[::step, ::step], samples[:, ::step, ::step]; rarity = -np.log(_agreeing(x[:, where], tolerance))
+    where, x = changed[::step, ::step], samples[:, ::step, ::step]; rarity = -np.log(_agreeing(x[:, where], tolerance)); rarity -= rarity.min(0)
     near = (cv2.dilate(changed.astype(np.uint8), _disk(41)) > 0) & ~changed; near = near if near.any() else ~changed if not changed.all() else changed
     rough = 4 + np.abs(median.astype(np.float32) - cv2.GaussianBlur(median, (0, 0), 15))[near].mean()
     plate, unseen, animal = median, changed, None
@@ -156,7 +157,7 @@ def _plate(samples, median, changed, tolerance, step, rounds):
         keep = np.where(changed, full((costs < best + .5).astype(np.uint8)), 1); unseen = changed & full(best > 4)
         total = sum(k[..., None]*s for k, s in zip(keep.astype(np.float32), samples))/keep.sum(0, dtype=np.float32)[..., None]
         plate = np.where(changed[..., None], total.round().astype(np.uint8), median); plate = np.where(unseen[..., None], _filled(plate, unseen), plate)
-        rough_one = Background(plate, changed, unseen, _thresholds(samples[::4], plate, keep[::4], NOISE))
+        rough_one = Background(plate, changed, unseen, _thresholds(samples[::4], plate, keep[::4], noise))
         seen = np.concatenate([s[foreground(s, rough_one)] for s in samples[::4]]); animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
     return plate, unseen, keep
 
@@ -198,20 +199,43 @@ def _levels(frame, bg, levels) -> list:
     for m, level in zip(out, levels): m[box] = _clean((d > level*t) & (d > .5*near), W)
     return out
 
-# %% ../nbs/05b_masks.ipynb #9bda1c96
+# %% ../nbs/05b_masks.ipynb #453d1231
 def _edges(frame, plate, mask) -> float:
-    "The share of the outline at which the picture has a stronger edge than the plate; a ghost's edge is the plate's."
+    "The share of the outline at which the picture has a stronger edge than the plate."
     cv2 = _cv2(); box = _box(mask, 4)
     if box is None: return 0.
     m = mask[box].astype(np.uint8); rim = m - cv2.erode(m, _disk(3)); strength = lambda x: cv2.dilate(cv2.morphologyEx(_blurred(x[box]), cv2.MORPH_GRADIENT, _disk(3)).max(-1), _disk(3))
     return float((strength(frame) > strength(plate))[rim > 0].mean())
 
-LEVELS = (1., .6, 1.7) # of the thresholds: the mask, a looser, a stricter
+def _facts(m) -> dict:
+    "Area in pixels, number of parts, pixels on the border."
+    parts = _cv2().connectedComponents(m.astype(np.uint8))[0] - 1
+    return dict(area=int(m.sum()), parts=parts, border=int(m[0].sum() + m[-1].sum() + m[1:-1, 0].sum() + m[1:-1, -1].sum()))
 
-def _look(frame, bg) -> tuple: # mask, facts
+LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
+
+def _look(frame, bg) -> tuple: # (H, W) bool, facts
     "The mask of a frame, and what there is to doubt it by."
-    cv2 = _cv2(); frame = _steady(frame, bg.plate); m, loose, strict = _levels(frame, bg, LEVELS); area = int(m.sum())
-    small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
-    moved = float((cv2.absdiff(small(frame), small(bg.plate)).max(-1) > small(bg.threshold)).mean()) - area/m.size
-    parts = cv2.connectedComponents(m.astype(np.uint8))[0] - 1; rim = np.concatenate([m[0], m[-1], m[:, 0], m[:, -1]])
-    return m, dict(area=area, stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), parts=parts, border=int(rim.sum()), guessed=float((m & bg.unseen).sum()/max(area, 1)), elsewhere=moved)
+    cv2 = _cv2(); frame = _steady(frame, bg.plate); m, loose, strict = _levels(frame, bg, LEVELS); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
+    elsewhere = (cv2.absdiff(small(frame), small(bg.plate)).max(-1) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), _disk(9))) == 0)
+    return m, dict(_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=float(elsewhere.mean()))
+
+# %% ../nbs/05b_masks.ipynb #46240098
+def _steps(area) -> np.ndarray: # (N,) in (0, 1]
+    "How the areas compare with the median of their five neighbours; 1 where nothing jumps, 0 where nothing is."
+    a = np.asarray(area, float); near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(a, 2, mode="edge"), 5), 1)
+    return np.where(a > 0, np.minimum(a, near)/np.maximum(np.maximum(a, near), 1), 0)
+
+def confidence_of(
+    facts:list, # one dict per frame
+) -> np.ndarray: # (N,) in [0, 1]
+    "A guess of each mask's IoU with the truth; of masks from elsewhere, only how steady their areas are."
+    get = lambda k, default: np.array([f.get(k, default) for f in facts], float); step = _steps(get("area", 0))
+    return get("stable", 1)*get("edges", 1)*np.where(step > .8, 1, step)*(step > 0)*np.clip(1 - 2*(get("elsewhere", 0) - .05), 0, 1)
+
+DOUBT = .8
+
+def _reason(f, step) -> str:
+    "Why to doubt a mask, the heaviest fact first."
+    why = [(step, "area jumps"), (f.get("stable", 1), "hardly differs from the background"), (f.get("edges", 1), "outline is the background's own (ghost, or never away)"), (1 - f.get("elsewhere", 0) if f.get("elsewhere", 0) > .1 else 1, "the rest of the picture changed (camera or lamp moved)")]
+    return "empty" if not f["area"] else min(why, key=lambda w: w[0])[1]
