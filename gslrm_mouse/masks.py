@@ -18,8 +18,9 @@ from .calibration import listing, read_bytes, read_calibration, without_skew
 from .views import MASKS, MASK_THRESHOLD, RIG, VIDEOS, Views, _numbered, _stamps, _video, _video_size, decode_frame, triangulate
 
 # %% auto #0
-__all__ = ['NOISE', 'LEVELS', 'DOUBT', 'video_frames', 'write_mask_video', 'Background', 'background_of', 'foreground',
-           'confidence_of']
+__all__ = ['NOISE', 'LEVELS', 'DOUBT', 'SAMPLES', 'LOOKS', 'OURS', 'video_frames', 'write_mask_video', 'Background',
+           'background_of', 'foreground', 'confidence_of', 'cross_check', 'MaskReport', 'summary', 'make_masks',
+           'contact_sheet', 'read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'import_masks']
 
 # %% ../nbs/05b_masks.ipynb #7f036b71
 def video_frames(
@@ -239,3 +240,294 @@ def _reason(f, step) -> str:
     "Why to doubt a mask, the heaviest fact first."
     why = [(step, "area jumps"), (f.get("stable", 1), "hardly differs from the background"), (f.get("edges", 1), "outline is the background's own (ghost, or never away)"), (1 - f.get("elsewhere", 0) if f.get("elsewhere", 0) > .1 else 1, "the rest of the picture changed (camera or lamp moved)")]
     return "empty" if not f["area"] else min(why, key=lambda w: w[0])[1]
+
+# %% ../nbs/05b_masks.ipynb #3a6dd7c8
+def _crossing(masks, cams, point, pixels=150, seed=0) -> np.ndarray: # (V, V)
+    "For cameras i, j the share of pixels in mask i whose line in picture j crosses mask j; 1 where the line is outside the picture."
+    V, H, W = masks.shape; rng = np.random.default_rng(seed); out = np.ones((V, V)); grown = np.stack([_cv2().dilate(m.astype(np.uint8), _disk(_odd(7, W))) for m in masks]) > 0
+    for i in range(V):
+        ys, xs = np.nonzero(masks[i]); pick = rng.integers(len(ys), size=pixels); c = cams[i]; uv1 = torch.tensor(np.stack([xs[pick] + .5, ys[pick] + .5, np.ones(pixels)], 1))
+        d = uv1 @ torch.linalg.inv(c.K[0] @ c.R[0]).T; far = (point - c.centers[0]) @ c.R[0, 2]
+        p = c.centers[0] + d[:, None]*(far*torch.linspace(.6, 1.4, 160, dtype=torch.float64))[None, :, None]
+        uv = cams.project(p.reshape(-1, 3)).reshape(V, pixels, -1, 2).floor().long().numpy(); inside = ((uv >= 0) & (uv < [W, H])).all(-1); u, v = uv[..., 0].clip(0, W - 1), uv[..., 1].clip(0, H - 1)
+        for j in range(V): out[i, j] = ((grown[j][v[j], u[j]] & inside[j]).any(1) | ~inside[j].any(1)).mean()
+    return out
+
+def cross_check(
+    masks:np.ndarray, # (V, H, W) bool, none empty
+    cams, # V Cameras
+) -> tuple: # agreement (V,), residual of the centroids in pixels
+    "How well each camera's mask is borne out by the others."
+    cams = cams.to(torch.float64); a = torch.from_numpy(masks).float(); t = triangulate(Views(a[..., None].expand(-1, -1, -1, 3), a, cams)); M = _crossing(masks, cams, t.point); M[np.diag_indices(len(M))] = np.nan
+    return np.minimum(np.nanmedian(M, 1), np.nanmedian(M, 0)), t.residual_px
+
+# %% ../nbs/05b_masks.ipynb #5f28e292
+@dataclass(frozen=True)
+class MaskReport:
+    "What is known about one camera's masks."
+    camera:int # the number of its video
+    confidence:np.ndarray # (N,) in [0, 1], per frame
+    doubts:dict # frame → why
+    border:int # frames in which the mask touches the border
+    made:bool # from the recording itself, else read
+    agreement:float|None = None # share of the mask that the other cameras bear out, median over the frames looked at; None without a calibration
+    residual_px:float|None = None # of all cameras' centroids, median
+
+@patch(as_prop=True)
+def sure(self:MaskReport) -> str:
+    "In a word: by the median frame, by the share of doubtful ones, and by the other cameras."
+    c, share = np.median(self.confidence), len(self.doubts)/len(self.confidence)
+    if c < DOUBT or share > .25 or (self.agreement is not None and self.agreement < .7): return "unsure"
+    return "sure" if c > .9 and share < .02 and (self.agreement is None or self.agreement > .9) else "fairly sure"
+
+def _ranges(frames) -> str: # 3, 7-9
+    runs = []
+    for i in sorted(frames):
+        if runs and i == runs[-1][1] + 1: runs[-1][1] = i
+        else: runs.append([i, i])
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:6]) + (" and more" if len(runs) > 6 else "")
+
+@patch
+def __str__(self:MaskReport):
+    n = len(self.confidence); why = {}
+    for i, reason in self.doubts.items(): why.setdefault(reason, []).append(i)
+    parts = [f"{'confidence' if self.made else 'steadiness of the area'} {np.median(self.confidence):.2f}", *([f"{self.agreement:.0%} borne out by the other cameras"] if self.agreement is not None else [])]
+    text = f"camera {self.camera}: {self.sure} ({', '.join(parts)}); " + (f"{len(self.doubts)} of {n} frames doubtful: " + "; ".join(f"{_ranges(f)} {r}" for r, f in why.items()) if why else f"none of {n} frames doubtful")
+    return text + (f"; touches the border in {self.border}" if self.border else "")
+
+def summary(reports) -> str:
+    "One sentence per camera, and what to do where one is not to be trusted."
+    lines = [str(r) for r in reports]; r = reports[0].residual_px
+    lines.append(f"rays through the masks' centroids meet within {r:.1f} px (median)" if r is not None else f"no {RIG} could be used, so the cameras were not compared with each other")
+    if any(r.sure == "unsure" for r in reports): lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, or masks of another tool, will help")
+    return "\n".join(lines)
+
+# %% ../nbs/05b_masks.ipynb #772e5ad1
+SAMPLES, LOOKS, OURS = 50, 12, r"[0-9]{1,9}\.mp4|masks\.json|masks\.png"
+
+@contextmanager
+def _into(folder:Path, overwrite):
+    "A new folder which becomes `folder` when the block ends well."
+    if folder.exists():
+        if not overwrite: raise FileExistsError(f"{folder} exists and was not touched; masks are replaced only when overwriting is asked for")
+        if not folder.is_dir() or any(not re.fullmatch(OURS, p.name) for p in folder.iterdir()): raise ValueError(f"{folder} holds more than masks, so it was not replaced; {listing(folder)}")
+    part, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
+    try:
+        part.mkdir(parents=True); yield part
+        if folder.exists(): folder.rename(old)
+        try: part.rename(folder)
+        except OSError:
+            if old.exists(): old.rename(folder)
+            raise
+    finally: shutil.rmtree(part, ignore_errors=True); shutil.rmtree(old, ignore_errors=True)
+
+def _rate(path) -> Fraction:
+    with _video(path) as f: return f.streams.video[0].average_rate or Fraction(100)
+
+def _segmented(video, out, samples, noise, bar) -> list: # facts per frame
+    "Write one camera's masks."
+    n = _video_size(video)[2]
+    if n < 8: raise ValueError(f"{video}: it has {n} frames, and at least 8 are needed to tell an animal from its background")
+    bg = background_of(np.stack(list(video_frames(video, -(-n//samples)))), noise); facts = []
+    def masks():
+        for x in video_frames(video): m, f = _look(x, bg); facts.append(f); bar.update(); yield m
+    write_mask_video(out, masks(), _rate(video))
+    if not any(f["area"] for f in facts): raise ValueError(f"{video}: nothing moves in its {n} frames, so no animal can be told from the background; give masks of another tool")
+    return facts
+
+# %% ../nbs/05b_masks.ipynb #f77b7e55
+def _compared(path, part, videos, n) -> tuple: # {camera: agreement}, residual
+    "The masks' agreement across cameras at some frames; nothing where no calibration can be read."
+    try: cams = without_skew(read_calibration(path/RIG, *_video_size(next(iter(videos.values())))[:2], keep_skew=True))
+    except (ValueError, FileNotFoundError): return {}, None
+    if len(cams) != len(videos) or len(cams) < 3: return {}, None
+    found = []
+    for i in np.linspace(0, n - 1, min(LOOKS, n)).round().astype(int):
+        masks = np.stack([_binary(decode_frame(part/f"{c}.mp4", int(i))) for c in videos])
+        if not masks.any((1, 2)).all(): continue
+        try: found.append(cross_check(masks, cams))
+        except ValueError: found.append((np.zeros(len(cams)), np.inf))        # rays that meet behind a camera: nothing agrees
+    return (dict(zip(videos, np.median([a for a, _ in found], 0))), float(np.median([r for _, r in found]))) if found else ({}, None)
+
+def _reports(path, part, videos, facts, made) -> list:
+    "Judge all cameras, write masks.json and masks.png."
+    agreement, residual = _compared(path, part, videos, min(map(len, facts.values()))); reports = []
+    for n, f in facts.items():
+        c = confidence_of(f); step = _steps([x["area"] for x in f])
+        reports.append(MaskReport(n, c, {int(i): _reason(f[i], step[i]) for i in np.flatnonzero(c < DOUBT)}, sum(x["border"] > 0 for x in f), made, agreement.get(n), residual))
+    rounded = lambda f: {k: round(v, 4) for k, v in f.items()}
+    (part/"masks.json").write_text(json.dumps([dict(camera=r.camera, sure=r.sure, sentence=str(r), made=made, agreement=r.agreement and round(float(r.agreement), 4), residual_px=r.residual_px and round(r.residual_px, 2),
+        confidence=r.confidence.round(4).tolist(), doubts=r.doubts, frames=[rounded(f) for f in facts[r.camera]]) for r in reports], indent=1))
+    contact_sheet(videos, part, reports).save(part/"masks.png")
+    return reports
+
+def make_masks(
+    recording, # folder with videos_undist/0.mp4, …
+    source=None, # masks of another tool (folder of PNG, COCO JSON); made from the recording when None
+    out=None, # folder of masks; RECORDING/simpleclick_undist when None
+    overwrite:bool=False, # replace masks that are there
+    threshold:float=NOISE, # levels of 255 below which nothing counts as a difference; higher for noisy videos
+    samples:int=SAMPLES, # frames from which the background is learnt
+) -> list: # of MaskReport, one per camera
+    "Masks for all cameras of a recording: all of them, or nothing."
+    if source is not None: return import_masks(recording, source, out, overwrite)
+    if not 0 < threshold < 255: raise ValueError(f"the threshold should lie between 0 and 255 levels, got {threshold}")
+    if samples < 8: raise ValueError(f"at least 8 samples are needed to tell an animal from its background, got {samples}")
+    path = Path(recording); videos = _numbered(path/VIDEOS); _cv2(); total = sum(_video_size(v)[2] for v in videos.values())
+    with _into(Path(out) if out else path/MASKS, overwrite) as part, tqdm(total=total, desc="masks", unit=" frames") as bar:
+        return _reports(path, part, videos, {n: _segmented(v, part/f"{n}.mp4", samples, threshold, bar) for n, v in videos.items()}, True)
+
+# %% ../nbs/05b_masks.ipynb #31929785
+def _outlined(picture, mask, side, doubtful) -> Image.Image:
+    "The picture, fitted into side × side, with the mask's outline."
+    k = side/max(picture.shape[:2]); fit = (max(1, round(picture.shape[1]*k)), max(1, round(picture.shape[0]*k))); x = np.array(Image.fromarray(picture).resize(fit)); m = np.array(Image.fromarray(mask).resize(fit, Image.NEAREST)).astype(np.uint8)
+    x[(_cv2().dilate(m, _disk(3)) - m) > 0] = (255, 60, 40) if doubtful else (60, 255, 60)
+    out = Image.new("RGB", (side, side), "white"); out.paste(Image.fromarray(x), (0, 0))
+    return out
+
+def _close(mask) -> tuple:
+    "Slices of a square around the mask; the whole picture where it is empty."
+    box = _box(mask, 0)
+    if box is None: return slice(None), slice(None)
+    half = int(.65*max(s.stop - s.start for s in box)) + 8; ys, xs = (((s.start + s.stop)//2) for s in box)
+    return slice(max(ys - half, 0), ys + half), slice(max(xs - half, 0), xs + half)
+
+def contact_sheet(
+    videos:dict, # camera: path of its pictures
+    folder, # of its masks
+    reports:list,
+    side:int=260, # pixels of each picture
+) -> Image.Image:
+    "Pictures with outlines, the least sure first."
+    from PIL import ImageDraw
+    sheet = Image.new("RGB", (6*side, len(reports)*(side + 14)), "white"); draw = ImageDraw.Draw(sheet)
+    for row, r in enumerate(reports):
+        blocks = np.array_split(np.arange(len(r.confidence)), min(5, len(r.confidence))); worst = sorted((int(b[r.confidence[b].argmin()]) for b in blocks), key=lambda i: r.confidence[i])
+        for col, i in enumerate([worst[0], *worst]):
+            picture, mask = decode_frame(videos[r.camera], i), _binary(decode_frame(Path(folder)/f"{r.camera}.mp4", i)); s = _close(mask) if col else (slice(None), slice(None)); at = col*side, row*(side + 14)
+            sheet.paste(_outlined(picture[s], mask[s], side - 4, i in r.doubts), (at[0], at[1] + 14)); draw.text((at[0] + 2, at[1] + 1), f"camera {r.camera} ({r.sure}), frame {i}: {r.confidence[i]:.2f}" if not col else f"frame {i}: {r.confidence[i]:.2f}", fill="black")
+    return sheet
+
+# %% ../nbs/05b_masks.ipynb #09031e78
+def _place(name:str, only=None) -> tuple: # camera, frame
+    "Which camera's which frame a file shows, by its name; `only` is the camera where there is but one."
+    *folders, stem = PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts; said = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
+    rest = stem.replace(said[0], " ", 1) if said else stem; frame = re.findall(r"\d{1,18}", rest); above = [n[-1] for f in folders if (n := re.findall(r"\d{1,9}", f))]
+    camera = int(said[1]) if said else int(above[-1]) if above else only
+    if camera is None or not frame: raise ValueError(f"{name}: a camera's and a frame's number were looked for in the name, as in cam_0/frame_000012.png")
+    return camera, int(frame[-1])
+
+def _placed(items, only) -> dict: # {camera: {frame: item}}
+    out = {}
+    for name, item in items:
+        c, f = _place(name, only); frames = out.setdefault(c, {})
+        if f in frames: raise ValueError(f"{name}: camera {c} has a second mask for frame {f}")
+        frames[f] = item
+    return out
+
+def read_png(path, width:int, height:int) -> np.ndarray: # (H, W) bool
+    "One mask; ValueError where the size is another or the picture is no mask."
+    try:
+        with Image.open(path) as im:
+            if im.size != (width, height): raise ValueError(f"it is {im.size[0]} × {im.size[1]} px, the video is {width} × {height}")
+            mode, x = im.mode, np.array(im)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{path} is no readable mask ({e})") from None
+    if mode in ("P", "1"): return x != 0
+    if mode in ("RGBA", "LA"):
+        if (x[..., -1] < 255).any(): return x[..., -1] > 127
+        x = x[..., :-1]
+    if x.ndim == 3: x = x.max(-1)
+    if x.max() > 127 and mode in ("L", "LA", "RGB", "RGBA"): return x > 127
+    if len(np.unique(x)) > 32: raise ValueError(f"{path} is no mask: neither white on black nor a few labels on 0 (mode {mode}, {len(np.unique(x))} values up to {x.max()})")
+    return x != 0
+
+def read_mask_folder(folder, only=None) -> dict: # {camera: {frame: path}}
+    "The PNG masks below a folder, by the numbers in their names."
+    folder = Path(folder); files = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".png")
+    if not files: raise FileNotFoundError(f"{folder}: masks as PNG (cam_0/frame_000000.png) or COCO JSON were looked for; {listing(folder)}")
+    return _placed(((p.relative_to(folder).as_posix(), p) for p in files), only)
+
+# %% ../nbs/05b_masks.ipynb #847b8837
+def _runs(text:str) -> list:
+    "The numbers in a compressed string; ValueError where it breaks off or runs wild."
+    runs, x, shift = [], 0, 0
+    for ch in text:
+        c = ord(ch) - 48
+        if not 0 <= c < 64 or shift > 30: raise ValueError(f"{ch!r} does not belong into compressed run lengths")
+        x |= (c & 31) << shift; shift += 5
+        if c & 32: continue
+        if c & 16: x -= 1 << shift
+        runs.append(x + (runs[-2] if len(runs) > 2 else 0)); x, shift = 0, 0
+    if shift: raise ValueError("the compressed run lengths break off")
+    return runs
+
+def decode_rle(
+    rle:dict, # size [height, width]; counts, a list or a compressed string
+    width:int, height:int, # of the video
+) -> np.ndarray: # (H, W) bool
+    "The mask in COCO's run lengths; ValueError unless they fill exactly width × height pixels."
+    if not isinstance(rle, dict) or "counts" not in rle: raise ValueError(f"run lengths (size, counts) were expected, found {'polygons' if isinstance(rle, list) else type(rle).__name__}")
+    if list(rle.get("size") or ()) != [height, width]: raise ValueError(f"the run lengths are for {str(rle.get('size'))[:40]} (height, width), the video is {[height, width]}")
+    counts = rle["counts"]; most = height*width + 1
+    if not isinstance(counts, (str, list)) or len(counts) > 7*most: raise ValueError(f"counts should be a list of whole numbers or a compressed string, found {type(counts).__name__} of {len(counts) if hasattr(counts, '__len__') else 1}")
+    runs = _runs(counts) if isinstance(counts, str) else counts
+    if not all(type(c) is int and 0 <= c < most for c in runs): raise ValueError("a run length is no whole number, is negative, or longer than the picture")
+    if sum(runs) != height*width: raise ValueError(f"the run lengths fill {sum(runs)} pixels, the video has {height*width}")
+    return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
+
+# %% ../nbs/05b_masks.ipynb #5d773eec
+def _coco_images(path, data) -> dict: # id: (file name, run lengths)
+    if not isinstance(data, dict) or not isinstance(data.get("images"), list) or not isinstance(data.get("annotations"), list): raise ValueError(f"{path}: `images` and `annotations` were expected, found {sorted(data)[:8] if isinstance(data, dict) else type(data).__name__}")
+    images = {}
+    for im in data["images"]:
+        if not isinstance(im, dict) or not isinstance(im.get("file_name"), str) or type(im.get("id")) not in (int, str): raise ValueError(f"{path}: each of `images` should have an id and a file_name, found {str(im)[:80]}")
+        if im["id"] in images: raise ValueError(f"{path}: two images have the id {im['id']}")
+        images[im["id"]] = im["file_name"], []
+    for a in data["annotations"]:
+        if not isinstance(a, dict) or type(a.get("image_id")) not in (int, str) or a["image_id"] not in images: raise ValueError(f"{path}: an annotation belongs to no image of the file: {str(a)[:80]}")
+        images[a["image_id"]][1].append(a.get("segmentation"))
+    return images
+
+def read_coco(path, only=None) -> dict: # {camera: {frame: list of run lengths}}
+    "The masks in a COCO JSON, or in a folder of one JSON per camera (cam_0.json), by the numbers in the pictures' names."
+    path = Path(path); files = sorted(path.glob("*.json")) if path.is_dir() else [path]; items = []
+    for f in files:
+        try: data = json.loads(read_bytes(f))
+        except (ValueError, RecursionError) as e: raise ValueError(f"{f}: no readable JSON ({str(e)[:80]})") from None
+        items += [(f"{f.stem}/{name}" if path.is_dir() else name, rles) for name, rles in _coco_images(f, data).values()]
+    return _placed(items, only)
+
+# %% ../nbs/05b_masks.ipynb #63786879
+def _in_order(found, n, where) -> list:
+    "The items of frames 0 … n - 1, or of 1 … n; ValueError with the first gap."
+    first = 1 if 0 not in found and n in found else 0; wanted = range(first, first + n)
+    if gone := [i for i in wanted if i not in found]: raise ValueError(f"{where}: a mask for frame {gone[0]} was looked for ({len(gone)} of {n} are missing), there are {len(found)}, from {min(found)} to {max(found)}")
+    if len(found) > n: raise ValueError(f"{where}: {len(found)} masks, but the video has {n} frames")
+    return [found[i] for i in wanted]
+
+def _decoded(item, width, height, where) -> np.ndarray:
+    if isinstance(item, Path): return read_png(item, width, height)
+    try: return np.logical_or.reduce([decode_rle(r, width, height) for r in item], axis=0, initial=False) if item else np.zeros((height, width), bool)
+    except ValueError as e: raise ValueError(f"{where}: {e}") from None
+
+def _read_source(source, only) -> dict:
+    source = Path(source)
+    if source.is_dir(): return read_coco(source, only) if any(source.glob("*.json")) and not any(p.suffix.lower() == ".png" for p in source.rglob("*")) else read_mask_folder(source, only)
+    if source.is_file() and source.suffix.lower() == ".json": return read_coco(source, only)
+    raise FileNotFoundError(f"{source}: a folder of PNG masks or a COCO JSON was looked for; " + (f"it is a file that ends in {source.suffix!r}" if source.exists() else listing(source.parent)))
+
+def import_masks(
+    recording, # folder with videos_undist/0.mp4, …
+    source, # folder of PNG, COCO JSON, or folder of one JSON per camera
+    out=None, # folder of masks; RECORDING/simpleclick_undist when None
+    overwrite:bool=False, # replace masks that are there
+) -> list: # of MaskReport, one per camera
+    "Masks of another tool, in the recording's layout: all of them, or nothing."
+    path = Path(recording); videos = _numbered(path/VIDEOS); found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None); _cv2()
+    if set(found) != set(videos): raise ValueError(f"{source}: masks of cameras {', '.join(map(str, videos))} were looked for, found {', '.join(map(str, sorted(found))) or 'none'}")
+    sizes = {c: _video_size(v) for c, v in videos.items()}; items = {c: _in_order(found[c], sizes[c][2], f"{source}, camera {c}") for c in videos}; facts = {c: [] for c in videos}
+    def masks(c):
+        for i, item in enumerate(items[c]): m = _decoded(item, *sizes[c][:2], f"{source}, camera {c}, frame {i}"); facts[c].append(_facts(m)); bar.update(); yield m
+    with _into(Path(out) if out else path/MASKS, overwrite) as part, tqdm(total=sum(map(len, items.values())), desc="masks", unit=" frames") as bar:
+        for c in videos: write_mask_video(part/f"{c}.mp4", masks(c), _rate(videos[c]))
+        return _reports(path, part, videos, facts, False)
