@@ -64,7 +64,7 @@ def write_mask_video(
         if a != zlib.crc32(np.packbits(_binary(b))): raise ValueError(f"{path}: the codec changed mask {i}, so the file cannot be trusted")
     return len(sums)
 
-# %% ../nbs/05b_masks.ipynb #7c49730d
+# %% ../nbs/05b_masks.ipynb #625a7d8e
 @dataclass(frozen=True)
 class Background:
     "What one static camera sees without the animal."
@@ -77,11 +77,14 @@ def _odd(size, width): return max(1, int(size*width/1152)//2*2 + 1)        # pix
 
 def _disk(n): return _cv2().getStructuringElement(_cv2().MORPH_ELLIPSE, (n, n))
 
-def _steady(x, plate) -> np.ndarray: # (H, W, 3) uint8
-    "The picture with the lamp of the plate: one factor per channel, the median over small blocks."
-    cv2 = _cv2(); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA).reshape(-1, 3).astype(np.float32) + 1
-    g = np.median(small(plate)/small(x), 0).clip(.5, 2)
-    return x if abs(g - 1).max() < .005 else (x*g).round().clip(0, 255).astype(np.uint8)
+def _blocks(x) -> np.ndarray: # (h, w, 3) float32
+    "Means over blocks of 8 × 8, and one."
+    return _cv2().resize(x, None, fx=1/8, fy=1/8, interpolation=_cv2().INTER_AREA).astype(np.float32) + 1
+
+def _steady(x, blocks) -> np.ndarray: # (H, W, 3) uint8
+    "The picture with the lamp of the plate, whose `blocks` are given: one factor per channel, by the median over blocks."
+    g = np.median((blocks/_blocks(x)).reshape(-1, 3), 0).clip(.5, 2)
+    return x if abs(g - 1).max() < .005 else (x*g.astype(np.float32)).round().clip(0, 255).astype(np.uint8)
 
 def _filled(picture, hole) -> np.ndarray:
     "The picture with the hole inpainted from its rim, at a quarter of the size."
@@ -114,7 +117,7 @@ def _costs(x, guess, where, rarity, rough, animal) -> np.ndarray: # (S, H, W) fl
         out[k] = cv2.blur(c, (n, n))/weight
     return out
 
-# %% ../nbs/05b_masks.ipynb #b2c62ffe
+# %% ../nbs/05b_masks.ipynb #86763a63
 def _blurred(x): return _cv2().GaussianBlur(x, (0, 0), .8).astype(np.float32) + 1
 
 def _differs(a, b): return np.sqrt(((a - b)**2).sum(-1))
@@ -138,8 +141,8 @@ def background_of(
     rounds:int=3, # of guess and choice
 ) -> Background:
     "The plate behind whatever moves."
-    cv2 = _cv2(); S, H, W, _ = samples.shape; median = np.sort(samples, 0)[S//2]; samples = np.stack([_steady(x, median) for x in samples]); median = np.sort(samples, 0)[S//2]
-    off = np.stack([cv2.absdiff(x, median).max(-1) for x in samples]); tolerance = max(6, 2.5*float(off[:, ::4, ::4].mean()))
+    cv2 = _cv2(); S, H, W, _ = samples.shape; blocks = np.median([_blocks(x) for x in samples], 0); samples = np.stack([_steady(x, blocks) for x in samples]); median = np.sort(samples, 0)[S//2]
+    off = np.stack([cv2.absdiff(x, median).max(-1) for x in samples]); tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
     step = max(1, W//512); changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), _disk(5)) > 0; del off
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
     if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds, noise)
@@ -162,7 +165,7 @@ def _plate(samples, median, changed, tolerance, step, rounds, noise):
         seen = np.concatenate([s[foreground(s, rough_one)] for s in samples[::4]]); animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
     return plate, unseen, keep
 
-# %% ../nbs/05b_masks.ipynb #801b4b9c
+# %% ../nbs/05b_masks.ipynb #0b78aa6d
 def _shadow(x, b, window) -> np.ndarray: # (H, W) bool
     "Where the picture is the plate, only darker."
     cv2 = _cv2(); bb = (b*b).sum(-1); r = (x*b).sum(-1)/bb; theta = np.sqrt(np.maximum((x*x).sum(-1)/bb - r*r, 0))/np.maximum(r, .05)
@@ -191,7 +194,7 @@ def foreground(
     level:float=1., # of the thresholds; several give several masks
 ) -> np.ndarray: # (H, W) bool
     "What stands before the plate."
-    return _levels(_steady(frame, bg.plate), bg, (level,))[0]
+    return _levels(_steady(frame, _blocks(bg.plate)), bg, (level,))[0]
 
 def _levels(frame, bg, levels) -> list:
     cv2 = _cv2(); box, W = _region(frame, bg), frame.shape[1]; out = [np.zeros(frame.shape[:2], bool) for _ in levels]
@@ -200,7 +203,7 @@ def _levels(frame, bg, levels) -> list:
     for m, level in zip(out, levels): m[box] = _clean((d > level*t) & (d > .5*near), W)
     return out
 
-# %% ../nbs/05b_masks.ipynb #453d1231
+# %% ../nbs/05b_masks.ipynb #c213524b
 def _edges(frame, plate, mask) -> float:
     "The share of the outline at which the picture has a stronger edge than the plate."
     cv2 = _cv2(); box = _box(mask, 4)
@@ -217,9 +220,9 @@ LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
 
 def _look(frame, bg) -> tuple: # (H, W) bool, facts
     "The mask of a frame, and what there is to doubt it by."
-    cv2 = _cv2(); frame = _steady(frame, bg.plate); m, loose, strict = _levels(frame, bg, LEVELS); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
+    cv2 = _cv2(); frame = _steady(frame, _blocks(bg.plate)); m, loose, strict = _levels(frame, bg, LEVELS); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
     elsewhere = (cv2.absdiff(small(frame), small(bg.plate)).max(-1) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), _disk(9))) == 0)
-    return m, dict(_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=float(elsewhere.mean()))
+    return m, dict(_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=max(float(elsewhere.mean()), restless if (restless := float(bg.changed.mean())) > .5 else 0.))
 
 # %% ../nbs/05b_masks.ipynb #46240098
 def _steps(area) -> np.ndarray: # (N,) in (0, 1]
@@ -302,7 +305,7 @@ def summary(reports) -> str:
     if any(r.sure == "unsure" for r in reports): lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, or masks of another tool, will help")
     return "\n".join(lines)
 
-# %% ../nbs/05b_masks.ipynb #772e5ad1
+# %% ../nbs/05b_masks.ipynb #253acb84
 SAMPLES, LOOKS, OURS = 50, 12, r"[0-9]{1,9}\.mp4|masks\.json|masks\.png"
 
 @contextmanager
@@ -332,7 +335,7 @@ def _segmented(video, out, samples, noise, bar) -> list: # facts per frame
     def masks():
         for x in video_frames(video): m, f = _look(x, bg); facts.append(f); bar.update(); yield m
     write_mask_video(out, masks(), _rate(video))
-    if not any(f["area"] for f in facts): raise ValueError(f"{video}: nothing moves in its {n} frames, so no animal can be told from the background; give masks of another tool")
+    if not any(f["area"] for f in facts): raise ValueError(f"{video}: nothing stands out in its {n} frames ({bg.changed.mean():.0%} of the picture is not at rest; an animal that stays, or a camera that moves), so no mask can be made; give masks of another tool")
     return facts
 
 # %% ../nbs/05b_masks.ipynb #f77b7e55
