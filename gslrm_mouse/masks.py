@@ -42,8 +42,8 @@ def _cv2():
     except ImportError: raise ImportError("making masks needs OpenCV's morphology: pip install 'gslrm_mouse[masks]'") from None
     return cv2
 
-# %% ../nbs/05b_masks.ipynb #36548a84
-def _binary(picture) -> np.ndarray: return picture.mean(-1) > MASK_THRESHOLD
+# %% ../nbs/05b_masks.ipynb #58301a02
+def _binary(picture) -> np.ndarray: return picture[..., 0].astype(np.uint16) + picture[..., 1] + picture[..., 2] > 3*MASK_THRESHOLD
 
 def write_mask_video(
     path, # mp4 to write
@@ -57,7 +57,7 @@ def write_mask_video(
         for m in masks:
             if not sums: s.height, s.width = m.shape; s.pix_fmt = "yuv420p" if m.shape[0] % 2 == m.shape[1] % 2 == 0 else "yuv444p"
             sums.append(zlib.crc32(np.packbits(m)))
-            f.mux(s.encode(av.VideoFrame.from_ndarray(np.repeat(m[..., None].astype(np.uint8)*255, 3, -1), format="rgb24")))
+            f.mux(s.encode(av.VideoFrame.from_ndarray(np.where(m, np.uint8(255), np.uint8(0)), format="gray")))
         if sums: f.mux(s.encode())
     if not sums: raise ValueError(f"{path}: no mask was given, so no video was written")
     for i, (a, b) in enumerate(zip(sums, video_frames(path), strict=True)):
@@ -93,7 +93,7 @@ def _filled(picture, hole) -> np.ndarray:
     a = small(known); x = small(picture*known[..., None])/np.maximum(a, 1e-3)[..., None]
     return cv2.resize(cv2.inpaint(x.clip(0, 255).astype(np.uint8), (a < .1).astype(np.uint8), 3, cv2.INPAINT_TELEA), (w, h), interpolation=cv2.INTER_LINEAR)
 
-# %% ../nbs/05b_masks.ipynb #75a7dbe0
+# %% ../nbs/05b_masks.ipynb #ed5d4c2f
 def _cell(x): return (x[..., 0].astype(np.int32) >> 3 << 10) + (x[..., 1].astype(np.int32) >> 3 << 5) + (x[..., 2] >> 3)
 
 def _colours(x) -> np.ndarray: # (32768,)
@@ -113,14 +113,18 @@ def _costs(x, guess, where, rarity, rough, animal) -> np.ndarray: # (S, H, W) fl
     cv2 = _cv2(); n = max(3, _odd(9, 2*where.shape[1])); weight = np.maximum(cv2.blur(where.astype(np.float32), (n, n)), 1e-6); out = np.empty((len(x), *where.shape), np.float32)
     for k in range(len(x)):
         c = np.zeros(where.shape, np.float32); v = x[k][where]
-        c[where] = cv2.absdiff(v, guess[where]).max(-1)/rough + rarity[k] + (0 if animal is None else animal[_cell(v)])
+        c[where] = _most(cv2.absdiff(v, guess[where]))/rough + rarity[k] + (0 if animal is None else animal[_cell(v)])
         out[k] = cv2.blur(c, (n, n))/weight
     return out
 
-# %% ../nbs/05b_masks.ipynb #86763a63
+# %% ../nbs/05b_masks.ipynb #06cd0bce
 def _blurred(x): return _cv2().GaussianBlur(x, (0, 0), .8).astype(np.float32) + 1
 
-def _differs(a, b): return np.sqrt(((a - b)**2).sum(-1))
+def _dot(a, b): return np.einsum("hwc,hwc->hw", a, b)
+
+def _most(a): return np.maximum(np.maximum(a[..., 0], a[..., 1]), a[..., 2])
+
+def _differs(a, b): return np.sqrt(_dot(a - b, a - b))
 
 def _box(mask, margin) -> tuple:
     "Slices around what is set, with a margin; None where nothing is."
@@ -142,7 +146,7 @@ def background_of(
 ) -> Background:
     "The plate behind whatever moves."
     cv2 = _cv2(); S, H, W, _ = samples.shape; blocks = np.median([_blocks(x) for x in samples], 0); samples = np.stack([_steady(x, blocks) for x in samples]); median = np.sort(samples, 0)[S//2]
-    off = np.stack([cv2.absdiff(x, median).max(-1) for x in samples]); tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
+    off = np.stack([_most(cv2.absdiff(x, median)) for x in samples]); tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
     step = max(1, W//512); changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), _disk(5)) > 0; del off
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
     if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds, noise)
@@ -165,11 +169,12 @@ def _plate(samples, median, changed, tolerance, step, rounds, noise):
         seen = np.concatenate([s[foreground(s, rough_one)] for s in samples[::4]]); animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
     return plate, unseen, keep
 
-# %% ../nbs/05b_masks.ipynb #0b78aa6d
+# %% ../nbs/05b_masks.ipynb #24660b10
 def _shadow(x, b, window) -> np.ndarray: # (H, W) bool
     "Where the picture is the plate, only darker."
-    cv2 = _cv2(); bb = (b*b).sum(-1); r = (x*b).sum(-1)/bb; theta = np.sqrt(np.maximum((x*x).sum(-1)/bb - r*r, 0))/np.maximum(r, .05)
-    lr = np.log(x.sum(-1)/b.sum(-1)); mean = cv2.blur(lr, (window, window)); var = np.maximum(cv2.blur(lr*lr, (window, window)) - mean*mean, 0)
+    cv2 = _cv2()
+    bb = _dot(b, b); r = _dot(x, b)/bb; theta = np.sqrt(np.maximum(_dot(x, x)/bb - r*r, 0))/np.maximum(r, .05)
+    lr = np.log((x[..., 0] + x[..., 1] + x[..., 2])/(b[..., 0] + b[..., 1] + b[..., 2])); mean = cv2.blur(lr, (window, window)); var = np.maximum(cv2.blur(lr*lr, (window, window)) - mean*mean, 0)
     return (r > .3) & (r < 1.02) & ((theta/.045)**2 + var/.25**2 < 1)
 
 def _clean(m, width) -> np.ndarray: # (H, W) bool
@@ -185,7 +190,7 @@ def _clean(m, width) -> np.ndarray: # (H, W) bool
 def _region(frame, bg) -> tuple:
     "Slices around all that differs, from a quarter-size look; None where nothing does."
     cv2 = _cv2(); small = lambda a: cv2.resize(a, None, fx=1/4, fy=1/4, interpolation=cv2.INTER_AREA)
-    box = _box(cv2.absdiff(small(frame), small(bg.plate)).max(-1) > small(bg.threshold)/2, 5)
+    box = _box(_most(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)/2, 5)
     return box and tuple(slice(4*s.start, 4*s.stop) for s in box)
 
 def foreground(
@@ -203,12 +208,12 @@ def _levels(frame, bg, levels) -> list:
     for m, level in zip(out, levels): m[box] = _clean((d > level*t) & (d > .5*near), W)
     return out
 
-# %% ../nbs/05b_masks.ipynb #c213524b
+# %% ../nbs/05b_masks.ipynb #38ce86f1
 def _edges(frame, plate, mask) -> float:
     "The share of the outline at which the picture has a stronger edge than the plate."
     cv2 = _cv2(); box = _box(mask, 4)
     if box is None: return 0.
-    m = mask[box].astype(np.uint8); rim = m - cv2.erode(m, _disk(3)); strength = lambda x: cv2.dilate(cv2.morphologyEx(_blurred(x[box]), cv2.MORPH_GRADIENT, _disk(3)).max(-1), _disk(3))
+    m = mask[box].astype(np.uint8); rim = m - cv2.erode(m, _disk(3)); strength = lambda x: cv2.dilate(_most(cv2.morphologyEx(_blurred(x[box]), cv2.MORPH_GRADIENT, _disk(3))), _disk(3))
     return float((strength(frame) > strength(plate))[rim > 0].mean())
 
 def _facts(m) -> dict:
@@ -221,7 +226,7 @@ LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
 def _look(frame, bg) -> tuple: # (H, W) bool, facts
     "The mask of a frame, and what there is to doubt it by."
     cv2 = _cv2(); frame = _steady(frame, _blocks(bg.plate)); m, loose, strict = _levels(frame, bg, LEVELS); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
-    elsewhere = (cv2.absdiff(small(frame), small(bg.plate)).max(-1) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), _disk(9))) == 0)
+    elsewhere = (_most(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), _disk(9))) == 0)
     return m, dict(_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=max(float(elsewhere.mean()), restless if (restless := float(bg.changed.mean())) > .5 else 0.))
 
 # %% ../nbs/05b_masks.ipynb #46240098
