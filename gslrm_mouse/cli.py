@@ -11,9 +11,9 @@ import tyro
 from fastcore.docments import docments
 
 # %% auto #0
-__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'preprocess', 'sensitivity', 'pretrain', 'demo', 'main']
+__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #17693df8
+# %% ../nbs/18_cli.ipynb #181152ac
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -98,6 +98,22 @@ def doctor(
     print(d.to_json() if json else d); sys.exit(d.status)
 
 @taught
+def masks(
+    recording:tyro.conf.Positional[Path], # folder with videos_undist/0.mp4, … or videos/0.mp4, …
+    source:Path|None=None, # masks of another tool: a folder of PNG, or COCO JSON; made from the recording when left out
+    out:Path|None=None, # folder of masks; where the recording's layout wants them when left out
+    overwrite:bool=False, # replace masks that are there
+    threshold:float=8., # levels of 255 below which nothing counts as a difference; higher for noisy videos
+    samples:int=50, # frames from which the background is learnt
+):
+    """Masks for cameras that stand still: background from the recording itself, and how sure each mask is.
+
+    Writes mask videos beside the recording, masks.json with a confidence per frame, and masks.png, where the least sure come first: look at it."""
+    from gslrm_mouse.masks import make_masks, summary
+    print(summary(made := make_masks(recording, source, out, overwrite, threshold, samples)))
+    if not all(r.sure == "sure" for r in made): print("look at masks.png before you go on")
+
+@taught
 def preprocess(
     source:tyro.conf.Positional[Path], # a recording, a sample folder, or a folder of sample folders
     out:tyro.conf.Positional[Path], # folder to make, or to go on with
@@ -170,12 +186,12 @@ def demo(
     from gslrm_mouse.scenes import write_recording
     print(f"written: {write_recording(out, frames, seed)}")
 
-# %% ../nbs/18_cli.ipynb #4c346c3b
+# %% ../nbs/18_cli.ipynb #0ec93948
 def main(
     args:list[str]|None=None, # what follows `gslrm_mouse`; the command line when None
 ) -> None:
     "Entry point: user errors become one sentence on stderr and exit status 2."
-    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "preprocess": preprocess, "pretrain": pretrain, "sensitivity": sensitivity, "demo": demo}, prog="gslrm_mouse", args=args,
+    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "pretrain": pretrain, "sensitivity": sensitivity, "demo": demo}, prog="gslrm_mouse", args=args,
                                               description="GS-LRM on a mouse rig: why it went white, and what to do. Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA")
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError) as e:
         print(f"gslrm_mouse: {e}", file=sys.stderr); sys.exit(2)
