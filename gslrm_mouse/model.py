@@ -81,7 +81,7 @@ def _flat(d, prefix=""):
 
 def _fits(value, default) -> bool: return isinstance(value, (int, float) if isinstance(default, float) else type(default)) and isinstance(value, bool) == isinstance(default, bool)
 
-# %% ../nbs/09_model.ipynb #e43f8b89
+# %% ../nbs/09_model.ipynb #d789218a
 @patch(cls_method=True)
 def from_yaml(cls:GSLRMConfig,
     path, # the original's configs/*.yaml; only `model` and `inference` are read
@@ -93,7 +93,7 @@ def from_yaml(cls:GSLRMConfig,
     try: whole = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not readable as YAML ({' '.join(str(e).split())[:120]})") from None
     if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict): raise ValueError(f"{path}: a `model` section was looked for, found {', '.join(map(str, whole)) if isinstance(whole, dict) else type(whole).__name__}")
-    m = _flat(whole["model"]); unset = {k: v for k, v in m.items() if v is None}; m = {k: v for k, v in m.items() if v is not None and k not in unset}
+    m = {k: v for k, v in _flat(whole["model"]).items() if v is not None}
     if missing := [k for k in [*_YAML, "image_tokenizer.in_channels"] if k not in m]: raise ValueError(f"{path}: the model section lacks {', '.join(missing)}")
     if unknown := sorted(m.keys() - _YAML.keys() - _YAML_OPTIONAL.keys() - _YAML_OTHER): raise ValueError(f"{path}: unknown keys in the model section: {', '.join(unknown)}")
     if m.get("gaussians.upsampler.upsample_factor", 1) != 1: raise ValueError(f"{path}: gaussians.upsampler.upsample_factor is {m['gaussians.upsampler.upsample_factor']}, only 1 exists")
