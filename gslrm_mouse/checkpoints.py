@@ -57,7 +57,7 @@ def read_card(path) -> Card:
     try: return Card.from_json(meta["card"])
     except (TypeError, KeyError, ValueError) as e: raise ValueError(f"{path}: the camera card cannot be read ({e})") from None
 
-# %% ../nbs/10_checkpoints.ipynb #72849b7e
+# %% ../nbs/10_checkpoints.ipynb #2fafe675
 def _some(names): names = sorted(names); return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
 
 def filled(
@@ -71,8 +71,8 @@ def filled(
     want = model.state_dict(); missing, extra = want.keys() - state.keys(), state.keys() - want.keys()
     if missing or extra: raise ValueError(f"{name} does not fit {whose}: {len(missing)} weights are missing ({_some(missing)}), {len(extra)} are unknown ({_some(extra)})")
     if wrong := [k for k, v in state.items() if not isinstance(v, torch.Tensor) or not v.is_floating_point() or v.layout != torch.strided]: raise ValueError(f"{name}: no floating-point numbers in {_some(wrong)}")
-    width = state[embed := "patch_embedder.1.weight"].shape[-1] if state["patch_embedder.1.weight"].ndim else 0; p2 = config.patch_size**2
-    if width != p2*config.in_channels and width % p2 == 0: raise ValueError(f"{name}: {embed} takes {width//p2} channels a pixel, colour and rays={config.rays!r} make {config.in_channels}")
+    embed = "patch_embedder.1.weight"; width, p2 = state[embed].shape[-1] if state[embed].ndim else 0, config.patch_size**2
+    if width != p2*config.in_channels and width and width % p2 == 0: raise ValueError(f"{name}: {embed} takes {width//p2} channels a pixel, colour and rays={config.rays!r} make {config.in_channels}")
     if wrong := [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in want if state[k].shape != want[k].shape]: raise ValueError(f"{name} does not fit {whose}: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else ""))
     state = {k: state[k].float().contiguous() for k in want}
     if bad := [k for k, v in state.items() if v.numel() and not torch.stack(v.aminmax()).isfinite().all()]: raise ValueError(f"{name}: {bad[0]} holds NaN or infinity")

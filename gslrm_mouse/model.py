@@ -195,7 +195,7 @@ class TransformerLayer(nn.Module):
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../nbs/09_model.ipynb #7df9f4de
+# %% ../nbs/09_model.ipynb #aebc8ae1
 class FreeDecoder(nn.Module):
     "Free token → one Gaussian."
     def __init__(self, d, n_out): super().__init__(); self.layernorm, self.linear = nn.LayerNorm(d, bias=False), nn.Linear(d, n_out, bias=False)
@@ -217,7 +217,7 @@ class GSLRM(nn.Module):
         self.gaussian_upsampler = FreeDecoder(c.d, c.n_out)
         self.pixel_gaussian_decoder = nn.Sequential(nn.LayerNorm(c.d, bias=False), nn.Linear(c.d, c.patch_size**2*c.n_out, bias=False))
         for name, p in self.named_parameters():
-            if p.ndim > 1 and p.numel(): (nn.init.trunc_normal_ if "embeddings" in name else nn.init.normal_)(p, std=.02)
+            if p.ndim > 1 and p.numel() and not p.is_meta: (nn.init.trunc_normal_ if "embeddings" in name else nn.init.normal_)(p, std=.02)
 
     def extra_repr(self): return f"{self.config}, grad_checkpoint_every={self.grad_checkpoint_every}"
 
