@@ -33,7 +33,13 @@ def facelift_tensors(
         for i, (a, b) in enumerate(zip([3, *_VGG], _VGG), 1): names |= {f"{PERCEPTUAL}perceptual_loss_module.net.conv{i}.{k}": s for k, s in (("weight", (b, a, 3, 3)), ("bias", (b,)))}
     return names
 
-# %% ../nbs/10b_facelift.ipynb #8c6231ff
+# %% ../nbs/10b_facelift.ipynb #efbf68fc
+def _first_line(e, *about):
+    lines = str(e).strip().splitlines() or [type(e).__name__]
+    return next((l.strip() for l in lines if any(a in l for a in about)), lines[0])[:160]
+
+def _entries(x): return f"{len(x)} entries ({', '.join(str(k)[:60] for k in list(x)[:5])}{', …' if len(x) > 5 else ''})" if isinstance(x, dict) else type(x).__name__
+
 def facelift_contents(
     path, # ckpt_*.pt
 ) -> dict: # what torch.save was given; tensors are mapped
@@ -43,18 +49,13 @@ def facelift_contents(
     if not zipfile.is_zipfile(path):
         with open(path, "rb") as f: raise ValueError(f"{path}: a whole zip file of torch.save was looked for, found {path.stat().st_size:,} bytes beginning with {f.read(8)!r}")
     try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as e: raise ValueError(f"{path}: holds more than weights, and was not run ({_first_line(e, 'Unsupported', 'GLOBAL')})") from None
+    except pickle.UnpicklingError as e: raise ValueError(f"{path}: holds something other than weights, and nothing in it was run ({_first_line(e, 'Unsupported', 'GLOBAL')})") from None
     except (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not readable as a file of torch.save ({_first_line(e)})") from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise ValueError(f"{path}: FaceLift's files have an entry `model`, found {_entries(found)}")
     return found
 
-def _first_line(e, *about):
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    return next((l.strip() for l in lines if any(a in l for a in about)), lines[0])[:160]
-
-def _entries(x): return f"{len(x)} entries ({', '.join(str(k)[:60] for k in list(x)[:5])}{', …' if len(x) > 5 else ''})" if isinstance(x, dict) else type(x).__name__
-
+# %% ../nbs/10b_facelift.ipynb #333f4af8
 def load_facelift(
     path, # ckpt_*.pt of FaceLift or of a fork that left the network as it is
     config:GSLRMConfig=GSLRMConfig(), # what the file's YAML says; the released one's by default

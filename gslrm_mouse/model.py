@@ -18,8 +18,8 @@ from .gaussians import Gaussians
 
 # %% auto #0
 __all__ = ['DEPTH_WINDOW', 'SCALE_CAP', 'GSLRMConfig', 'n_parameters', 'n_tokens', 'n_flop', 'patchify', 'to_patch_order',
-           'to_raster_order', 'RigRays', 'rig_rays', 'float32', 'posed_patches', 'Attention', 'MLP', 'TransformerLayer',
-           'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
+           'to_raster_order', 'RigRays', 'rig_rays', 'in_float32', 'posed_patches', 'Attention', 'MLP',
+           'TransformerLayer', 'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
 
 # %% ../nbs/09_model.ipynb #74d8b890
 @dataclass(frozen=True)
@@ -130,7 +130,7 @@ def to_raster_order(
     "The way back: per-pixel values where their pixels are."
     return x.view(x.shape[0], -1, height//p, width//p, p, p, x.shape[-1]).transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
-# %% ../nbs/09_model.ipynb #ca8900b6
+# %% ../nbs/09_model.ipynb #22a76be3
 @dataclass(frozen=True)
 class RigRays:
     "What a network takes from a rig's cameras, in patch order and float32."
@@ -149,10 +149,10 @@ def rig_rays(
 ) -> RigRays:
     "Rays of a batch of rigs, ready for a network of this configuration; never in less than float32, autocast or not."
     if cams.w2c.ndim != 4: raise ValueError(f"cameras must be batched (B, V), got {tuple(cams.w2c.shape[:-2])}")
-    with float32(cams.w2c.device): f, o, d = ray_features(cams, c.rays)
+    with in_float32(cams.w2c.device): f, o, d = ray_features(cams, c.rays)
     return RigRays(to_patch_order(f, c.patch_size).unflatten(1, (-1, c.patch_size**2)), to_patch_order(o, c.patch_size), to_patch_order(d, c.patch_size), cams.w2c.shape[1], cams.width, cams.height)
 
-def float32(device:torch.device):
+def in_float32(device:torch.device):
     "A context in which autocast, if on, is off."
     return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
 
@@ -236,14 +236,14 @@ def ray_depth(
     if c.depth_reference_origin: return (2*s - 1)*DEPTH_WINDOW + o.norm(dim=-1, keepdim=True)
     return (2*s - 1)*1.5 + 2.7
 
-# %% ../nbs/09_model.ipynb #4e59cf63
+# %% ../nbs/09_model.ipynb #c6a20b5e
 def decode(
     raw:Tensor, # (B, N, q) free Gaussians first, then one per pixel in patch order
     o:Tensor, d:Tensor, # (B, N - G, 3) rays in patch order
     c:GSLRMConfig,
 ) -> dict: # the stored, not yet activated parameters
     "Raw decoder outputs as positions, SH features, log-scales, quaternions and opacity logits; always in float32."
-    with float32(raw.device):
+    with in_float32(raw.device):
         K = (c.sh_degree + 1)**2
         xyz, sh, scale, rotation, opacity = raw.float().split([3, 3*K, 3, 4, 1], -1)
         if c.hard_pixelalign:
@@ -255,7 +255,7 @@ def activate(p:dict, c:GSLRMConfig) -> Gaussians:
     "The activated cloud."
     return Gaussians(p["xyz"], p["rotation"], p["scaling"].exp()*c.scaling_modifier, torch.sigmoid(p["opacity"][..., 0]), p["features"])
 
-# %% ../nbs/09_model.ipynb #54d68b49
+# %% ../nbs/09_model.ipynb #66701ab8
 def _checked(images, rig, batch, c):
     if images.ndim != 5 or images.shape[-1] not in (3, 4): raise ValueError(f"images must be (B, V, H, W, 3 or 4), got {tuple(images.shape)}")
     if images.shape[:4] != (batch, rig.views, rig.height, rig.width): raise ValueError(f"images {tuple(images.shape)} do not belong to {batch} × {rig.views} cameras of {rig.width}×{rig.height}")
@@ -264,7 +264,7 @@ def _checked(images, rig, batch, c):
 @patch
 def trunk(self:GSLRM, rows, views:int, keep=None): # (B, T, p·p·channels) posed patches of `views` pictures → (B, G + T, d)
     "All tokens after the last layer; intermediate ones are left in the dict `keep`, if given, under the names of the fixtures."
-    with float32(rows.device): x = embedded = self.patch_embedder(rows)                                  # eq. 1
+    with in_float32(rows.device): x = embedded = self.patch_embedder(rows)                                  # eq. 1
     if self.config.refsrc_marker: x = (x.unflatten(1, (views, -1)) + self.view_type_embeddings[(torch.arange(views, device=x.device) > 0).long(), None]).flatten(1, 2)
     x = inside = self.input_layer_norm(torch.cat([self.gaussian_position_embeddings.expand(len(x), -1, -1), x], 1)) # eq. 2
     every = self.grad_checkpoint_every if torch.is_grad_enabled() and keep is None else 0
@@ -279,7 +279,7 @@ def trunk(self:GSLRM, rows, views:int, keep=None): # (B, T, p·p·channels) pose
 def raw_gaussians(self:GSLRM, tokens): # (B, G + T, d) → (B, N, q)
     "Both decoders: free Gaussians first."
     G, q = self.config.n_gaussians, self.config.n_out
-    with float32(tokens.device):                                                                          # eq. 4
+    with in_float32(tokens.device):                                                                          # eq. 4
         tokens = tokens.to(self.pixel_gaussian_decoder[0].weight.dtype)
         return torch.cat([self.gaussian_upsampler(tokens[:, :G]), self.pixel_gaussian_decoder(tokens[:, G:]).view(len(tokens), -1, q)], 1)
 
