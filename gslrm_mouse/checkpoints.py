@@ -14,7 +14,7 @@ from .cameras import CameraDomain
 from .model import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['Card', 'save_checkpoint', 'read_card', 'load_checkpoint', 'shipped_checkpoint', 'checkpoint_hash']
+__all__ = ['Card', 'save_checkpoint', 'read_card', 'filled', 'load_checkpoint', 'shipped_checkpoint', 'checkpoint_hash']
 
 # %% ../nbs/10_checkpoints.ipynb #9302d1e6
 @dataclass(frozen=True)
@@ -57,21 +57,38 @@ def read_card(path) -> Card:
     try: return Card.from_json(meta["card"])
     except (TypeError, KeyError, ValueError) as e: raise ValueError(f"{path}: the camera card cannot be read ({e})") from None
 
-# %% ../nbs/10_checkpoints.ipynb #06cd11b6
+# %% ../nbs/10_checkpoints.ipynb #2fafe675
+def _some(names): names = sorted(names); return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
+
+def filled(
+    config:GSLRMConfig,
+    state:dict, # every weight of the network, by name; float32 tensors are used as they are
+    name:str, # where they come from, for messages
+    whose:str="its own card", # what they should fit, for messages
+) -> GSLRM: # float32, eval mode
+    "A network made of `state`, or a ValueError which names what is missing, extra, of another shape or no number."
+    with torch.device("meta"): model = GSLRM(config)
+    want = model.state_dict(); missing, extra = want.keys() - state.keys(), state.keys() - want.keys()
+    if missing or extra: raise ValueError(f"{name} does not fit {whose}: {len(missing)} weights are missing ({_some(missing)}), {len(extra)} are unknown ({_some(extra)})")
+    if wrong := [k for k, v in state.items() if not isinstance(v, torch.Tensor) or not v.is_floating_point() or v.layout != torch.strided]: raise ValueError(f"{name}: no floating-point numbers in {_some(wrong)}")
+    embed = "patch_embedder.1.weight"; width, p2 = state[embed].shape[-1] if state[embed].ndim else 0, config.patch_size**2
+    if width != p2*config.in_channels and width and width % p2 == 0: raise ValueError(f"{name}: {embed} takes {width//p2} channels a pixel, colour and rays={config.rays!r} make {config.in_channels}")
+    if wrong := [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in want if state[k].shape != want[k].shape]: raise ValueError(f"{name} does not fit {whose}: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else ""))
+    state = {k: state[k].float().contiguous() for k in want}
+    if bad := [k for k, v in state.items() if v.numel() and not torch.stack(v.aminmax()).isfinite().all()]: raise ValueError(f"{name}: {bad[0]} holds NaN or infinity")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
 def load_checkpoint(
     path=None, # a file of `save_checkpoint`; the one that ships with the package when None
 ) -> tuple[GSLRM, Card]: # float32, eval mode
     "The network with its weights, every one of them, and its card."
-    path = Path(path or shipped_checkpoint()); card = read_card(path); model = GSLRM(card.config)
-    with _open(path) as f: state = {k: f.get_tensor(k).float() for k in f.keys()}
-    want = model.state_dict()
-    missing, extra = sorted(want.keys() - state.keys()), sorted(state.keys() - want.keys())
-    if missing or extra: raise ValueError(f"{path} does not fit its own card: {len(missing)} weights are missing ({', '.join(missing[:3])}), {len(extra)} are unknown ({', '.join(extra[:3])})")
-    if wrong := [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in want if state[k].shape != want[k].shape]: raise ValueError(f"{path}: {wrong[0]}")
-    if bad := [k for k, v in state.items() if not v.isfinite().all()]: raise ValueError(f"{path}: {bad[0]} holds NaN or infinity")
-    model.load_state_dict(state)
-    return model.eval(), card
+    path = Path(path or shipped_checkpoint()); card = read_card(path)
+    with _open(path) as f: state = {k: f.get_tensor(k) for k in f.keys()}
+    return filled(card.config, state, str(path)), card
 
 def shipped_checkpoint() -> Path: "The checkpoint in this package."; return Path(__file__).parent/"weights"/"gslrm_64.safetensors"
 
-def checkpoint_hash(path) -> str: "First 12 digits of the file's SHA-256."; return hashlib.sha256(Path(path).read_bytes()).hexdigest()[:12]
+def checkpoint_hash(path) -> str:
+    "First 12 digits of the file's SHA-256."
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]

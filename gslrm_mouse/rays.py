@@ -10,20 +10,25 @@ from torch.nn.functional import normalize
 from .cameras import Cameras
 
 # %% auto #0
-__all__ = ['RAY_CHANNELS', 'pixel_rays', 'nearest_points', 'moments', 'ray_features', 'ray_angles']
+__all__ = ['RAY_CHANNELS', 'camera_rays', 'pixel_rays', 'nearest_points', 'moments', 'ray_features', 'ray_angles']
 
-# %% ../nbs/02_rays.ipynb #f9127e05
-def pixel_rays(
+# %% ../nbs/02_rays.ipynb #6dd572a3
+def camera_rays(
     cams:Cameras, # (..., ) any batch of cameras
-) -> tuple[Tensor, Tensor]: # (..., H, W, 3) origins and (..., H, W, 3) unit directions, world
-    "Origin and unit direction of every pixel's ray, in float32 or better."
-    dtype = torch.promote_types(cams.K.dtype, torch.float32)
-    K, w2c = cams.K.to(dtype), cams.w2c.to(dtype)
+) -> Tensor: # (..., H, W, 3) z = 1
+    "Direction of every pixel's ray in camera axes, up to the plane z = 1, in float32 or better."
+    dtype = torch.promote_types(cams.K.dtype, torch.float32); K = cams.K.to(dtype)
     x = torch.arange(cams.width, dtype=dtype, device=K.device) + .5
     y = torch.arange(cams.height, dtype=dtype, device=K.device) + .5
     gx = (x - K[..., 0, 2, None])/K[..., 0, 0, None]; gy = (y - K[..., 1, 2, None])/K[..., 1, 1, None]
     shape = (*K.shape[:-2], cams.height, cams.width)
-    cam = torch.stack([gx[..., None, :].expand(shape), gy[..., :, None].expand(shape), gx.new_ones(shape)], -1)
+    return torch.stack([gx[..., None, :].expand(shape), gy[..., :, None].expand(shape), gx.new_ones(shape)], -1)
+
+def pixel_rays(
+    cams:Cameras, # (..., ) any batch of cameras
+) -> tuple[Tensor, Tensor]: # (..., H, W, 3) origins and (..., H, W, 3) unit directions, world
+    "Origin and unit direction of every pixel's ray, in float32 or better."
+    cam = camera_rays(cams); w2c = cams.w2c.to(cam.dtype)
     d = normalize(torch.einsum("...hwc,...ck->...hwk", cam, w2c[..., :3, :3]), dim=-1)
     o = -(w2c[..., :3, :3].mT @ w2c[..., :3, 3:])[..., 0]
     return o[..., None, None, :].expand_as(d), d
