@@ -11,9 +11,10 @@ import tyro
 from fastcore.docments import docments
 
 # %% auto #0
-__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'demo', 'main']
+__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'convert', 'demo',
+           'main']
 
-# %% ../nbs/18_cli.ipynb #181152ac
+# %% ../nbs/18_cli.ipynb #004ff723
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -177,6 +178,20 @@ def pretrain(
     print(f"written: {path}")
 
 @taught
+def convert(
+    source:tyro.conf.Positional[Path], # a ckpt_*.pt of FaceLift's training
+    out:tyro.conf.Positional[Path], # the .safetensors file to write, with its camera card
+    config:Path|None=None, # the YAML file it was trained by; the released one's settings when left out
+    dtype:Literal["float32", "float16"]="float32", # of the stored weights
+    overwrite:bool=False, # replace an existing file
+):
+    """Make FaceLift's released reconstructor a checkpoint of this package: the same weights under the same names, and the cameras it knows.
+
+    Nothing in the file is run, and a weight that is missing, unknown or of another shape is an error."""
+    from gslrm_mouse.facelift import convert as f
+    print(f"written: {f(source, out, config, dtype, overwrite)}")
+
+@taught
 def demo(
     out:tyro.conf.Positional[Path], # folder to write
     frames:int=4, # of the recording
@@ -186,12 +201,12 @@ def demo(
     from gslrm_mouse.scenes import write_recording
     print(f"written: {write_recording(out, frames, seed)}")
 
-# %% ../nbs/18_cli.ipynb #0ec93948
+# %% ../nbs/18_cli.ipynb #553343b6
 def main(
     args:list[str]|None=None, # what follows `gslrm_mouse`; the command line when None
 ) -> None:
     "Entry point: user errors become one sentence on stderr and exit status 2."
-    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "pretrain": pretrain, "sensitivity": sensitivity, "demo": demo}, prog="gslrm_mouse", args=args,
+    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "pretrain": pretrain, "sensitivity": sensitivity, "convert": convert, "demo": demo}, prog="gslrm_mouse", args=args,
                                               description="GS-LRM on a mouse rig: why it went white, and what to do. Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA")
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError) as e:
         print(f"gslrm_mouse: {e}", file=sys.stderr); sys.exit(2)
