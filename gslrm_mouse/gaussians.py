@@ -158,7 +158,7 @@ def between(
     d = torch.cdist(centers.to(g.means), g.means); low, high = d.quantile(near, dim=1, keepdim=True), d.quantile(far, dim=1, keepdim=True)
     return ((d >= low) & (d <= high)).all(0)
 
-# %% ../nbs/03_gaussians.ipynb #357e8dc6
+# %% ../nbs/03_gaussians.ipynb #c0dce959
 Corners = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 @dataclass(frozen=True)
@@ -188,15 +188,15 @@ def steps(self:Filters, centers:Tensor=None) -> dict: # name: cloud → mask
     return {k: v for k, v in f.items() if getattr(self, k) is not None}
 
 @patch
-def filtered(
-    self:Gaussians, # unbatched, model units
-    filters:Filters,
+def mask(
+    self:Filters,
+    g:Gaussians, # unbatched, model units
     centers:Tensor=None, # (V, 3) of the cameras, for `near_far`
-) -> Gaussians:
+) -> Tensor: # (N,) bool
     "What the filters leave, each applied to what the one before it has left."
-    g = self
-    for keep in filters.steps(centers).values(): g = g.kept(keep(g))
-    return g
+    keep = torch.ones(len(g), dtype=torch.bool, device=g.means.device)
+    for f in self.steps(centers).values(): keep[keep.clone()] = f(g.kept(keep))
+    return keep
 
 # %% ../nbs/03_gaussians.ipynb #db7d1b78
 def _columns(degree:int) -> list[str]:
