@@ -191,7 +191,7 @@ def write_sample(
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
-# %% ../nbs/05_views.ipynb #120505fa
+# %% ../nbs/05_views.ipynb #8a7f0a7f
 @dataclass(frozen=True)
 class Recording:
     "A calibrated recording; `frame(i)` decodes one moment of it, `frames(numbers)` many."
@@ -206,6 +206,12 @@ def cameras(self:Recording) -> Cameras: "The cameras of the pictures which `fram
 
 @patch(as_prop=True)
 def names(self:Recording) -> tuple: "One per camera, by the number of its video."; return tuple(f"camera {n}" for n in self.videos)
+
+@patch
+def __getitem__(self:Recording, i:list) -> Recording:
+    "The recording of some cameras alone, by their positions."
+    n = [list(self.videos)[j] for j in i]
+    return replace(self, rig=self.rig[list(i)], videos={k: self.videos[k] for k in n}, masks={k: self.masks[k] for k in n})
 
 @contextmanager
 def _video(path):
