@@ -158,13 +158,13 @@ def between(
     d = torch.cdist(centers.to(g.means), g.means); low, high = d.quantile(near, dim=1, keepdim=True), d.quantile(far, dim=1, keepdim=True)
     return ((d >= low) & (d <= high)).all(0)
 
-# %% ../nbs/03_gaussians.ipynb #c0dce959
+# %% ../nbs/03_gaussians.ipynb #566c5ac9
 Corners = tuple[tuple[float, float, float], tuple[float, float, float]]
 
 @dataclass(frozen=True)
 class Filters:
     "Which Gaussians are kept, model units about the object, +z up, in this order; None leaves a filter out."
-    opacity:float|None = .04 # kept above it
+    opacity:float|None = .02 # kept above it
     scale:float|None = None # kept under it, see `fine`
     scale_below:float = 0. # the height up to which `scale` holds
     floater:float|None = None # reach of `settled`

@@ -25,7 +25,10 @@ from .checkpoints import load_checkpoint, shipped_checkpoint, checkpoint_hash
 from .metrics import scores
 
 # %% auto #0
-__all__ = ['EPS2D', 'training_blur', 'smoothed', 'pixel_footprints', 'pixel_sized', 'predict']
+__all__ = ['EPS2D', 'MANIFEST', 'FILM_FPS', 'training_blur', 'smoothed', 'pixel_footprints', 'pixel_sized', 'predict',
+           'whole_folder', 'weighted_quantile', 'middle', 'around', 'turntable_cameras', 'up_of', 'write_video',
+           'turning', 'panels', 'How', 'settings_hash', 'save_cloud', 'load_cloud', 'frame_folder', 'finished',
+           'film_pictures', 'reconstruct']
 
 # %% ../nbs/14_reconstruct.ipynb #0d32957a
 EPS2D = .3 # px², what the rasterizer adds to every splat
@@ -66,3 +69,296 @@ def predict(
     if sized: g = pixel_sized(g, c, sized)
     if filters: g = g.kept(filters.mask(raw, c.centers))
     return g.moved(prepared.back)
+
+# %% ../nbs/14_reconstruct.ipynb #cd688611
+def _settled(out:Path):
+    "Undo what a killed process left beside `out`: an old result without a new one goes back, anything else goes."
+    if not out.parent.is_dir(): return
+    left = [p for p in out.parent.iterdir() if re.fullmatch(re.escape(f".{out.name}.") + r"[0-9a-f]{8}\.(part|old)", p.name)]
+    for p in left:
+        if p.suffix == ".old" and not out.exists(): os.replace(p, out)
+        else: shutil.rmtree(p)
+
+@contextmanager
+def whole_folder(out, overwrite:bool=False):
+    "A temporary sibling of `out` to write into; becomes `out` if all goes well, vanishes if not."
+    out = Path(out); _settled(out); temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{k}") for k in ("part", "old"))
+    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite: raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+    temp.mkdir(parents=True)
+    try: yield temp
+    except BaseException: shutil.rmtree(temp, ignore_errors=True); raise
+    if out.exists(): os.replace(out, old)
+    os.replace(temp, out)
+    if old.is_dir(): shutil.rmtree(old)
+    elif old.exists(): old.unlink()
+
+# %% ../nbs/14_reconstruct.ipynb #32631993
+def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
+    "The least value of `x` under which a share `q` of the weight lies."
+    order = x.argsort(); c = w[order].double().cumsum(0); return x[order][torch.searchsorted(c, q*c[-1:]).clamp(max=len(x) - 1)[0]]
+
+def middle(g:Gaussians) -> tuple[Tensor, float]: # (3,) float64, radius
+    "Opacity-weighted median of the visible Gaussians, and the radius around it which holds 99.5 % of the opacity; ValueError for an empty cloud."
+    if not len(g): raise ValueError("an empty cloud has no middle: no Gaussian passed the filters")
+    g = g.to("cpu", torch.float64); g = g.kept(opaque(g)) if opaque(g).any() else g
+    center = torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
+    return center, weighted_quantile((g.means - center).norm(dim=-1) + 2*g.scales.amax(-1), g.opacities, .995).item()
+
+def around(
+    center:Tensor, radius:float, # (3,) and of the ball to frame, in `unit`
+    azimuths, elevation=15., # (V,), (V,) or one, degrees
+    size:int=256, up:Tensor=None, unit:str="model", # square picture, pixels; (3,) which way is up, +z when None
+) -> Cameras:
+    "Cameras about a ball which fills four fifths of their pictures, upright for `up`."
+    turn = replace(Similarity() if up is None else _upright(up), source=unit, target=unit)
+    return turn.inverse.cameras(orbit(azimuths, elevation, 5*radius, 2*math.degrees(math.asin(1.25/5)), size, turn(center.double()), unit))
+
+def turntable_cameras(
+    g:Gaussians, # what to look at
+    n:int=72, size:int=256, elevation:float=15., # degrees
+    up:Tensor=None, # (3,) which way is up in its world; +z when None
+) -> Cameras: # in the cloud's unit
+    "Cameras all around the visible part of a cloud."
+    return around(*middle(g), 270 + torch.arange(n)*360/n, elevation, size, up, g.unit)
+
+def up_of(prepared:Prepared) -> Tensor: # (3,) float64
+    "Which way is up in the recording's world: the +z of the network's."
+    return prepared.back.Q.double() @ torch.tensor([0., 0, 1], dtype=torch.float64)
+
+# %% ../nbs/14_reconstruct.ipynb #000817f6
+def write_video(
+    path, # *.mp4
+    frames:Iterable[Tensor], # (H, W, 3) in [0, 1], even height and width; one by one
+    fps:float=24,
+) -> Path:
+    "Write an H.264 film, whole or not at all."
+    import av
+    from fractions import Fraction
+    path = Path(path); temp = path.with_name(f".{path.name}.part"); s = None
+    try:
+        with av.open(str(temp), "w", format="mp4") as f:
+            for x in frames:
+                if s is None: s = f.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000)); s.height, s.width = x.shape[:2]; s.pix_fmt = "yuv420p"; s.options = {"crf": "16"}
+                f.mux(s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray((x.clamp(0, 1)*255).round().to(torch.uint8).cpu().numpy()), format="rgb24")))
+            if s is None: raise ValueError(f"{path}: a film needs at least one picture")
+            f.mux(s.encode())
+        os.replace(temp, path)
+    finally: temp.unlink(missing_ok=True)
+    return path
+
+def turning(g:Gaussians, cams:Cameras): # yields (H, W, 3)
+    "The pictures of a cloud, camera by camera."
+    return (render(g, cams[i])[0][0] for i in range(len(cams)))
+
+# %% ../nbs/14_reconstruct.ipynb #0563d7da
+def panels(
+    views:Views, image:Tensor, alpha:Tensor, # the views, and their renderings (V, H, W, 3), (V, H, W)
+    records:list, # of `scores`
+    first:str="input", # what the first row is
+):
+    "A matplotlib figure with four rows."
+    import matplotlib.pyplot as plt
+    V = len(views.images); fig, axs = plt.subplots(4, V, figsize=(1.6*V + .4, 6.6), squeeze=False)
+    truth, image, alpha = (x.clamp(0, 1).numpy() for x in (views.images, image, alpha)); err = np.abs(image - truth).mean(-1)
+    for v in range(V):
+        axs[0, v].imshow(truth[v]); axs[1, v].imshow(image[v]); axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma"); axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
+        axs[3, v].contour(views.alpha[v].numpy(), [.5], colors="C1", linewidths=.8)
+        axs[0, v].set_title(f"{views.names[v] if views.names else v}\n{records[v]['psnr']:.1f} dB, IoU {records[v]['iou']:.2f}\n(white {records[v]['psnr_white']:.1f} dB)", fontsize=7)
+    for a, t in zip(axs[:, 0], (first, "rendering", "error", "mask")): a.set_ylabel(t, fontsize=8)
+    for a in axs.flat: a.set_xticks([]); a.set_yticks([])
+    fig.tight_layout()
+    return fig
+
+# %% ../nbs/14_reconstruct.ipynb #8c58d1d4
+@dataclass(frozen=True)
+class How:
+    "Everything that decides what is in the files of a moment, but the source and the checkpoint."
+    inputs:int|None = None # input views; recordings: all, samples: 4 when None
+    choose:str|None = None # see `canonicalize`; recordings "distance", samples as they are, when None
+    up:tuple|None = None # which way is up in the source's world, +z when None
+    units:str|None = None # of the PLY: "mm", "model" (the network's world), or the source's own when None
+    filters:Filters = FILTERS["ours"]
+    sized:bool = False # see `pixel_sized`
+    turntable:bool = True
+    panels:bool = True
+
+    def __post_init__(self):
+        if self.units not in (None, "mm", "model"): raise ValueError(f"units should be mm or model, got {self.units!r}")
+        if self.inputs is not None and self.inputs < 1: raise ValueError(f"at least one input view is needed, got inputs={self.inputs}")
+
+    @property
+    def files(self): return {"gaussians.ply", "results.jsonl", "cameras.txt"} | ({"turntable.mp4"} if self.turntable else set()) | ({"views.png", "cameras.png"} if self.panels else set())
+
+def _settings(source, checkpoint:Path, how:How) -> dict:
+    return json.loads(json.dumps(dict(source=str(Path(source).resolve()), checkpoint=checkpoint_hash(checkpoint), **asdict(how))))
+
+def settings_hash(settings:dict) -> str: "First 12 digits of the SHA-256 of settings."; return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+# %% ../nbs/14_reconstruct.ipynb #998761d7
+def _as_is(views:Views, size:int) -> Prepared:
+    v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
+    return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
+
+def _prepared(views:Views, domain:CameraDomain, how:How) -> tuple[Prepared, str, list, list]: # and the arm, the input views, the others
+    V, sample = len(views), views.cameras.unit == "model"; n = min(how.inputs or (4 if sample else V), V)
+    pick = sorted({round(i*V/n) for i in range(n)}); up = None if how.up is None else torch.tensor(how.up, dtype=torch.float64)
+    if how.units == "mm" and views.cameras.unit != "mm": raise ValueError(f"millimetres were asked for, but the source's cameras are in {views.cameras.unit!r}")
+    as_is = sample and how.choose is None and up is None
+    p = _as_is(views[pick], domain.image_size) if as_is else canonicalize(views[pick], domain, choose=how.choose or "distance", up=up)
+    return p, "as_is" if as_is else "exact" if p.exact else how.choose, pick, [i for i in range(V) if i not in pick]
+
+def save_cloud(g:Gaussians, prepared:Prepared, path, units:str=None) -> Path: # g in the source's world
+    "The PLY in the source's world, or in the network's for units \"model\", each with the way to the other in its header."
+    if units == "model": return save_ply(g.moved(prepared.back.inverse), path, None, prepared.back)
+    return save_ply(g, path, up_of(prepared), prepared.back.inverse)
+
+def load_cloud(path, units:str=None) -> tuple[Gaussians, Tensor]: # and (3,) up
+    "What `save_cloud` wrote, in the source's world, and which way is up there."
+    g, (_, up, to) = load_ply(path), ply_world(path)
+    return (g.moved(to), to.Q @ up) if units == "model" else (g, up)
+
+# %% ../nbs/14_reconstruct.ipynb #41724527
+def _moment(folder:Path, views:Views, number:int, model, card, how:How, tag:dict) -> list[dict]:
+    "Write all files of one moment; its records."
+    import matplotlib.pyplot as plt
+    t = time.perf_counter(); prepared, arm, pick, rest = _prepared(views, card.domain, how); c = views.cameras
+    g = predict(model, prepared, training_blur(card.domain), how.filters, card.domain if how.sized else None).to("cpu"); seconds = round(time.perf_counter() - t, 2); records = []
+    if not len(g): raise ValueError(f"frame {number}: no Gaussian passed the filters ({how.filters}), so there is nothing to write; see gslrm_mouse doctor")
+    save_cloud(g, prepared, folder/"gaussians.ply", how.units)
+    if how.turntable: write_video(folder/"turntable.mp4", turning(g, turntable_cameras(g, up=up_of(prepared))))
+    shown = [("input", pick, prepared.views, g.moved(prepared.back.inverse))]
+    if rest: shown.append(("novel", rest, views[rest].resized(*([card.domain.image_size]*2 if c.unit == "model" else (c.width//8, c.height//8))), g))
+    for split, ids, v, cloud in shown:
+        image, alpha = render(cloud, v.cameras, eps2d=0.); r = scores(image, alpha, v.images, v.alpha)
+        records += [dict(arm=arm, frame=number, camera=i, split=split, **x, n_views=len(pick), seed=0, **tag, seconds=seconds) for i, x in zip(ids, r)]
+        if how.panels: panels(v, image, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
+    if how.panels: _rigs(c, prepared.views.cameras, pick).savefig(folder/"cameras.png", dpi=110); plt.close("all")
+    (folder/"cameras.txt").write_text(f"{getattr(prepared, 'certificate', prepared.statement)}\n", encoding="utf-8")
+    (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+    return records
+
+def _rigs(real, presented, pick):
+    import matplotlib.pyplot as plt
+    fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(real, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({real.unit})", fontsize=9)
+    ax = draw_cameras(presented, fig.add_subplot(122, projection="3d"), color="C1", names=pick); ax.set_title("as the model sees them", fontsize=9)
+    return fig
+
+# %% ../nbs/14_reconstruct.ipynb #a198e9a3
+MANIFEST = "reconstruct.json"
+
+def frame_folder(out, number:int) -> Path: "Where frame `number` goes."; return Path(out)/f"frame_{number:06d}"
+
+def _there(out:Path) -> list: "Numbers of the frame folders in `out`, in order."; return sorted(int(m[1]) for p in out.iterdir() if (m := re.fullmatch(r"frame_(\d{6,})", p.name)))
+
+def finished(
+    folder, # of one frame
+    settings:dict, # it should have been made with
+) -> list[dict]|None: # its records
+    "The records of a whole frame folder that was made with `settings`; None for anything else."
+    folder = Path(folder); how = How(**{k: v for k, v in settings.items() if k in ("turntable", "panels")})
+    try:
+        records = [json.loads(x) for x in (folder/"results.jsonl").read_text().splitlines()]; load_ply(folder/"gaussians.ply")
+        return records if records and all(r["settings"] == settings_hash(settings) for r in records) and all((folder/n).is_file() for n in how.files) else None
+    except (OSError, ValueError, KeyError, TypeError): return None
+
+def _opened(out:Path, settings:dict, numbers:list, overwrite:bool):
+    "OUT, new or with the same settings; what a killed process left half-done is gone."
+    manifest = out/MANIFEST
+    if manifest.is_file():
+        try: had = json.loads(manifest.read_bytes())["settings"]
+        except (ValueError, KeyError, TypeError): raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
+        differ = [k for k in settings if had.get(k) != settings[k]]
+        if differ and not overwrite: k = differ[0]; raise ValueError(f"{out} holds frames made with another {k} ({str(had.get(k))[:80]}, not {str(settings[k])[:80]}); choose another folder, or pass --overwrite")
+        if differ and (other := sorted(set(_there(out)) - set(numbers))): raise ValueError(f"{out} holds frame {other[0]}, made with another {differ[0]} and not among those asked for now; choose another folder")
+    elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise FileExistsError(f"{out} exists, is not empty and has no {MANIFEST} to go on from; choose another folder")
+    out.mkdir(parents=True, exist_ok=True)
+    for p in list(out.iterdir()):
+        if m := re.fullmatch(r"\.(frame_\d{6,})\.[0-9a-f]{8}\.(part|old)", p.name): _settled(out/m[1])
+
+def _moments(source, frames) -> tuple[list, object]: # numbers, function of numbers and view positions which yields views
+    source = Path(source)
+    if is_recording(source): rec = open_recording(source); n, what, read = rec.n_frames, "frame", lambda todo, v=None: (rec if v is None else rec[v]).frames(todo)
+    else:
+        if not source.exists(): raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; {listing(source.parent)}")
+        found = sample_folders(source); n, what, read = len(found), "sample", lambda todo, v=None: (read_sample(found[i], v) for i in todo)
+    numbers = sorted(set(map(int, frames)))
+    if not numbers: raise ValueError(f"{source}: no {what}s were asked for, it has {n}")
+    if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what} {wrong[0]} was asked for, it has {n} {what}s (0 to {n - 1})")
+    return numbers, read
+
+# %% ../nbs/14_reconstruct.ipynb #7026cbf3
+FILM_FPS = 10
+
+def film_pictures(
+    clouds:list, # functions of nothing → Gaussians, one per frame, in the source's world
+    views, # yields Views of one camera, one per frame
+    numbers, # to write on the pictures
+    up:Tensor=None, turn:float=90., height:int=256, # (3,) which way is up; degrees the camera goes around, 0: it stands; pixels
+): # yields (H, W, 3)
+    "Input, reconstruction in the same camera, reconstruction in a slowly turning one, side by side."
+    seen = [middle(c()) for c in clouds]; centers = torch.stack([c for c, _ in seen]); center = centers.median(0).values
+    radius = max((c - center).norm().item() + r for c, r in seen); upright = Similarity() if up is None else _upright(up)
+    for k, (cloud, v, number) in enumerate(zip(clouds, views, numbers, strict=True)):
+        x, y, _ = (upright.Q @ (v.cameras.centers[0].double() - center)).tolist(); g = cloud()
+        if k == 0: start = math.degrees(math.atan2(y, x))
+        v = v.resized(2*round(height*v.cameras.width/v.cameras.height/2), height)
+        third = around(center, radius, [start + turn*k/max(len(clouds) - 1, 1)], 20., height, up, g.unit)
+        yield torch.cat([_numbered(v.images[0], f"frame {number}"), render(g, v.cameras)[0][0], render(g, third)[0][0]], 1)
+
+def _numbered(image, text):
+    from PIL import Image, ImageDraw
+    im = Image.fromarray((image.clamp(0, 1)*255).round().byte().numpy()); ImageDraw.Draw(im).text((6, 4), text, fill=(90, 90, 90)); return torch.from_numpy(np.array(im))/255
+
+# %% ../nbs/14_reconstruct.ipynb #62ae1d3c
+def _many(source, out, frames, make, settings, overwrite, film, turn, skip_bad) -> list[dict]:
+    "Frame by frame, with a progress bar; then what belongs to all of them."
+    (numbers, read), out, skipped = _moments(source, frames), Path(out), {}; _opened(out, settings, numbers, overwrite)
+    todo = [i for i in numbers if overwrite or finished(frame_folder(out, i), settings) is None]; new = bool(todo)
+    if new: _put(out/MANIFEST, json.dumps(dict(settings=settings, complete=False), indent=1))
+    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct", unit="frame") as bar:
+        while todo:
+            try:
+                for views in read(tuple(todo)):
+                    with whole_folder(frame_folder(out, todo[0]), True) as folder: make(folder, views, todo[0])
+                    del views; todo.pop(0); bar.update()
+            except (ValueError, FileNotFoundError) as e:
+                if not skip_bad: raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(f"frame {todo[0]}: {e}; leave such out with --skip-bad") from None
+                skipped[todo.pop(0)] = str(e); bar.update()
+    have = {i: r for i in _there(out) if (r := finished(frame_folder(out, i), settings))}
+    if not have: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
+    if film and (new or not (out/"film.mp4").is_file()):
+        clouds = [lambda i=i: load_cloud(frame_folder(out, i)/"gaussians.ply", settings["units"])[0] for i in have]; up = load_cloud(frame_folder(out, next(iter(have)))/"gaussians.ply", settings["units"])[1]
+        write_video(out/"film.mp4", film_pictures(clouds, read(tuple(have), [0]), have, up, turn), FILM_FPS)
+    _put(out/"results.jsonl", "".join(json.dumps(r) + "\n" for rs in have.values() for r in rs))
+    if new or skipped: _put(out/MANIFEST, json.dumps(dict(settings=settings, complete=True, frames=list(have), skipped=skipped), indent=1))
+    return [r for i in numbers for r in have.get(i, [])]
+
+# %% ../nbs/14_reconstruct.ipynb #da99b4b8
+def reconstruct(
+    source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
+    out, # folder to write
+    frame:int=0, # of a recording
+    inputs:int=None, # input views, spread evenly; the rest is held out. Recordings: all; samples: 4
+    checkpoint=None, # the shipped one when None
+    device:str="cpu",
+    overwrite:bool=False, # replace an existing result; with `frames`, make finished frames again
+    choose:str=None, # see `canonicalize`; recordings "distance", samples in model units as they are, when None
+    up:Tensor=None, # (3,) which way is up in the recording's world; +z when None
+    frames=None, # numbers of many frames, or of samples in the order of their names; one folder for each, resumable
+    units:str=None, # of the PLY: "mm", "model", the source's own when None
+    filters:Filters=FILTERS["ours"], # which Gaussians are kept
+    sized:bool=False, # resize each Gaussian to its pixel, for cameras unlike the checkpoint's
+    turntable:bool=True, panels:bool=True, # write turntable.mp4; write views.png and cameras.png
+    film:bool=True, turn:float=90., # with `frames`: write film.mp4, and the degrees its camera goes around
+    skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
+) -> dict: # mean scores per split
+    "Write gaussians.ply, turntable.mp4, views.png, cameras.png, cameras.txt (the certificate) and results.jsonl for one frame, or for each of many."
+    how = How(inputs, choose, None if up is None else tuple(torch.as_tensor(up).tolist()), units, filters, sized, turntable, panels); path = Path(checkpoint or shipped_checkpoint()); out = Path(out)
+    if frames is None and (out/MANIFEST).is_file(): raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose another folder")
+    views = read_views(source, frame) if frames is None else _moments(source, frames) and None
+    (model, card), settings = load_checkpoint(path), _settings(source, path, how); model.to(device); tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=settings_hash(settings))
+    make = lambda folder, views, number: _moment(folder, views, number, model, card, how, tag)
+    if frames is None:
+        with whole_folder(out, overwrite) as folder: records = make(folder, views, frame)
+    else: records = _many(source, out, frames, make, settings, overwrite, film, turn, skip_bad)
+    return {s: {k: float(np.mean([r[k] for r in records if r["split"] == s])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")} for s in {r["split"] for r in records}}
