@@ -198,7 +198,7 @@ def mask(
     for f in self.steps(centers).values(): keep[keep.clone()] = f(g.kept(keep))
     return keep
 
-# %% ../nbs/03_gaussians.ipynb #db7d1b78
+# %% ../nbs/03_gaussians.ipynb #dc4f2b6a
 def _columns(degree:int) -> list[str]:
     rest = 3*((degree + 1)**2 - 1)
     return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(rest)), "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
@@ -207,7 +207,7 @@ def _numbers(*xs): return " ".join(repr(float(v)) for x in xs for v in torch.as_
 
 def axis_name(up:Tensor=None) -> str: # (3,) direction; +z when None
     "`+z`, `-y` for directions along an axis, three numbers for others."
-    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1]) if up is None else up.double(), dim=0); i = int(v.abs().argmax())
+    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1], dtype=torch.float64) if up is None else up.double(), dim=0); i = int(v.abs().argmax())
     return f"{'-+'[int(v[i] > 0)]}{'xyz'[i]}" if v[i].abs() > 1 - 1e-12 else _numbers(v)
 
 def save_ply(

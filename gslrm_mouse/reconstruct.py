@@ -26,9 +26,9 @@ from .metrics import scores
 
 # %% auto #0
 __all__ = ['EPS2D', 'MANIFEST', 'FILM_FPS', 'training_blur', 'smoothed', 'pixel_footprints', 'pixel_sized', 'predict',
-           'whole_folder', 'weighted_quantile', 'middle', 'around', 'turntable_cameras', 'up_of', 'write_video',
-           'turning', 'panels', 'How', 'settings_hash', 'save_cloud', 'load_cloud', 'frame_folder', 'finished',
-           'film_pictures', 'reconstruct']
+           'whole_folder', 'weighted_quantile', 'middle', 'reach', 'around', 'turntable_cameras', 'up_of',
+           'write_video', 'turning', 'panels', 'How', 'settings_hash', 'save_cloud', 'load_cloud', 'frame_folder',
+           'finished', 'film_pictures', 'reconstruct']
 
 # %% ../nbs/14_reconstruct.ipynb #0d32957a
 EPS2D = .3 # px², what the rasterizer adds to every splat
@@ -92,17 +92,22 @@ def whole_folder(out, overwrite:bool=False):
     if old.is_dir(): shutil.rmtree(old)
     elif old.exists(): old.unlink()
 
-# %% ../nbs/14_reconstruct.ipynb #32631993
+# %% ../nbs/14_reconstruct.ipynb #5fd372bf
 def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
     "The least value of `x` under which a share `q` of the weight lies."
     order = x.argsort(); c = w[order].double().cumsum(0); return x[order][torch.searchsorted(c, q*c[-1:]).clamp(max=len(x) - 1)[0]]
 
-def middle(g:Gaussians) -> tuple[Tensor, float]: # (3,) float64, radius
-    "Opacity-weighted median of the visible Gaussians, and the radius around it which holds 99.5 % of the opacity; ValueError for an empty cloud."
+def _visible(g):
     if not len(g): raise ValueError("an empty cloud has no middle: no Gaussian passed the filters")
-    g = g.to("cpu", torch.float64); g = g.kept(opaque(g)) if opaque(g).any() else g
-    center = torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
-    return center, weighted_quantile((g.means - center).norm(dim=-1) + 2*g.scales.amax(-1), g.opacities, .995).item()
+    g = g.to("cpu", torch.float64); return g.kept(opaque(g)) if opaque(g).any() else g
+
+def middle(g:Gaussians) -> Tensor: # (3,) float64
+    "Opacity-weighted median of the visible Gaussians; ValueError for an empty cloud."
+    g = _visible(g); return torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
+
+def reach(g:Gaussians, center:Tensor) -> float: # (3,), in the cloud's unit
+    "Radius of the ball about `center` which holds 99.5 % of the visible opacity, two standard deviations of each Gaussian included."
+    g = _visible(g); return weighted_quantile((g.means - center).norm(dim=-1) + 2*g.scales.amax(-1), g.opacities, .995).item()
 
 def around(
     center:Tensor, radius:float, # (3,) and of the ball to frame, in `unit`
@@ -119,7 +124,7 @@ def turntable_cameras(
     up:Tensor=None, # (3,) which way is up in its world; +z when None
 ) -> Cameras: # in the cloud's unit
     "Cameras all around the visible part of a cloud."
-    return around(*middle(g), 270 + torch.arange(n)*360/n, elevation, size, up, g.unit)
+    center = middle(g); return around(center, reach(g, center), 270 + torch.arange(n)*360/n, elevation, size, up, g.unit)
 
 def up_of(prepared:Prepared) -> Tensor: # (3,) float64
     "Which way is up in the recording's world: the +z of the network's."
@@ -286,7 +291,7 @@ def _moments(source, frames) -> tuple[list, object]: # numbers, function of numb
     if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what} {wrong[0]} was asked for, it has {n} {what}s (0 to {n - 1})")
     return numbers, read
 
-# %% ../nbs/14_reconstruct.ipynb #7026cbf3
+# %% ../nbs/14_reconstruct.ipynb #a7d1238c
 FILM_FPS = 10
 
 def film_pictures(
@@ -296,14 +301,13 @@ def film_pictures(
     up:Tensor=None, turn:float=90., height:int=256, # (3,) which way is up; degrees the camera goes around, 0: it stands; pixels
 ): # yields (H, W, 3)
     "Input, reconstruction in the same camera, reconstruction in a slowly turning one, side by side."
-    seen = [middle(c()) for c in clouds]; centers = torch.stack([c for c, _ in seen]); center = centers.median(0).values
-    radius = max((c - center).norm().item() + r for c, r in seen); upright = Similarity() if up is None else _upright(up)
+    center = torch.stack([middle(c()) for c in clouds]).median(0).values; radius = max(reach(c(), center) for c in clouds); upright = Similarity() if up is None else _upright(up)
     for k, (cloud, v, number) in enumerate(zip(clouds, views, numbers, strict=True)):
         x, y, _ = (upright.Q @ (v.cameras.centers[0].double() - center)).tolist(); g = cloud()
         if k == 0: start = math.degrees(math.atan2(y, x))
         v = v.resized(2*round(height*v.cameras.width/v.cameras.height/2), height)
         third = around(center, radius, [start + turn*k/max(len(clouds) - 1, 1)], 20., height, up, g.unit)
-        yield torch.cat([_numbered(v.images[0], f"frame {number}"), render(g, v.cameras)[0][0], render(g, third)[0][0]], 1)
+        line = torch.full((height, 2, 3), .8); yield torch.cat([_numbered(v.images[0], f"frame {number}"), line, render(g, v.cameras)[0][0], line, render(g, third)[0][0]], 1)
 
 def _numbered(image, text):
     from PIL import Image, ImageDraw
