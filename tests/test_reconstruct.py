@@ -210,16 +210,16 @@ def kill_when(p, happened, after=0.):
 
 
 def test_after_kills_only_whole_frames(film, tiny, tmp_path):
-    out, kept, dice = tmp_path/"d", {}, random.Random(0)
-    for n in (1, 4):                                                                       # twice, at different places
-        kill_when(start(film, out, tiny, frames=list(range(N)), panels=False), lambda: len(folders(out)) >= n if out.exists() else False, dice.uniform(0, .4))
-        there = folders(out); assert n <= len(there) < N and not json.loads((out/MANIFEST).read_text())["complete"] and not (out/"film.mp4").exists()
+    out, kept, dice, K = tmp_path/"d", {}, random.Random(0), 8
+    for n in (1, 3):                                                                       # twice, at different places
+        kill_when(start(film, out, tiny, frames=list(range(K)), panels=False), lambda: len(folders(out)) >= n if out.exists() else False, dice.uniform(0, .4))
+        there = folders(out); assert n <= len(there) < K and not json.loads((out/MANIFEST).read_text())["complete"] and not (out/"film.mp4").exists()
         for i in there: assert len(finished(frame_folder(out, i), settings_in(out))) == 6 and len(list(decode_frames(frame_folder(out, i)/"turntable.mp4", [71]))) == 1     # what has a name is whole
         now = {p: v for i in there for p, v in contents(frame_folder(out, i)).items()}; assert all(now[p] == v for p, v in kept.items()); kept = now     # and what was whole is not made again
-    (out/f".{frame_folder(out, N - 1).name}.deadbeef.part").mkdir()
-    reconstruct(film, out, checkpoint=tiny, frames=range(N), panels=False); after = contents(out)
-    assert all(after[p] == v for p, v in kept.items()) and folders(out) == list(range(N)) and json.loads((out/MANIFEST).read_text())["frames"] == list(range(N))
-    assert not [p for p in out.rglob("*") if p.name.startswith(".")] and len((out/"results.jsonl").read_text().splitlines()) == 6*N and len(list(decode_frames(out/"film.mp4", [N - 1]))) == 1
+    (out/f".{frame_folder(out, K - 1).name}.deadbeef.part").mkdir()
+    reconstruct(film, out, checkpoint=tiny, frames=range(K), panels=False); after = contents(out)
+    assert all(after[p] == v for p, v in kept.items()) and folders(out) == list(range(K)) and json.loads((out/MANIFEST).read_text())["frames"] == list(range(K))
+    assert not [p for p in out.rglob("*") if p.name.startswith(".")] and len((out/"results.jsonl").read_text().splitlines()) == 6*K and len(list(decode_frames(out/"film.mp4", [K - 1]))) == 1
 
 
 def test_killed_while_replacing_keeps_the_old(film, tiny, tmp_path):
@@ -248,7 +248,7 @@ def test_stopped_between_the_renames(film, tiny, tmp_path, monkeypatch, at):
 
 # ---- memory ----
 
-def peaks(film, out, tiny, leak, **kw):
+def peaks(source, out, tiny, leak, **kw):
     code = textwrap.dedent(f"""
         import json, re
         from pathlib import Path
@@ -260,15 +260,15 @@ def peaks(film, out, tiny, leak, **kw):
             if {leak}: kept.append(views)
             return r
         m._moment = moment
-        m.reconstruct({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, frames=range({N}), **{kw!r}); peaks.append(peak())
+        m.reconstruct({str(source)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, frames=range({N}), **{kw!r}); peaks.append(peak())
         print(json.dumps(peaks))""")
     return json.loads(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc/self/status to read the peak memory from")
 def test_memory_is_steady(tiny, tmp_path):
-    "Peak memory after the third of twelve frames grows by less than two frames' views; it would by nine, were they kept."
+    "Peak memory after the third of twelve frames grows by less than three frames' views; it would by nine, were they kept."
     film = write_recording(tmp_path/"rec", N, seed=5, cams=mouse_rig().resized(576, 512), truth=False); one = 6*576*512*16/2**20
-    steady, leaking = peaks(film, tmp_path/"steady", tiny, 0), peaks(film, tmp_path/"leaking", tiny, 1, panels=False, turntable=False)
+    steady, leaking = peaks(film, tmp_path/"steady", tiny, 0), peaks(film, tmp_path/"leaking", tiny, 1, panels=False, turntable=False, film=False)
     print("MiB after each frame, and at the end:", [round(x) for x in steady], "with a leak:", [round(x) for x in leaking])
-    assert len(steady) == N + 1 and steady[-1] - steady[2] < 2*one < 6*one < leaking[-1] - leaking[2]
+    assert len(steady) == N + 1 and steady[-1] - steady[2] < 3*one < 6*one < leaking[-1] - leaking[2]
