@@ -13,8 +13,9 @@ from fastcore.basics import patch
 from .cameras import Similarity
 
 # %% auto #0
-__all__ = ['C0', 'Gaussians', 'rotation_matrices', 'quaternion_product', 'quaternion', 'sh_basis', 'rotate_sh', 'save_ply',
-           'load_ply']
+__all__ = ['C0', 'Corners', 'FILTERS', 'AXES', 'Gaussians', 'rotation_matrices', 'quaternion_product', 'quaternion', 'sh_basis',
+           'rotate_sh', 'opaque', 'fine', 'settled', 'inside', 'between', 'Filters', 'axis_name', 'save_ply',
+           'load_ply', 'ply_world']
 
 # %% ../nbs/03_gaussians.ipynb #34967b06
 C0 = 0.28209479177387814
@@ -118,15 +119,102 @@ def moved(self:Gaussians, sim:Similarity) -> Gaussians:
     q = quaternion(sim.Q).to(self.quats)
     return replace(self, means=sim(self.means), quats=quaternion_product(q, self.quats), scales=self.scales*sim.scale, sh=rotate_sh(self.sh, sim.Q), unit=sim.target)
 
-# %% ../nbs/03_gaussians.ipynb #36509d99
+# %% ../nbs/03_gaussians.ipynb #4fb25e29
+def opaque(
+    g:Gaussians,
+    least:float=.04, # opacity
+) -> Tensor: # (..., N) bool
+    "Gaussians more opaque than `least`."
+    return g.opacities > least
+
+def fine(
+    g:Gaussians,
+    largest:float=.1, # standard deviation, unit of the cloud
+    below:float=0., # height z up to which this holds; `math.inf` for all
+) -> Tensor: # (..., N) bool
+    "Gaussians whose largest scale is under `largest`, and all that are higher than `below`."
+    return (g.scales.amax(-1) < largest) | (g.means[..., 2] > below)
+
+def settled(
+    g:Gaussians,
+    reach:float=.6, # unit of the cloud
+) -> Tensor: # (..., N) bool
+    "Gaussians outside the four corners below the object, |x|, |y| > reach and z < -reach."
+    x, y, z = g.means.unbind(-1); return ~((x.abs() > reach) & (y.abs() > reach) & (z < -reach))
+
+def inside(
+    g:Gaussians,
+    low, high, # (3,) corners of the box, unit of the cloud
+) -> Tensor: # (..., N) bool
+    "Gaussians in a box, its faces included."
+    low, high = (torch.as_tensor(c).to(g.means) for c in (low, high)); return ((g.means >= low) & (g.means <= high)).all(-1)
+
+def between(
+    g:Gaussians, # unbatched
+    centers:Tensor, # (V, 3) of the cameras, unit of the cloud
+    near:float, far:float, # quantiles of the Gaussians' distance
+) -> Tensor: # (N,) bool
+    "Gaussians between two quantiles of the distance from every camera."
+    d = torch.cdist(centers.to(g.means), g.means); low, high = d.quantile(near, dim=1, keepdim=True), d.quantile(far, dim=1, keepdim=True)
+    return ((d >= low) & (d <= high)).all(0)
+
+# %% ../nbs/03_gaussians.ipynb #566c5ac9
+Corners = tuple[tuple[float, float, float], tuple[float, float, float]]
+
+@dataclass(frozen=True)
+class Filters:
+    "Which Gaussians are kept, model units about the object, +z up, in this order; None leaves a filter out."
+    opacity:float|None = .02 # kept above it
+    scale:float|None = None # kept under it, see `fine`
+    scale_below:float = 0. # the height up to which `scale` holds
+    floater:float|None = None # reach of `settled`
+    box:Corners|None = None # low and high corner
+    near_far:tuple[float, float]|None = None # quantiles of the distance from every camera
+
+    def __post_init__(self):
+        for k, low, high in ("opacity", 0, 1), ("scale", 0, float("inf")), ("floater", 0, float("inf")):
+            if (v := getattr(self, k)) is not None and not low <= v <= high: raise ValueError(f"the filter {k} should lie in [{low}, {high}], got {v}")
+        if self.box and not all(a < b for a, b in zip(*self.box)): raise ValueError(f"the filter box needs a low corner under its high one, got {self.box}")
+        if self.near_far and not 0 <= self.near_far[0] < self.near_far[1] <= 1: raise ValueError(f"the filter near_far needs two rising quantiles in [0, 1], got {self.near_far}")
+
+_FACE = ((-.91, -.91, -1.), (.91, .91, 1.))
+FILTERS = {"ours": Filters(), "none": Filters(None), "facelift": Filters(.04, .1, 0., .6, _FACE), "gradio": Filters(.04, .2, 0., .75, _FACE), "training": Filters(.02, box=(_FACE[0][:2] + (-.91,), _FACE[1][:2] + (.91,)))}
+
+@patch
+def steps(self:Filters, centers:Tensor=None) -> dict: # name: cloud → mask
+    "The filters that are on, in their order; `near_far` asks for the cameras' `centers`."
+    if self.near_far and centers is None: raise ValueError("the filter near_far measures from camera centres, none were given")
+    f = dict(opacity=lambda g: opaque(g, self.opacity), scale=lambda g: fine(g, self.scale, self.scale_below), floater=lambda g: settled(g, self.floater), box=lambda g: inside(g, *self.box), near_far=lambda g: between(g, centers, *self.near_far))
+    return {k: v for k, v in f.items() if getattr(self, k) is not None}
+
+@patch
+def mask(
+    self:Filters,
+    g:Gaussians, # unbatched, model units
+    centers:Tensor=None, # (V, 3) of the cameras, for `near_far`
+) -> Tensor: # (N,) bool
+    "What the filters leave, each applied to what the one before it has left."
+    keep = torch.ones(len(g), dtype=torch.bool, device=g.means.device)
+    for f in self.steps(centers).values(): keep[keep.clone()] = f(g.kept(keep))
+    return keep
+
+# %% ../nbs/03_gaussians.ipynb #dc4f2b6a
 def _columns(degree:int) -> list[str]:
     rest = 3*((degree + 1)**2 - 1)
     return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(rest)), "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
 
+def _numbers(*xs): return " ".join(repr(float(v)) for x in xs for v in torch.as_tensor(x, dtype=torch.float64).flatten())
+
+def axis_name(up:Tensor=None) -> str: # (3,) direction; +z when None
+    "`+z`, `-y` for directions along an axis, three numbers for others."
+    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1], dtype=torch.float64) if up is None else up.double(), dim=0); i = int(v.abs().argmax())
+    return f"{'-+'[int(v[i] > 0)]}{'xyz'[i]}" if v[i].abs() > 1 - 1e-12 else _numbers(v)
+
 def save_ply(
     g:Gaussians, # unbatched
     path, # where to
-    up:str="+z", # noted in the header
+    up:Tensor=None, # (3,) which way is up in its world; +z when None
+    to:Similarity=None, # from its world to another, noted in the header
 ) -> Path:
     "Write the INRIA layout; opens in SuperSplat and other viewers."
     from plyfile import PlyData, PlyElement
@@ -135,26 +223,31 @@ def save_ply(
     table = torch.cat([g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, torch.logit(g.opacities.double(), eps=1e-7).float()[:, None], g.scales.clamp(min=1e-37).log(), g.quats], 1).numpy()
     vertex = np.rec.fromarrays(table.T, dtype=[(n, "<f4") for n in _columns(g.sh_degree)])
     temp = path.with_name(path.name + ".part")
-    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<", comments=[f"unit {g.unit}", f"up {up}"]).write(str(temp))
+    if to and to.source != g.unit: raise ValueError(f"{path}: a similarity from {to.source!r} was given to note for Gaussians in {g.unit!r}")
+    comments = [f"unit {g.unit}", f"up {axis_name(up)}", *([f"to {to.target} {_numbers(to.scale, quaternion(to.Q), to.c)}"] if to else [])]
+    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<", comments=comments).write(str(temp))
     os.replace(temp, path)
     return path
 
-# %% ../nbs/03_gaussians.ipynb #ec61db92
+# %% ../nbs/03_gaussians.ipynb #10f8a09d
 _PLY_BYTES = dict(char=1, int8=1, uchar=1, uint8=1, short=2, int16=2, ushort=2, uint16=2, int=4, int32=4, uint=4, uint32=4, float=4, float32=4, double=8, float64=8)
 
-def _check_ply(path):
-    "ValueError unless the binary PLY at `path` has scalar properties only and is as long as its header says."
+def _header(path) -> tuple[list, int]: # words of each line, bytes
     with open(path, "rb") as f: head = f.read(1 << 16)
     end = re.search(rb"\nend_header\r?\n", head)
     if not head.startswith(b"ply") or not end: raise ValueError(f"{path}: not a readable PLY of Gaussians (no header from 'ply' to 'end_header' in its first 64 KiB)")
-    lines = [x.split() for x in head[:end.start()].decode("latin-1").splitlines()]; counts, widths = [], []
+    return [x.split() for x in head[:end.start()].decode("latin-1").splitlines()], end.end()
+
+def _check_ply(path):
+    "ValueError unless the binary PLY at `path` has scalar properties only and is as long as its header says."
+    (lines, start), counts, widths = _header(path), [], []
     if ["format", "ascii", "1.0"] in lines: raise ValueError(f"{path}: an ASCII PLY, Gaussians are read from binary ones only")
     try:
         for w in lines:
             if w[:1] == ["element"]: counts.append(int(w[2])); widths.append(0)
             if w[:1] == ["property"]: widths[-1] += _PLY_BYTES[w[1]]
     except (KeyError, IndexError, ValueError): raise ValueError(f"{path}: not a readable PLY of Gaussians (header line {' '.join(w)[:80]!r})") from None
-    announced, found = sum(n*b for n, b in zip(counts, widths)), path.stat().st_size - end.end()
+    announced, found = sum(n*b for n, b in zip(counts, widths)), path.stat().st_size - start
     if announced != found or min(counts, default=0) < 0 or 0 in widths: raise ValueError(f"{path}: its header announces {announced:,} bytes of elements, {found:,} follow")
 
 # %% ../nbs/03_gaussians.ipynb #acd6d177
@@ -179,3 +272,19 @@ def load_ply(
     unit = unit or next((c.split()[1] for c in ply.comments if c.startswith("unit ") and c.split()[1:]), "model")
     if bad := [n for n in _columns(degree) if n in vertex.dtype.names and not np.isfinite(vertex[n]).all()]: raise ValueError(f"{path}: NaN or infinite numbers in {', '.join(bad[:5])}")
     return Gaussians(col("x", "y", "z"), col("rot_0", "rot_1", "rot_2", "rot_3"), col("scale_0", "scale_1", "scale_2").exp(), torch.sigmoid(col("opacity")[:, 0]), sh, unit)
+
+# %% ../nbs/03_gaussians.ipynb #8f87d3d3
+AXES = {f"{s}{a}": tuple(float(f"{s}1")*(a == b) + 0. for b in "xyz") for a in "xyz" for s in "+-"}
+
+def ply_world(path) -> tuple[str, Tensor, Similarity]: # unit, (3,) up, similarity to another world or None
+    "What the header of a PLY says of its world; unit model and +z where it says nothing."
+    path = Path(path)
+    if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
+    said = {w[1]: w[2:] for w in _header(path)[0] if w[0] == "comment" and w[1:] and w[1] in ("unit", "up", "to")}
+    try:
+        unit, up, to = *said.get("unit", ["model"]), said.get("up", ["+z"]), said.get("to")
+        up = torch.tensor(AXES[up[0]] if len(up) == 1 else [float(x) for x in up], dtype=torch.float64).reshape(3)
+        v = to and torch.tensor([float(x) for x in to[1:]], dtype=torch.float64).reshape(8)
+        if not up.isfinite().all() or to and not (v.isfinite().all() and v[0] > 0 and v[1:5].any()): raise ValueError("numbers that are no direction or similarity")
+    except (ValueError, KeyError, RuntimeError) as e: raise ValueError(f"{path}: its comments on unit, up and similarity cannot be read ({e})") from None
+    return unit, up, to and Similarity(v[0].item(), rotation_matrices(v[1:5]), v[5:], unit, to[0])
