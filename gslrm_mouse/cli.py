@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'convert', 'demo',
            'main']
 
-# %% ../nbs/18_cli.ipynb #004ff723
+# %% ../nbs/18_cli.ipynb #a0ef8c7e
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -71,13 +71,22 @@ def reconstruct(
     overwrite:bool=False, # replace an existing result
     choose:Literal["distance", "size", "coverage", "zoom", "equal_distances"]|None=None, # what to keep of the checkpoint's cameras: the first three are exact, the last two approximate with a bound; recordings "distance", samples in model units as they are, when left out
     up:str|None=None, # which way is up in the recording's world, as 0,0,1 (the default) or 0,-1,0
+    frames:str|None=None, # many frames, 0,10,20 or 0:400:10: a folder each, a film of all, and what is finished is kept when called again
+    units:Literal["mm", "model"]|None=None, # of the PLY; those of the source when left out
+    filters:Literal["ours", "none", "facelift", "gradio", "training"]="ours", # which Gaussians are left out: "ours" drops the nearly transparent only, "facelift" is made for heads
+    sized:bool=False, # scale each Gaussian by its pixel's footprint: helps where cameras are not the checkpoint's (choose coverage or size)
+    turntable:bool=True, # write turntable.mp4
+    panels:bool=True, # write views.png and cameras.png
+    film:bool=True, # with --frames: film.mp4 of all frames
+    skip_bad:bool=False, # with --frames: leave out those that cannot be used, and list them
     device:str="cpu", # cpu, cuda, cuda:1, …
     threads:int=0, # CPU threads; 0 = as torch decides
 ):
-    """One frame in, files out: gaussians.ply, turntable.mp4, views.png, cameras.png, results.jsonl."""
+    """A frame in, files out: gaussians.ply, turntable.mp4, views.png, cameras.png, results.jsonl; or many frames, a folder each."""
+    from gslrm_mouse.gaussians import FILTERS
     from gslrm_mouse.reconstruct import reconstruct as f
     _start(device, threads)
-    for split, r in f(source, out, frame, inputs, checkpoint, device, overwrite, choose, None if up is None else _vector(up)).items():
+    for split, r in f(source, out, frame, inputs, checkpoint, device, overwrite, choose, None if up is None else _vector(up), frames and _numbers(frames), units, FILTERS[filters], sized, turntable, panels, film, skip_bad=skip_bad).items():
         print(f"{split:5} views: PSNR {r['psnr']:.2f} dB (white picture {r['psnr_white']:.2f}), foreground {r['psnr_fg']:.2f} dB, IoU {r['iou']:.3f}")
     print(f"written: {out}")
 

@@ -16,7 +16,7 @@ from .preprocess import Prepared, method_named
 from .views import Views, _straight, check_views, is_recording, is_sample, open_recording, read_sample
 
 # %% auto #0
-__all__ = ['AS_WAS', 'time_blocks', 'write_prepared', 'preprocess_dataset']
+__all__ = ['AS_WAS', 'time_blocks', 'write_prepared', 'moments', 'one_by_one', 'preprocess_dataset']
 
 # %% ../nbs/07c_datasets.ipynb #51b40fcb
 def time_blocks(
@@ -65,18 +65,30 @@ def _whole(folder:Path) -> bool:
     except (OSError, ValueError, KeyError, TypeError): return False
     return bool(files) and all(f.is_file() and f.read_bytes()[-8:-4] == b"IEND" for f in files)
 
-# %% ../nbs/07c_datasets.ipynb #b2ae0c8e
-def _moments(source, frames, white_threshold) -> tuple[list, object]:
-    "Numbers in the order of time, and the function that reads the views of one; errors name what is missing."
+# %% ../nbs/07c_datasets.ipynb #5f00dd7a
+def moments(
+    source, # a recording, a sample folder, or a folder of sample folders
+    frames=None, # numbers of frames, or of samples in the order of their names; all when None
+    white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
+) -> tuple[list, object]: # numbers in the order of time; function of numbers (and positions of views) which yields the `Views` of each
+    "What there is to read at a place, whichever kind it is; one sentence in a ValueError or FileNotFoundError otherwise."
     source = Path(source)
-    if is_recording(source): rec = open_recording(source); n, read, what = rec.n_frames, rec.frame, "frames"
+    if is_recording(source): rec = open_recording(source); n, what, read = rec.n_frames, "frame", lambda todo, v=None: (rec if v is None else rec[v]).frames(todo)
     else:
         if not source.exists(): raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; {listing(source.parent)}")
-        found = sample_folders(source); n, what = len(found), "samples"; read = lambda i: read_sample(found[i], white_threshold=white_threshold)
+        found = sample_folders(source); n, what, read = len(found), "sample", lambda todo, v=None: (read_sample(found[i], v, white_threshold=white_threshold) for i in todo)
     numbers = sorted(set(range(n) if frames is None else map(int, frames)))
-    if not numbers: raise ValueError(f"{source}: no {what} were asked for, it has {n}")
-    if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what[:-1]} {wrong[0]} was asked for, it has {n} {what} (0 to {n - 1})")
+    if not numbers: raise ValueError(f"{source}: no {what}s were asked for, it has {n}")
+    if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what} {wrong[0]} was asked for, it has {n} {what}s (0 to {n - 1})")
     return numbers, read
+
+def one_by_one(read, numbers): # yields (number, Views, or the error that it gave)
+    "All moments in turn, each video decoded once; a moment that cannot be read does not end the row."
+    todo = list(numbers)
+    while todo:
+        try:
+            for views in read(tuple(todo)): yield todo.pop(0), views
+        except (ValueError, FileNotFoundError) as e: yield todo.pop(0), e
 
 # %% ../nbs/07c_datasets.ipynb #be08dbb7
 AS_WAS = {"pixel_based": dict(as_was=True)} # what the data sets of the time used
@@ -102,7 +114,7 @@ def _opened(out:Path, settings:dict):
 def _put(path:Path, text:str):
     part = path.with_name(f".{path.name}.part"); part.write_text(text, encoding="utf-8"); os.replace(part, path)
 
-# %% ../nbs/07c_datasets.ipynb #d11c4af0
+# %% ../nbs/07c_datasets.ipynb #7712ae1a
 def preprocess_dataset(
     source, # a recording, a sample folder, or a folder of sample folders
     out, # folder to make, or to go on with
@@ -120,19 +132,21 @@ def preprocess_dataset(
     "Write a data set of samples through one recipe, with lists split by time. Resumable."
     recipe = recipe or method_named(method); out = Path(out); options = {**AS_WAS.get(method, {}), **options}
     if size < 8: raise ValueError(f"pictures of {size} px were asked for, at least 8 are needed")
-    numbers, read = _moments(source, frames, white_threshold); train, between, val = time_blocks(len(numbers), val_share, gap)
+    numbers, read = moments(source, frames, white_threshold); train, between, val = time_blocks(len(numbers), val_share, gap)
     settings = _settings(source, method, recipe, size, numbers, val_share, gap, options); _opened(out, settings)
     _put(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1)); skipped = {}
-    for k, number in enumerate(tqdm(numbers, desc="preprocess")):
-        if _whole(folder := out/f"sample_{k:06d}"): continue
-        shutil.rmtree(folder, ignore_errors=True)
-        try: _one(read(number), recipe, method, replace(domain, image_size=size), options, folder, number, settings["source"])
-        except (ValueError, FileNotFoundError) as e:
-            if not skip_bad: raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(f"{folder.name} (number {number}): {e}; leave such out with skip_bad") from None
-            skipped[folder.name] = f"number {number}: {e}"
+    todo = {number: folder for k, number in enumerate(numbers) if not _whole(folder := out/f"sample_{k:06d}")}
+    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="preprocess", unit="sample") as bar:
+        for number, views in one_by_one(read, todo):
+            shutil.rmtree(folder := todo[number], ignore_errors=True); bar.update()
+            try: _one(views, recipe, method, replace(domain, image_size=size), options, folder, number, settings["source"])
+            except (ValueError, FileNotFoundError) as e:
+                if not skip_bad: raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(f"{folder.name} (number {number}): {e}; leave such out with skip_bad") from None
+                skipped[folder.name] = f"number {number}: {e}"
     return _finished(out, settings, dict(train=train, gap=between, val=val), skipped)
 
 def _one(views, recipe, method, domain, options, folder, number, source):
+    if isinstance(views, Exception): raise views
     if method == "mm" and views.cameras.unit != "mm": raise ValueError(f"the method mm hands out millimetres, these cameras are in {views.cameras.unit!r}")
     write_prepared(recipe(views, domain, **options), folder, views, method=method, options=options, frame=number, made_of=source)
 
