@@ -52,6 +52,19 @@ def lines_of(module:Path) -> dict[str, int]:
             for t in n.targets if isinstance(n, ast.Assign) else [n.target]: found |= {x.id: n.lineno for x in ast.walk(t) if isinstance(x, ast.Name)}
     return found
 
+def raises_of(module:Path) -> dict[str, list[tuple[str, str]]]:
+    "What each function of a module raises itself: the error and its sentence, with … for what is filled in."
+    from nbdev.showdoc import showdoc_nm
+    def sentence(call):
+        if not isinstance(call, ast.Call) or not call.args: return ""
+        parts = [x for x in ast.walk(call.args[0]) if isinstance(x, (ast.Constant, ast.JoinedStr))]
+        if not parts: return ""
+        values = parts[0].values if isinstance(parts[0], ast.JoinedStr) else [parts[0]]
+        return re.sub(r"\s+", " ", "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in values)).strip().replace("`", "").replace("*", r"\*").replace("_", r"\_").replace("$", r"\$").replace("<", r"\<").replace("[", r"\[")
+    def found(n): return list(dict.fromkeys((ast.unparse(r.exc.func if isinstance(r.exc, ast.Call) else r.exc), sentence(r.exc)) for r in ast.walk(n) if isinstance(r, ast.Raise) and r.exc and isinstance(r.exc, (ast.Call, ast.Name))))
+    defs = [n for n in ast.parse(module.read_text(encoding="utf-8")).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+    return {showdoc_nm(n): [(k, s) for k, s in found(n) if re.fullmatch(r"[A-Z]\w*", k)] for n in defs}
+
 def constants_of(source:str) -> list[str]:
     "Public names which a cell assigns at its top level."
     return [x.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets for x in ast.walk(t) if isinstance(x, ast.Name) and not x.id.startswith("_")]
@@ -102,12 +115,19 @@ def last_sentence(md:str) -> str:
     said = [s.strip(" :;") for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9\"(])", plain(md)) if len(s.strip(" :;.")) > 15]
     return said[-1] if said else ""
 
-def alt_of(cell, page:str, heading:str, before:str) -> str:
-    "A picture's alternative text: `fig-alt` or `fig-cap` of its cell, else section and last sentence before it."
+def labels_of(source:str) -> str:
+    "What a cell draws, and the titles, axes and curves it writes into its picture, as far as they stand there word by word."
+    part = lambda pattern, name: f"{name} {', '.join(dict.fromkeys(found))}" if (found := [m[1] for m in re.finditer(rf"""(?:{pattern})\(?["']([^"'{{}}]{{2,}})["']""", source)]) else ""
+    kinds = [k for word, k in (("imshow|show_views|show_choice", "pictures"), (r"\.plot\(|plot_pull|semilogx|errorbar", "curves"), ("draw_cameras|3d", "cameras and points in space"), (r"\.bar", "bars"), ("scatter", "points")) if re.search(word, source)]
+    panels = f", {m[1]} × {m[2]} panels" if (m := re.search(r"subplots\((\d+), (\d+)", source)) else ""
+    return "; ".join(filter(None, (" and ".join(kinds or ["drawing"]) + panels, part("title", "titled"), part("xlabel", "across:"), part("ylabel", "up:"), part(r"\blabel=", "curves:"))))
+
+def alt_of(cell, heading:str, said:str, near:bool) -> str:
+    "A picture's alternative text: `fig-alt` or `fig-cap` of its cell; else the section, the last sentence said right before it, and what is written into it."
     for key in ("fig-alt:", "fig-cap:"):
         if key in cell.directives_: return " ".join(cell.directives_[key]).strip("\"'")
-    said = last_sentence(before)
-    return f"{heading or page}: {said}" if said else f"{page}: picture of the section “{heading}”" if heading else f"{page}: the picture this page begins with"
+    labels = labels_of(cell.source)
+    return re.sub(r"([.?!])\.", r"\1", ". ".join(filter(None, (heading, said if near or ";" not in labels else "", labels[0].upper() + labels[1:]))) + ".")
 
 def raw(s:str) -> str: return f"\n\n``````{{=html}}\n{s}\n``````\n\n"
 def code(s:str) -> str: return f"\n\n``````python\n{s.strip()}\n``````\n\n"
@@ -121,26 +141,30 @@ class Page:
         self.nb, self.module, self.state = processed(path)
         self.title, self.says = self.nb.frontmatter_["title"], self.nb.frontmatter_.get("description", "")
         self.lines = lines_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
-        self.heading = self.before = ""; self.pictures = 0; self.widgets = False; self.ids = set(); self.held = ""
+        self.raises = raises_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
+        self.heading, self.said, self.near = self.title, "", False; self.pictures = 0; self.widgets = False; self.ids = set(); self.held, self.symbols = "", []
         self.md = "".join(self.cell(c) for c in self.nb.cells) + self.flush()
 
     def cell(self, cell) -> str:
         if cell.cell_type == "raw": return ""
-        if hasattr(cell, "symbol_"): return self.symbol(cell)
-        before = self.flush()
+        if hasattr(cell, "symbol_"): self.symbols.append(cell); return ""
+        before = self.flush(); near, self.near = self.near, cell.cell_type == "markdown"
         if getattr(cell, "fold_", False): self.held = self.folded(cell.source); return before
         if cell.cell_type == "markdown":
             heads = re.findall(r"^#{2,4}\s+(.+?)\s*(?:\{.*\})?$", cell.source, re.M)
-            if heads: self.heading = plain(heads[-1])
-            if last_sentence(cell.source): self.before = cell.source
+            if heads: self.heading, self.said = plain(heads[-1]), ""
+            self.said = last_sentence(cell.source) or self.said
             return before + "\n\n" + cell.source + "\n\n"
         d = {k: v[0] if v else "" for k, v in cell.directives_.items()}
         source = "\n".join(x for x in cell.source.splitlines() if not re.match(r"#\|", x)).strip()
         shown = "" if d.get("echo:") == "false" or not source else code(source)
         if d.get("output:") == "false" or d.get("include:") == "false": return before + (shown if d.get("include:") != "false" else "")
-        return before + shown + "".join(self.output(cell, o) for o in cell.get("outputs", []))
+        return before + shown + "".join(self.output(cell, o, near) for o in cell.get("outputs", []))
 
-    def flush(self) -> str: held, self.held = self.held, ""; return held
+    def flush(self) -> str:
+        "The symbols of the last exported cell in the order of their source, then its code."
+        said = "".join(self.symbol(c) for c in sorted(self.symbols, key=lambda c: self.lines[c.symbol_])) + self.held
+        self.held, self.symbols = "", []; return said
 
     def anchor(self, name:str) -> str:
         "As nbdev's index spells it; a second one that differs only in capitals is numbered, as pandoc does."
@@ -155,8 +179,9 @@ class Page:
         md = re.sub(r"^---\n\n(\[source\].*\n\n)?#+ .*\n", "", md)
         if isinstance(obj, type): md = re.sub(r"^def (.*?)\)->None:$", r"class \1)", re.sub(r"```python\ndef ", "```python\ndef ", md), count=1, flags=re.S | re.M)
         if isinstance(obj, property): md = re.sub(r"```python\ndef (\w+)\(\)", r"```python\n@property\ndef \1(self)", md)
-        if obj.__doc__: md = re.sub(r"^\*(.*?)\*$", r"\1", md, flags=re.S | re.M)
-        return f"\n\n### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}\n\n{md.strip()}\n\n"
+        md = re.sub(r"^\*(.*?)\*$", r"\1" if getattr(obj, "__doc__", None) else "", md, flags=re.S | re.M)
+        raised = "".join(f"* `{kind}`" + (f": “{said}”" if said else "") + "\n" for kind, said in self.raises.get(name, ()))
+        return f"\n\n### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}\n\n{md.strip()}\n\n" + (f"Raises\n\n{raised}\n" if raised else "")
 
     def folded(self, source:str) -> str:
         "Exported code, closed; the constants it defines are found under their names."
@@ -164,12 +189,12 @@ class Page:
         names = ", ".join(f"<code>{html.escape(n)}</code>" for n in constants_of(source) if n in self.lines)
         return raw(f'{ids}<details class="src"><summary>code{": " + names if names else ""}</summary>') + code(source) + raw("</details>")
 
-    def output(self, cell, o) -> str:
+    def output(self, cell, o, near:bool) -> str:
         if o["output_type"] == "error": raise ValueError(f"{self.path}: a cell stores an error, {o['ename']}: {o['evalue']}")
         if o["output_type"] == "stream": return raw(f'<pre class="out">{html.escape(text(o["text"]).rstrip())}</pre>')
         data = o.get("data", {})
         for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
-            if mime in data: return self.picture(base64.b64decode(text(data[mime])), suffix, alt_of(cell, self.title, self.heading, self.before))
+            if mime in data: return self.picture(base64.b64decode(text(data[mime])), suffix, alt_of(cell, self.heading, self.said, near))
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
@@ -215,7 +240,9 @@ HEAD = re.compile(r'<h([2-4])\s+id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
 def words(s:str) -> str: return re.sub(r"\s+", " ", html.unescape(re.sub(r"<math.*?</math>|<script.*?</script>|<details.*?</details>|<a [^>]*class=\"source\".*?</a>|<[^>]+>", " ", s, flags=re.S))).strip()
 
 def finished(body:str) -> str:
-    "Wide tables scroll by themselves, headings can be linked to, ids are unique, links abroad say so."
+    "Wide tables scroll by themselves, headings can be linked to, ids are unique, links abroad say so, lines of code are numbered in sources only."
+    if "numberSource" not in body: body = re.sub(r'<span id="cb\d+-\d+"><a [^>]*></a>', "<span>", body)
+    body = re.sub(r'<(h[2-4]) class="([^"]*)" id="([^"]*)"', r'<\1 id="\3" class="\2"', body)
     body = re.sub(r"(<table\b.*?</table>)", r'<div class="scroll">\1</div>', body, flags=re.S)
     seen = set()
     def once(m):
@@ -223,7 +250,6 @@ def finished(body:str) -> str:
         while name in seen: name = f"{m[2]}-s{n}"; n += 1
         seen.add(name)
         return f'<h{m[1]} id="{name}"{m[3]}>{m[4]}<a class="here" href="#{name}" aria-label="link to this section">#</a></h{m[1]}>'
-    for i in re.findall(r'<h3 id="([^"]+)"\s+class="symbol"|<span id="([^"]+)"></span>', body): seen.discard("".join(i))
     symbols = {m[2] for m in HEAD.finditer(body) if "symbol" in m[3]} | set(re.findall(r'<span id="([^"]+)"></span>', body))
     def apart(m): return m[0] if "symbol" in m[3] or m[2] not in symbols else m[0].replace(f'id="{m[2]}"', f'id="{m[2]}-section"', 1)
     body = HEAD.sub(once, HEAD.sub(apart, body))
