@@ -1,4 +1,5 @@
 # make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the failure study, with a report
+# make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,7 +8,7 @@ STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup test sync nbtest pytest study readme clean
+.PHONY: setup test sync nbtest pytest study docs readme clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
@@ -32,6 +33,10 @@ pytest: setup
 
 study: setup
 	gslrm_mouse study --out $(STUDY) --overwrite
+
+docs: setup
+	$(BIN)/python tools/docs/build.py --sidebar
+	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(BIN)/python tools/docs/build.py && $(BIN)/python tools/docs/check.py; fi
 
 readme: setup
 	$(BIN)/python tools/readme.py

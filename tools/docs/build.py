@@ -93,11 +93,13 @@ def processed(path:Path):
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(cell.source).body): del cell["source"]
             else: cell.fold_ = True
 
+    opening = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
     fresh = any("exec_doc" in c.source for c in nb.cells if c.cell_type == "code")
     swap = {rm_export: fold, insert_warning: None, clean_show_doc: None, add_fold: None, mv_exports: None, exec_show_docs: exec_show_docs if fresh else answer}
     procs = [q for p in FilterDefaults().base_procs() if (q := swap.get(p, p)) is not None]
     if fresh: nb.has_docs_ = True
     NBProcessor(nb=nb, procs=procs).process()
+    nb.opening_ = re.sub(r"\A\s*#\s.*\n(\s*>.*\n?)*", "", opening + "\n").strip() if re.match(r"\s*#\s", opening) else ""      # nbdev keeps title and `>` line of the first cell only
     return nb, module, widgets
 
 
@@ -133,9 +135,13 @@ def raw(s:str) -> str: return f"\n\n``````{{=html}}\n{s}\n``````\n\n"
 def code(s:str) -> str: return f"\n\n``````python\n{s.strip()}\n``````\n\n"
 def text(x) -> str: return x if isinstance(x, str) else "".join(x)
 
+def documented(name:str, obj) -> bool: return not name.split(".")[-1].startswith("__") or bool((getattr(obj, "__doc__", None) or "").strip())
+
 class Page:
     "One notebook on its way: its markdown, its pictures, where its symbols are."
     def __init__(self, path:Path, nbs:Path, out:Path, pages:dict):
+        from execnb.nbio import mk_cell
+        from nbdev.doclinks import NbdevLookup
         self.path, self.nbs, self.out, self.pages = path, nbs, out, pages
         self.url = pages[path]; self.up = "../"*self.url.count("/")
         self.nb, self.module, self.state = processed(path)
@@ -143,6 +149,7 @@ class Page:
         self.lines = lines_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
         self.raises = raises_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
         self.heading, self.said, self.near = self.title, "", False; self.pictures = 0; self.widgets = False; self.ids = set(); self.held, self.symbols = "", []
+        if self.nb.opening_: self.nb.cells.insert(1, mk_cell(NbdevLookup().linkify(self.nb.opening_), "markdown"))
         self.md = "".join(self.cell(c) for c in self.nb.cells) + self.flush()
 
     def cell(self, cell) -> str:
@@ -176,16 +183,18 @@ class Page:
     def symbol(self, cell) -> str:
         md, name = cell.source, cell.symbol_
         obj = attrgetter(name)(importlib.import_module(f"gslrm_mouse.{self.module}"))
+        if not documented(name, obj): return raw(f'<span id="{self.anchor(name)}"></span>')
         md = re.sub(r"^---\n\n(\[source\].*\n\n)?#+ .*\n", "", md)
         if isinstance(obj, type): md = re.sub(r"^def (.*?)\)->None:$", r"class \1)", re.sub(r"```python\ndef ", "```python\ndef ", md), count=1, flags=re.S | re.M)
         if isinstance(obj, property): md = re.sub(r"```python\ndef (\w+)\(\)", r"```python\n@property\ndef \1(self)", md)
         md = re.sub(r"^\*(.*?)\*$", r"\1" if getattr(obj, "__doc__", None) else "", md, flags=re.S | re.M)
         raised = "".join(f"* `{kind}`" + (f": “{said}”" if said else "") + "\n" for kind, said in self.raises.get(name, ()))
-        return f"\n\n### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}\n\n{md.strip()}\n\n" + (f"Raises\n\n{raised}\n" if raised else "")
+        return f"\n\n### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}\n\n{md.strip()}\n\n" + (f"::: {{.raises}}\nRaises\n\n{raised}:::\n\n" if raised else "")
 
     def folded(self, source:str) -> str:
-        "Exported code, closed; the constants it defines are found under their names."
-        ids = "".join(f'<span id="{self.anchor(n)}"></span>' for n in constants_of(source) if n in self.lines)
+        "Exported code, closed; constants and private names, which have no signature, are found there by their names."
+        private = [n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name.startswith("_") and n.name in self.lines]
+        ids = "".join(f'<span id="{self.anchor(n)}"></span>' for n in private + [n for n in constants_of(source) if n in self.lines])
         names = ", ".join(f"<code>{html.escape(n)}</code>" for n in constants_of(source) if n in self.lines)
         return raw(f'{ids}<details class="src"><summary>code{": " + names if names else ""}</summary>') + code(source) + raw("</details>")
 
@@ -198,6 +207,7 @@ class Page:
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
+        if re.fullmatch(r"<.* at 0x[0-9a-f]+>", text(data.get("text/plain", "")).strip()): return ""
         if "text/plain" in data: return raw(f'<pre class="out">{html.escape(text(data["text/plain"]))}</pre>')
         raise ValueError(f"{self.path}: an output of the kinds {', '.join(data)} has no place in the documentation")
 
@@ -290,8 +300,8 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
         page = next(p for p in made if p.module == m); (out/"source").mkdir(exist_ok=True)
         (out/f"source/{m}.html").write_text(frame.substitute(title=f"{m}.py", says=f'<p class="says">Made from the notebook <a href="../{page.url}">{page.title}</a>, which explains it.</p>', body=body, up="../", toc="", turn="", tail="", where="", description=f"Source of gslrm_mouse.{m}",
                                                             nav=navigation(groups, pages, titles, "", "../")), encoding="utf-8")
-    for name in ("style.css", "site.js"): shutil.copy(here/name, out/name)
-    if any(p.widgets for p in made): (out/"html-manager.js").write_bytes(gzip.decompress((here/"vendor/html-manager-1.0.15.js.gz").read_bytes())); shutil.copy(here/"vendor/LICENSE.txt", out/"html-manager.LICENSE.txt")
+    for name in ("style.css", "site.js", "vendor/stix-two-math.woff", "vendor/LICENSE.txt"): shutil.copy(here/name, out/Path(name).name)
+    if any(p.widgets for p in made): (out/"html-manager.js").write_bytes(gzip.decompress((here/"vendor/html-manager-1.0.15.js.gz").read_bytes()))
     if (nbs/"images").is_dir(): shutil.copytree(nbs/"images", out/"images")
     (out/"search.js").write_text("window.SEARCH = " + json.dumps(search, ensure_ascii=False).replace("</", "<\\/"), encoding="utf-8")
     return dict(pages=len(made), sources=len(sources), pictures=sum(p.pictures for p in made), widgets=sum(p.widgets for p in made), sections=len(search))
