@@ -71,3 +71,11 @@ const seen = new IntersectionObserver(entries => {
   if (y < box.scrollTop || y > box.scrollTop + box.clientHeight - 40) box.scrollTop = y - box.clientHeight/2
 }, {rootMargin: "-60px 0px -75% 0px"})
 marks.forEach((_, id) => { const h = $(id); if (h) seen.observe(h) })
+
+// what a widget draws is what the figure before it shows
+for (const w of document.querySelectorAll(".widget")) {
+  let figure = w.previousElementSibling
+  while (figure && !figure.querySelector("img")) figure = figure.previousElementSibling
+  const alt = (figure?.querySelector("img").alt ?? document.title) + " Chosen in the widget."
+  new MutationObserver(() => w.querySelectorAll("img:not([alt]), img[alt='']").forEach(i => i.alt = alt)).observe(w, {childList: true, subtree: true})
+}
