@@ -142,6 +142,8 @@ class Page:
     def __init__(self, path:Path, nbs:Path, out:Path, pages:dict):
         from execnb.nbio import mk_cell
         from nbdev.doclinks import NbdevLookup
+        from nbdev.config import get_config
+        cfg = get_config(); self.host, self.repo = f"{cfg.doc_host}{cfg.doc_baseurl}", f"{cfg.git_url}/blob/{cfg.branch}"
         self.path, self.nbs, self.out, self.pages = path, nbs, out, pages
         self.url = pages[path]; self.up = "../"*self.url.count("/")
         self.nb, self.module, self.state = processed(path)
@@ -232,7 +234,7 @@ class Page:
             if target not in self.pages: raise ValueError(f"{self.path}: links to {m[1]}, which is no notebook here")
             return f"]({self.up}{self.pages[target]}{m[2] or ''})"
         md = re.sub(r"\]\((?!https?:)([^)\s#]+\.ipynb)(#[^)\s]*)?\)", there, md)
-        return re.sub(r"\]\(https://gslrm-mouse\.github\.io/gslrm_mouse/", f"]({self.up}", md)
+        return md.replace(f"]({self.host}/", f"]({self.up}")
 
 
 # --- pandoc, search, frame -------------------------------------------------------------------------------------------------------------
@@ -247,7 +249,10 @@ def html_of(md:str, cache:Path) -> str:
     return kept.read_text(encoding="utf-8")
 
 HEAD = re.compile(r'<h([2-4])\s+id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
-def words(s:str) -> str: return re.sub(r"\s+", " ", html.unescape(re.sub(r"<math.*?</math>|<script.*?</script>|<details.*?</details>|<a [^>]*class=\"source\".*?</a>|<[^>]+>", " ", s, flags=re.S))).strip()
+def words(s:str) -> str:
+    "The text of a piece of page, without formulas, code to fold out and links to sources."
+    s = re.sub(r"<math.*?</math>|<script.*?</script>|<details.*?</details>|<a [^>]*class=\"source\".*?</a>|<pre class=\"out\">.*?</pre>", " ", s, flags=re.S)
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"</?(?:span|a|code|em|strong|b|i)\b[^>]*>", "", s)))).strip()
 
 def finished(body:str) -> str:
     "Wide tables scroll by themselves, headings can be linked to, ids are unique, links abroad say so, lines of code are numbered in sources only."
@@ -271,6 +276,7 @@ def toc_of(body:str) -> str:
 
 def sections_of(url:str, title:str, says:str, body:str) -> list[list[str]]:
     "What the search looks through: one entry per heading, [page, title, anchor, heading, text]."
+    example = r'<div class="sourceCode".*?</div>'; body = re.sub(r'(class="symbol">(?:(?!</h3>).)*</h3>\s*' + example + ")|" + example, lambda m: m[1] or " ", body, flags=re.S)     # signatures are looked through, examples are not
     heads = list(HEAD.finditer(body)); ends = [m.start() for m in heads[1:]] + [len(body)]
     top = body[:heads[0].start()] if heads else body
     return [[url, title, "", "", f"{says} {words(top)}"]] + [[url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():e])] for m, e in zip(heads, ends)]
@@ -292,7 +298,7 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
         body = finished(body); search += sections_of(p.url, p.title, p.says, body)
         turn = lambda k, cls, word: f'<a class="{cls}" href="{p.up}{made[k].url}"><small>{word}</small>{html.escape(made[k].title)}</a>' if 0 <= k < len(made) else "<span></span>"
         tail = f'<script type="{STATE}">{json.dumps(p.state).replace("</", "<" + chr(92) + "/")}</script><script src="{p.up}html-manager.js" data-jupyter-widgets-cdn="./"></script>' if p.widgets else ""
-        where = f'<a href="https://github.com/gslrm-mouse/gslrm_mouse/blob/main/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "")
+        where = f'<a href="{p.repo}/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "")
         whole = frame.substitute(title=html.escape(p.title), says=f'<p class="says">{html_of(p.links(p.says), cache)}</p>'.replace("<p class=\"says\"><p>", '<p class="says">').replace("</p>\n</p>", "</p>") if p.says else "", body=body, up=p.up, toc=toc_of(body), turn=turn(i - 1, "prev", "before") + turn(i + 1, "next", "next"),
                                  nav=navigation(groups, pages, titles, p.url, p.up), tail=tail, where=where, description=html.escape(plain(p.says)))
         (out/p.url).parent.mkdir(parents=True, exist_ok=True); (out/p.url).write_text(whole, encoding="utf-8")

@@ -1,7 +1,7 @@
 // Menu, dark or light, search, copy, the section one is in. No framework, no request but for search.js, which lies beside this file.
 const up = document.body.dataset.up, $ = id => document.getElementById(id)
 
-$("menu").onclick = () => $("menu").setAttribute("aria-expanded", document.body.classList.toggle("menu"))
+$("menu").onclick = () => { $("menu").setAttribute("aria-expanded", document.body.classList.toggle("menu")); $("sidebar").scrollTop = 0 }
 
 $("theme").onclick = () => {
   const now = document.documentElement.dataset.theme || (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light")
@@ -60,7 +60,8 @@ for (const block of document.querySelectorAll("main div.sourceCode")) {
   block.append(b)
 }
 
-$("sidebar").querySelector("[aria-current]")?.scrollIntoView({block: "center"})
+const here = $("sidebar").querySelector("[aria-current]")                        // by hand: scrollIntoView would move the page too
+if (here && here.offsetTop > $("sidebar").clientHeight - 80) $("sidebar").scrollTop = here.offsetTop - $("sidebar").clientHeight/2
 const marks = new Map([...document.querySelectorAll(".toc a")].map(a => [decodeURIComponent(a.hash.slice(1)), a]))
 const seen = new IntersectionObserver(entries => {
   const top = entries.filter(e => e.isIntersecting)[0]
