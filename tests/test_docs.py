@@ -213,4 +213,5 @@ def test_dark_light_and_telephone(browser, home):
             browser.visit(home + page); assert browser.js("document.documentElement.scrollWidth") <= 390, page
         hidden = lambda: browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
         assert hidden(); browser.js("document.getElementById('menu').click()"); assert not hidden()
+        assert browser.js("document.querySelector('#sidebar h2').getBoundingClientRect().top >= document.querySelector('header').getBoundingClientRect().bottom"), "the menu begins below the head of the page"
     finally: browser("Emulation.clearDeviceMetricsOverride")
