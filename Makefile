@@ -35,11 +35,11 @@ study: setup
 	gslrm_mouse study --out $(STUDY) --overwrite
 
 docs: setup
-	$(BIN)/python tools/docs/build.py --sidebar
-	if command -v quarto >/dev/null; then $(BIN)/nbdev_docs; else $(BIN)/python tools/docs/build.py && $(BIN)/python tools/docs/check.py; fi
+	if command -v quarto >/dev/null; then $(BIN)/python tools/docs/build.py --quarto _nbs && nbdev_docs --path _nbs; \
+	else $(BIN)/python tools/docs/build.py && $(BIN)/python tools/docs/check.py; fi
 
 readme: setup
 	$(BIN)/python tools/readme.py
 
 clean:
-	rm -rf $(VENV) _docs _proc build dist *.egg-info
+	rm -rf $(VENV) _docs _nbs _proc build dist *.egg-info

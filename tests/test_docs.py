@@ -81,6 +81,24 @@ def test_every_notebook_has_its_place(tmp_path):
     assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in contents[1]["contents"]
 
 
+def test_the_copy_for_quarto_says_the_same(tmp_path):
+    "Where Quarto is there, nbdev builds a copy in which opening text and imports stand in cells of their own; nothing may be lost or changed on the way."
+    import ast
+    is_import = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
+    for p in build.grouped(ROOT/"nbs").values():
+        for raw in (json.loads(x.read_text()) for x in p):
+            before = [build.text(c["source"]) for c in raw["cells"]]; opened = build.opened(raw)
+            assert "\n".join(before).split() == "\n".join(build.text(c["source"]) for c in opened["cells"]).split()
+            for c in opened["cells"]:
+                made = build.imports_apart(c)
+                if c["cell_type"] != "code" or len(made) == 1 and made[0] is c: continue
+                said = lambda cells: sorted(ast.dump(n) for x in cells for n in ast.parse(build.text(x["source"])).body)
+                assert said(made) == said([c]) and made[-1].get("outputs") == c.get("outputs")
+                rest = ast.parse(made[-1]["source"]); assert not any(map(is_import, rest.body)) and ("eval: false" in made[-1]["source"]) == any(map(is_import, ast.walk(rest)))
+    x = dict(cell_type="code", source="#| cuda\nimport os; a = 'é'; import re\nprint(a)\ndef f(): import io", outputs=[1])
+    assert [c["source"] for c in build.imports_apart(x)] == ["#| cuda\nimport os\nimport re", "#| eval: false\n#| cuda\na = 'é'; \nprint(a)\ndef f(): import io"]
+
+
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
     (tmp_path/"thesis.txt").write_text("years of work")
     said = subprocess.run([sys.executable, ROOT/"tools/docs/build.py", tmp_path], capture_output=True, text=True)

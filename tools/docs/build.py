@@ -1,7 +1,7 @@
 """The documentation where Quarto is missing: the notebooks as nbdev processes them, through pandoc, into one folder that needs no network.
 
     python tools/docs/build.py [OUT]        the site, `_docs` when OUT is left out
-    python tools/docs/build.py --sidebar    only nbs/sidebar.yml, which `nbdev_docs` reads where Quarto is there"""
+    python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`, with what nbdev would lose or stumble over put right"""
 import ast, base64, gzip, hashlib, html, importlib, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
@@ -70,6 +70,41 @@ def constants_of(source:str) -> list[str]:
     return [x.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets for x in ast.walk(t) if isinstance(x, ast.Name) and not x.id.startswith("_")]
 
 
+def opened(raw:dict) -> dict:
+    "The notebook with a first cell of title and `>` line only: nbdev throws away whatever else stands in it."
+    first = raw["cells"][0]; said = text(first["source"])
+    if first["cell_type"] == "markdown" and (m := re.match(r"\s*#\s.*\n(?:\s*>.*(?:\n|\Z))*", said + "\n")) and (rest := said[m.end():].strip()):
+        raw["cells"][:1] = [first | dict(source=m[0].strip()), dict(cell_type="markdown", id=first.get("id", "0")[:6] + "-t", metadata={}, source=rest)]
+    return raw
+
+def imports_apart(cell:dict) -> list[dict]:
+    "A cell's imports in one of their own: nbdev runs every cell that imports something, and nothing before it."
+    source = text(cell["source"])
+    if cell["cell_type"] != "code" or re.search(r"^#\| *(export|exec_doc|eval)", source, re.M): return [cell]
+    at = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)); tree = ast.parse(source)
+    if not any(at(n) for n in ast.walk(tree)) or all(at(n) for n in tree.body): return [cell]
+    marks = "".join(x + "\n" for x in source.splitlines() if x.startswith("#|")); tops = [ast.unparse(n) for n in tree.body if at(n)]; lines = source.split("\n")
+    for n in reversed(tree.body):
+        if at(n): row = lines[n.lineno - 1].encode(); lines[n.lineno - 1:n.end_lineno] = [x] if (x := (row[:n.col_offset] + lines[n.end_lineno - 1].encode()[n.end_col_offset:].lstrip(b"; ")).decode()).strip() else []
+    rest = "\n".join(lines); nested = any(at(n) for n in ast.walk(ast.parse(rest)))
+    return [dict(cell_type="code", id=cell.get("id", "0")[:6] + "-i", metadata={}, execution_count=None, outputs=[], source=marks + "\n".join(tops))]*bool(tops) + [cell | dict(source="#| eval: false\n"*nested + rest)]
+
+def for_quarto(nbs:Path, to:Path):
+    "A copy of `nbs` which `nbdev_docs --path` can build: opening texts kept, imports apart, alternative texts written out, pages in groups."
+    import tempfile
+    if to.exists(): shutil.rmtree(to)
+    shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*")); groups = grouped(nbs); pages = {p: page_of(p, nbs) for ps in groups.values() for p in ps} | {p.resolve(): page_of(p, nbs) for ps in groups.values() for p in ps}
+    for p in (p for ps in groups.values() for p in ps):
+        with tempfile.TemporaryDirectory() as tmp: alts = Page(p, nbs, Path(tmp), pages).alts
+        raw = opened(json.loads(p.read_text(encoding="utf-8")))
+        for c in raw["cells"]:
+            if c.get("id") in alts and not re.search(r"^#\| *fig-(alt|cap)", text(c["source"]), re.M): c["source"] = f"#| fig-alt: {json.dumps(alts[c['id']], ensure_ascii=False)}\n" + text(c["source"])
+        raw["cells"] = [x for c in raw["cells"] for x in imports_apart(c)]
+        (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8"); os.utime(to/"index.ipynb", (0, 0))     # so that nbdev does not make another README from it
+    shutil.rmtree(root/"_proc", ignore_errors=True)
+
+
 # --- nbdev's processing, but for one thing: a documented symbol is looked up in the package instead of running the notebook again -------
 
 def processed(path:Path):
@@ -79,7 +114,7 @@ def processed(path:Path):
     from nbdev.processors import FilterDefaults, Processor, _default_exp, _is_showdoc, rm_export, exec_show_docs, insert_warning, clean_show_doc, add_fold, mv_exports
     from nbdev.showdoc import show_doc
     raw = json.loads(path.read_text(encoding="utf-8")); widgets = raw["metadata"].pop("widgets", {}).get(STATE)     # a stored link has a `source` which nbdev takes for a cell's
-    nb = dict2nb(raw); nb.path_ = str(path); module = _default_exp(nb)
+    nb = dict2nb(opened(raw)); nb.path_ = str(path); module = _default_exp(nb)
 
     class answer(Processor):
         def cell(self, cell):
@@ -93,13 +128,11 @@ def processed(path:Path):
             if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(cell.source).body): del cell["source"]
             else: cell.fold_ = True
 
-    opening = next((c.source for c in nb.cells if c.cell_type == "markdown"), "")
     fresh = any("exec_doc" in c.source for c in nb.cells if c.cell_type == "code")
     swap = {rm_export: fold, insert_warning: None, clean_show_doc: None, add_fold: None, mv_exports: None, exec_show_docs: exec_show_docs if fresh else answer}
     procs = [q for p in FilterDefaults().base_procs() if (q := swap.get(p, p)) is not None]
     if fresh: nb.has_docs_ = True
     NBProcessor(nb=nb, procs=procs).process()
-    nb.opening_ = re.sub(r"\A\s*#\s.*\n(\s*>.*\n?)*", "", opening + "\n").strip() if re.match(r"\s*#\s", opening) else ""      # nbdev keeps title and `>` line of the first cell only
     return nb, module, widgets
 
 
@@ -140,8 +173,6 @@ def documented(name:str, obj) -> bool: return not name.split(".")[-1].startswith
 class Page:
     "One notebook on its way: its markdown, its pictures, where its symbols are."
     def __init__(self, path:Path, nbs:Path, out:Path, pages:dict):
-        from execnb.nbio import mk_cell
-        from nbdev.doclinks import NbdevLookup
         from nbdev.config import get_config
         cfg = get_config(); self.host, self.repo = f"{cfg.doc_host}{cfg.doc_baseurl}", f"{cfg.git_url}/blob/{cfg.branch}"
         self.path, self.nbs, self.out, self.pages = path, nbs, out, pages
@@ -150,8 +181,7 @@ class Page:
         self.title, self.says = self.nb.frontmatter_["title"], self.nb.frontmatter_.get("description", "")
         self.lines = lines_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
         self.raises = raises_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
-        self.heading, self.said, self.near = self.title, "", False; self.pictures = 0; self.widgets = False; self.ids = set(); self.held, self.symbols = "", []
-        if self.nb.opening_: self.nb.cells.insert(1, mk_cell(NbdevLookup().linkify(self.nb.opening_), "markdown"))
+        self.heading, self.said, self.near = self.title, "", False; self.pictures, self.alts = 0, {}; self.widgets = False; self.ids = set(); self.held, self.symbols = "", []
         self.md = "".join(self.cell(c) for c in self.nb.cells) + self.flush()
 
     def cell(self, cell) -> str:
@@ -205,7 +235,9 @@ class Page:
         if o["output_type"] == "stream": return raw(f'<pre class="out">{html.escape(text(o["text"]).rstrip())}</pre>')
         data = o.get("data", {})
         for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
-            if mime in data: return self.picture(base64.b64decode(text(data[mime])), suffix, alt_of(cell, self.heading, self.said, near))
+            if mime in data:
+                alt = self.alts[cell.get("id")] = alt_of(cell, self.heading, self.said, near)
+                return self.picture(base64.b64decode(text(data[mime])), suffix, alt)
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
@@ -313,8 +345,9 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
     return dict(pages=len(made), sources=len(sources), pictures=sum(p.pictures for p in made), widgets=sum(p.widgets for p in made), sections=len(search))
 
 if __name__ == "__main__":
-    if sys.argv[1:] == ["--sidebar"]: (root/"nbs/sidebar.yml").write_text(sidebar(root/"nbs"), encoding="utf-8"); sys.exit()
-    start = time.time(); out = Path(sys.argv[1] if sys.argv[1:] else "_docs").resolve()
-    try: said = build(out)
+    start = time.time(); out = Path(sys.argv[-1] if sys.argv[1:] else "_docs").resolve()
+    try:
+        if sys.argv[1:2] == ["--quarto"]: for_quarto(root/"nbs", out); sys.exit()
+        said = build(out)
     except ValueError as e: sys.exit(str(e))
     print(", ".join(f"{n} {k}" for k, n in said.items()) + f", in {time.time() - start:.0f} s: {out/'index.html'}")
