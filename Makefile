@@ -1,4 +1,5 @@
 # make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the failure study, with a report
+# make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -7,7 +8,7 @@ STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup test sync nbtest pytest study readme clean
+.PHONY: setup test sync nbtest pytest study docs readme clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
@@ -33,8 +34,12 @@ pytest: setup
 study: setup
 	gslrm_mouse study --out $(STUDY) --overwrite
 
+docs: setup
+	if command -v quarto >/dev/null; then $(BIN)/python tools/docs/build.py --quarto _nbs && nbdev_docs --path _nbs; \
+	else $(BIN)/python tools/docs/build.py && $(BIN)/python tools/docs/check.py; fi
+
 readme: setup
 	$(BIN)/python tools/readme.py
 
 clean:
-	rm -rf $(VENV) _docs _proc build dist *.egg-info
+	rm -rf $(VENV) _docs _nbs _proc build dist *.egg-info

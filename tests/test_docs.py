@@ -1,0 +1,235 @@
+"""The built documentation: complete, linked, silent on the network, alive in a browser."""
+import http.server, importlib, json, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
+from functools import partial
+from pathlib import Path
+import pytest
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT/"tools/docs"))
+pytest.importorskip("pypandoc", reason="pandoc is not installed: pip install pypandoc_binary")
+import build, check
+
+
+@pytest.fixture(scope="session")
+def site(tmp_path_factory):
+    "The whole site, made by the command, in a folder of its own."
+    out = tmp_path_factory.mktemp("docs")/"site"; start = time.time()
+    said = subprocess.run([sys.executable, ROOT/"tools/docs/build.py", out], capture_output=True, text=True)
+    assert said.returncode == 0, said.stderr
+    print(f"built in {time.time() - start:.0f} s: {said.stdout}")
+    return out
+
+
+def pages(site): return sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
+def modules(): return [m.name for m in pkgutil.iter_modules([str(ROOT/"gslrm_mouse")]) if not m.name.startswith("_")]
+
+
+def test_links_anchors_and_pictures(site):
+    assert check.faults(site) == []
+
+
+def test_planted_faults_are_found(site, tmp_path):
+    bad = tmp_path/"site"; shutil.copytree(site, bad); whole = (bad/"cameras.html").read_text()
+    planted = (("source/cameras.html#line-", lambda x: x.replace('href="source/cameras.html#src-', 'href="source/cameras.html#line-', 1)), ("links to lenses.html, which is not there", lambda x: x.replace('href="lens.html"', 'href="lenses.html"', 1)),
+               ("the picture cameras_files/1.png has no alternative text", lambda x: re.sub(r'(<img[^>]*) alt="[^"]*"', r'\1 alt=" "', x, count=1)), ("loads https://example.org/site.js from elsewhere", lambda x: x.replace('src="site.js"', 'src="https://example.org/site.js"', 1)),
+               ("the id 'orbit' is there twice", lambda x: x.replace('id="intrinsics"', 'id="orbit"', 1)))
+    for _, f in planted: assert f(whole) != whole; whole = f(whole)
+    (bad/"cameras.html").write_text(whole); (bad/"rays_files/1.png").unlink(); (bad/"lens.html").write_text(re.sub(r'(<img[^>]*) alt="[^"]*"', r"\1", (bad/"lens.html").read_text(), count=1))
+    found = check.faults(bad)
+    for said, _ in planted: assert len([f for f in found if f.startswith("cameras.html: ") and said in f]) == 1, said
+    assert "rays.html: links to rays_files/1.png, which is not there" in found and "lens.html: the picture lens_files/1.png has no alternative text" in found
+    assert all("#intrinsics" in f for f in found if not any(s in f for s, _ in planted) and not f.startswith(("rays.html", "lens.html")))
+
+
+def test_every_public_symbol_has_an_entry(site):
+    index = (site/"pages/api.html").read_text(); found = re.findall(r'href="\.\./(\w+\.html)#([^"]+)"[^>]*><code>([\w.]+)</code>', index); missing = []
+    for m in modules():
+        page = check.Links(site/f"{m}.html")
+        for name in importlib.import_module(f"gslrm_mouse.{m}").__all__:
+            there = [a for p, a, n in found if p == f"{m}.html" and n == name]
+            if not there or there[0] not in page.ids: missing.append(f"{m}.{name}")
+    assert missing == []
+    assert "gslrm_mouse" in index and not [n for _, _, n in found if n == "no_such_symbol"]
+
+
+def test_a_signature_says_shapes_units_errors_and_source(site):
+    import inspect
+    from gslrm_mouse import cameras
+    whole = (site/"cameras.html").read_text(); entry = whole[whole.index('id="fit_similarity"'):]; entry = re.sub("<[^>]+>", "", entry[:entry.index("<details")])
+    for said in ("(N, 3) points", "unit of y", "the least squared error", "ValueError", "three points off one line, got … points"): assert said in entry, said
+    line = inspect.getsourcelines(cameras.fit_similarity)[1]
+    assert f'href="source/cameras.html#src-{line}"' in whole
+    source = (site/"source/cameras.html").read_text(); assert "fit_similarity" in re.search(rf'id="src-{line}".*', source)[0]
+
+
+def test_the_opening_text_of_a_notebook_is_kept(site):
+    assert 'id="conventions"' in (site/"cameras.html").read_text()
+
+
+def test_maths_is_markup(site):
+    whole = (site/"canonical.html").read_text()
+    assert whole.count("<math") > 10 and "$$" not in re.sub(r"<annotation.*?</annotation>|<pre.*?</pre>|<code.*?</code>", "", whole, flags=re.S)
+
+
+def test_every_notebook_has_its_place(tmp_path):
+    groups = build.grouped(ROOT/"nbs"); listed = [p for ps in groups.values() for p in ps]
+    assert sorted(listed) == sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts) and len(set(listed)) == len(listed)
+    (tmp_path/"99_lost.ipynb").write_text("{}")
+    with pytest.raises(ValueError, match="99_lost.ipynb: in no group"): build.grouped(tmp_path)
+    import yaml
+    contents = yaml.safe_load(build.sidebar(ROOT/"nbs"))["website"]["sidebar"]["contents"]
+    assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in contents[1]["contents"]
+
+
+def test_the_copy_for_quarto_says_the_same(tmp_path):
+    "Where Quarto is there, nbdev builds a copy in which opening text and imports stand in cells of their own; nothing may be lost or changed on the way."
+    import ast
+    is_import = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
+    for p in build.grouped(ROOT/"nbs").values():
+        for raw in (json.loads(x.read_text()) for x in p):
+            before = [build.text(c["source"]) for c in raw["cells"]]; opened = build.opened(raw)
+            assert "\n".join(before).split() == "\n".join(build.text(c["source"]) for c in opened["cells"]).split()
+            for c in opened["cells"]:
+                made = build.imports_apart(c)
+                if c["cell_type"] != "code" or len(made) == 1 and made[0] is c: continue
+                said = lambda cells: sorted(ast.dump(n) for x in cells for n in ast.parse(build.text(x["source"])).body)
+                assert said(made) == said([c]) and made[-1].get("outputs") == c.get("outputs")
+                rest = ast.parse(made[-1]["source"]); assert not any(map(is_import, rest.body)) and ("eval: false" in made[-1]["source"]) == any(map(is_import, ast.walk(rest)))
+    x = dict(cell_type="code", source="#| cuda\nimport os; a = 'é'; import re\nprint(a)\ndef f(): import io", outputs=[1])
+    assert [c["source"] for c in build.imports_apart(x)] == ["#| cuda\nimport os\nimport re", "#| eval: false\n#| cuda\na = 'é'; \nprint(a)\ndef f(): import io"]
+
+
+def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
+    (tmp_path/"thesis.txt").write_text("years of work")
+    said = subprocess.run([sys.executable, ROOT/"tools/docs/build.py", tmp_path], capture_output=True, text=True)
+    assert said.returncode == 1 and "should be empty or a site built before" in said.stderr and (tmp_path/"thesis.txt").exists()
+
+
+def test_changelog_knows_this_version():
+    version = re.search(r"^version = (.+)$", (ROOT/"settings.ini").read_text(), re.M)[1]
+    assert re.search(rf"^## .*{re.escape(version)}", (ROOT/"CHANGELOG.md").read_text(), re.M)
+
+
+# --- in a browser ----------------------------------------------------------------------------------------------------------------------
+
+class Browser:
+    "A headless Chromium, spoken to over its DevTools socket."
+    def __init__(self, folder):
+        import websocket
+        binary = next((b for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (b := shutil.which(n))), None)
+        if binary is None: pytest.skip("no Chromium on this machine")
+        self.process = subprocess.Popen([binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder}", "about:blank"],
+                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        port = folder/"DevToolsActivePort"; end = time.time() + 30
+        while not (port.exists() and port.read_text().count("\n")) and time.time() < end: time.sleep(.1)
+        at = port.read_text().split()[0]
+        tab = next(t for t in json.load(urllib.request.urlopen(f"http://127.0.0.1:{at}/json")) if t["type"] == "page")
+        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=30); self.n, self.events = 0, []
+        for domain in ("Page", "Runtime", "Network", "Log"): self(f"{domain}.enable")
+
+    def __call__(self, method, **params):
+        self.n += 1; self.socket.send(json.dumps(dict(id=self.n, method=method, params=params)))
+        while True:
+            m = json.loads(self.socket.recv())
+            if m.get("id") == self.n: return m.get("result", m)
+            self.events.append(m)
+
+    def js(self, code):
+        r = self("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
+        assert "exceptionDetails" not in r, r
+        return r["result"].get("value")
+
+    def visit(self, url):
+        "What went wrong on the way, and what was asked for."
+        self.events.clear(); self("Page.navigate", url=url)
+        while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
+        self.js("new Promise(r => setTimeout(r, 30))")
+        return self.wrong(), [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+
+    def wrong(self):
+        return ([e["params"]["exceptionDetails"] for e in self.events if e.get("method") == "Runtime.exceptionThrown"] + [e["params"]["args"] for e in self.events if e.get("method") == "Runtime.consoleAPICalled" and e["params"]["type"] == "error"]
+                + [e["params"]["entry"] for e in self.events if e.get("method") == "Log.entryAdded" and e["params"]["entry"]["level"] == "error"] + [e["params"] for e in self.events if e.get("method") == "Network.loadingFailed" and not e["params"].get("canceled")])
+
+
+@pytest.fixture(scope="session")
+def browser(tmp_path_factory):
+    b = Browser(tmp_path_factory.mktemp("browser"))
+    yield b
+    b.socket.close(); b.process.terminate(); b.process.wait(20)
+
+
+@pytest.fixture(scope="session")
+def home(site):
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *a): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=site)); threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}/"
+    server.shutdown()
+
+
+LOADED = "Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode()))).then(() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim()).length)"
+
+def test_every_page_in_a_browser(site, browser, home):
+    for page in pages(site):
+        wrong, asked = browser.visit(home + page)
+        assert wrong == [], page
+        assert [u for u in asked if not u.startswith((home, "data:", f"blob:{home}"))] == [], page
+        if not page.startswith("source/"): assert browser.js(LOADED) == 0, page
+
+
+def test_the_browser_would_complain(site, browser, home, tmp_path):
+    (site/"bad.html").write_text('<script src="missing.js"></script><script>console.error("ouch"); throw new Error("oops")</script><img src="http://127.0.0.1:9/x.png" alt="x">')
+    try: wrong, asked = browser.visit(home + "bad.html")
+    finally: (site/"bad.html").unlink()
+    assert len(wrong) >= 3 and "http://127.0.0.1:9/x.png" in asked
+
+
+def test_from_a_disk_without_a_server(site, browser):
+    wrong, asked = browser.visit((site/"cameras.html").as_uri())
+    assert wrong == [] and all(u.startswith(("file:", "data:")) for u in asked)
+    browser.js("document.getElementById('query').value = 'umeyama'; search()")
+    assert "fit_similarity" in browser.js("search().then(() => document.getElementById('hits').innerText)")
+
+
+def test_search_leads_to_the_place(browser, home):
+    browser.visit(home + "index.html")
+    found = lambda q: browser.js(f"(query.value = {json.dumps(q)}, search().then(() => [...hits.querySelectorAll('a')].map(a => a.getAttribute('href'))))")
+    assert found("look_at")[0] == "cameras.html#look_at"
+    assert found("principal point")
+    assert found("zzzyx") == [] and "nothing found" in browser.js("hits.innerText")
+
+
+def test_widgets_move(browser, home):
+    for page in ("rasterize.html", "canonical.html"):
+        browser.visit(home + page)
+        assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget .widget-readout') || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100, page
+        before = browser.js("document.querySelector('.widget .widget-readout').innerText")
+        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))")
+        assert browser.js("document.querySelector('.widget .widget-readout').innerText") != before, page
+        assert browser.js("(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"), "a still figure stands before the widget"
+        assert browser.wrong() == [], page
+
+
+def test_a_widget_of_pictures_works_without_python(browser, home):
+    browser.visit(home + "pages/glossary.html")
+    assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab').length || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100
+    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)")
+    first = shown(); assert len(first) == 1
+    browser.js("(t => { for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9})) })([...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')].at(-1))")
+    second = shown(); assert len(second) == 1 and second != first and browser.wrong() == []
+
+
+def test_dark_light_and_telephone(browser, home):
+    shade = lambda: browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, x) => a + +x, 0)")
+    browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")]); browser.visit(home + "index.html"); assert shade() < 200
+    browser.js("document.getElementById('theme').click()"); assert shade() > 600
+    browser.visit(home + "cameras.html"); assert shade() > 600, "the choice is kept"
+    browser.js("localStorage.clear()"); browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="light")])
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
+    try:
+        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html"):
+            browser.visit(home + page); assert browser.js("document.documentElement.scrollWidth") <= 390, page
+        hidden = lambda: browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
+        assert hidden(); browser.js("document.getElementById('menu').click()"); assert not hidden()
+        assert browser.js("document.querySelector('#sidebar h2').getBoundingClientRect().top >= document.querySelector('header').getBoundingClientRect().bottom"), "the menu begins below the head of the page"
+    finally: browser("Emulation.clearDeviceMetricsOverride")

@@ -1,0 +1,42 @@
+"""Is every link and anchor of the built site there, does it stay on this machine, has every picture a text? Exit 1 and name what is not.
+
+    python tools/docs/check.py [SITE]"""
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+class Links(HTMLParser):
+    "What one page defines and asks for."
+    def __init__(self, page:Path):
+        super().__init__(); self.ids, self.links, self.loads, self.pictures, self.twice = set(), [], [], [], []
+        self.feed(page.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        a = dict(attrs)
+        if (i := a.get("id")) is not None: (self.twice.append(i) if i in self.ids else self.ids.add(i))
+        if tag == "a" and a.get("href"): self.links.append(a["href"])
+        if tag == "img": self.pictures.append((a.get("src"), a.get("alt")))
+        if tag in ("img", "script", "iframe", "source", "video", "audio", "embed") and a.get("src"): self.loads.append(a["src"])
+        if tag == "link" and a.get("href"): self.loads.append(a["href"])
+
+def faults(site:Path) -> list[str]:
+    "One sentence for everything that is wrong."
+    pages = {p.resolve(): Links(p) for p in sorted(site.rglob("*.html"))}; said = [] if pages else [f"{site}: no page is there"]
+    for path, page in pages.items():
+        name = path.relative_to(site.resolve()).as_posix()
+        said += [f"{name}: the id {i!r} is there twice" for i in page.twice]
+        said += [f"{name}: the picture {src} has no alternative text" for src, alt in page.pictures if not (alt or "").strip()]
+        said += [f"{name}: loads {x} from elsewhere" for x in page.loads if urlsplit(x).scheme not in ("", "data") or urlsplit(x).netloc]
+        for x in [*page.links, *page.loads]:
+            u = urlsplit(x)
+            if u.scheme or u.netloc: continue
+            target = (path.parent/unquote(u.path)).resolve() if u.path else path
+            if not target.is_file(): said.append(f"{name}: links to {x}, which is not there")
+            elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: said.append(f"{name}: links to {x}, the page is there but not the anchor")
+    return said
+
+if __name__ == "__main__":
+    found = faults(Path(sys.argv[1] if sys.argv[1:] else "_docs"))
+    if found: sys.exit("\n".join(found))
+    print("every link, anchor and picture is in order")
