@@ -170,7 +170,7 @@ def _zoom_to(coverage, alpha, size) -> float:
     "Magnification which brings the mean size ratio to `coverage`, or as near to it as the border allows."
     return min(coverage/(alpha > .5).double().mean((1, 2)).sqrt().mean().item(), .97*size/2/_extent(alpha, size))
 
-# %% ../nbs/08_canonical.ipynb #e7216824
+# %% ../nbs/08_canonical.ipynb #0b4ba832
 def canonicalize(
     views:Views, # one frame, any unit
     domain:CameraDomain, # of the checkpoint
@@ -178,12 +178,12 @@ def canonicalize(
     size:int=None, # pixels; the checkpoint's own when None
     choose:str="distance", # what to keep of the domain: one of `EXACT` or `APPROXIMATE`
     zoom:float=None, # magnification of "coverage" and "zoom"; to the domain's coverage, as far as the border allows, when None
-    up:Tensor=None, # (3,) which way is up in the recording's world; +z when None
+    up=None, # (3,) which way is up in the recording's world; +z when None
 ) -> Canonical|Approximate:
     "The views as the checkpoint's own camera would have taken them from the same places: exact but for resampling, or with a bound on what is not."
     if choose not in EXACT + APPROXIMATE: raise ValueError(f"choose should be one of {', '.join(EXACT)} (exact), {', '.join(APPROXIMATE)} (approximate), got {choose!r}")
     if zoom is not None and (choose not in ("coverage", "zoom") or not 0 < zoom < math.inf): raise ValueError(f"zoom {zoom} was given with choose={choose!r}; it is a positive number for 'coverage' and 'zoom' only")
-    check_views(views); size = size or domain.image_size
+    check_views(views); size = size or domain.image_size; up = None if up is None else torch.as_tensor(up, dtype=torch.float64)
     found = triangulate(views); center = found.point if center is None else center.double()
     check_in_front(views.cameras, center)
     d = (views.cameras.centers.double() - center).norm(dim=-1); z = torch.ones_like(d); scale = 1.

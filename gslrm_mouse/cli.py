@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'convert', 'demo',
            'main']
 
-# %% ../nbs/18_cli.ipynb #a0ef8c7e
+# %% ../nbs/18_cli.ipynb #5e5d70d0
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -133,6 +133,7 @@ def preprocess(
     val_share:float=.1, # the last block in time, for validation
     gap:int|None=None, # samples between training and validation, in neither list
     choose:Literal["distance", "size", "coverage", "zoom", "equal_distances"]="distance", # of the method exact
+    up:str|None=None, # of the method exact: which way is up in the recording's world, as 0,0,1 (the default) or 0,-1,0
     target_size_ratio:float|None=None, # of the methods that scale to one
     skip_bad:bool=False, # leave out frames that cannot be used, and list them, instead of stopping
     white_threshold:float|None=None, # for samples without alpha: pixels at least this bright are background
@@ -146,7 +147,7 @@ def preprocess(
     from gslrm_mouse.datasets import preprocess_dataset
     from gslrm_mouse.grades import grade_folder
     domain, options = read_card(checkpoint or shipped_checkpoint()).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
-    made = preprocess_dataset(source, out, method, frames and _numbers(frames), size, val_share, gap, canonicalize if method == "exact" else None, domain, skip_bad, white_threshold, **options, **(dict(choose=choose) if method == "exact" else {}))
+    made = preprocess_dataset(source, out, method, frames and _numbers(frames), size, val_share, gap, canonicalize if method == "exact" else None, domain, skip_bad, white_threshold, **options, **(dict(choose=choose, **({} if up is None else dict(up=_vector(up).tolist()))) if method == "exact" else {}))
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, {len(made['gap'])} between" + (f", {len(made['skipped'])} skipped" if made["skipped"] else ""))
     print(made["statement"]); print(grade_folder(out, 12, domain)); print(f"written: {out}")
 

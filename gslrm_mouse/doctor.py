@@ -124,7 +124,7 @@ def look(
     cams, bad = _caught(read_calibration, path, *(size or ()))
     return Evidence(path, "calibration", f"a calibration of {len(cams)} cameras" + (f", {cams.width} × {cams.height} px ({cams.format}; {cams.reason})" if cams else "") if cams is not None else "a calibration", cams, None, bad)
 
-# %% ../nbs/16_doctor.ipynb #f831a930
+# %% ../nbs/16_doctor.ipynb #40031d66
 EXACT = "gslrm_mouse reconstruct, study and `preprocess --method exact` move it by one exact similarity"
 
 def _aim(cams:Cameras) -> Tensor: # (3,)
@@ -157,7 +157,7 @@ def another_size(e, center, domain, table):
 
 def up_axis(e, center, domain, table):
     up = -e.cameras.R[:, 1].double().mean(0); up = up/up.norm(); off = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
-    if off > 45: yield Finding("up_axis", f"up in the pictures is {[round(x, 2) for x in up.tolist()]} in the world, {off:.0f}° from +z", "The animal would be handed over lying on its side or upside down, as the checkpoint has never seen anything", f"say which way is up: --up {','.join(f'{x:.0f}' for x in up.round().tolist())}", number=off)
+    if off > 45: yield Finding("up_axis", f"up in the pictures is {[round(x, 2) for x in up.tolist()]} in the world, {off:.0f}° from +z", "The animal would be handed over lying on its side or upside down, as the checkpoint has never seen anything", f"say which way is up: gslrm_mouse reconstruct {e.path} --up {','.join(f'{x:.0f}' for x in up.round().tolist())}", number=off)
 
 def duplicates(e, center, domain, table):
     d = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1); a = torch.rad2deg(torch.acos((d @ d.T).clamp(-1, 1))) + 180*torch.eye(len(d)); least = a.min().item()
