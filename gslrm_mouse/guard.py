@@ -42,7 +42,7 @@ def judge(
         k = max(1 - DECAY, 1/(state.seen + 1)); after = replace(after, seen=state.seen + 1, mean=state.mean + k*(g - state.mean), var=(1 - k)*(state.var + k*(g - state.mean)**2))
     return reason, min(absolute, relative), after
 
-# %% ../nbs/12d_guard.ipynb #86e1c6ac
+# %% ../nbs/12d_guard.ipynb #9e8c8957
 def shares(model) -> dict: # part of the network: share of the squared norm of the gradient
     "Where a gradient went, largest first; parts with less than a thousandth are left out."
     s = {}
@@ -82,5 +82,5 @@ def _facts(cams, b, domain): return [{k: v for k, v in f.items() if k not in ("o
 def sentence(e:dict) -> str:
     "An event for people."
     o, top = e["oddest"], next(iter(e["shares"].items()), ("nothing", 0)); share = top[1] if isinstance(top[1], str) else f"{top[1]:.0%}"
-    return (f"update {e['step']} was not followed: the gradient's norm is {e['norm']:.3g} ({e['reason']} threshold {e['threshold']:.3g}), {share} of it in {top[0]}; "
-            f"the oddest camera of the batch is the {o['role']} {o['camera']} of {o['sample']}, {o['what']} {o['value']} (known: {o['known']})")
+    camera = f"the oddest camera of the batch is the {o['role']} {o['camera']} of {o['sample']}, {o['what']} {o['value']} (known: {o['known']})" if o["odd"] > .5 else f"no camera of the batch ({', '.join(x['name'] for x in e['samples'])}) stands out"
+    return f"update {e['step']} was not followed: the gradient's norm is {e['norm']:.3g} ({e['reason']} threshold {e['threshold']:.3g}), {share} of it in {top[0]}; {camera}"

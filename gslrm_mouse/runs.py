@@ -15,10 +15,10 @@ import gslrm_mouse
 from .guard import sentence
 
 # %% auto #0
-__all__ = ['NotWritten', 'checkpoints', 'last_checkpoint', 'save_state', 'load_state', 'git_revision', 'versions', 'manifest',
-           'read_log', 'trim_log', 'curves']
+__all__ = ['NotWritten', 'checkpoints', 'last_checkpoint', 'save_state', 'clear_parts', 'load_state', 'git_revision', 'versions',
+           'manifest', 'read_log', 'trim_log', 'curves']
 
-# %% ../nbs/12e_runs.ipynb #0b4f381b
+# %% ../nbs/12e_runs.ipynb #9a84788b
 class NotWritten(ValueError):
     "A checkpoint could not be written; the message names the last good one."
 
@@ -58,6 +58,10 @@ def save_state(
         raise NotWritten(f"the checkpoint {place} could not be written ({_why(e)}); {f'the last good one is {good[-1]}' if good else 'there is none before it'}") from None
     for old in checkpoints(run)[:-keep]: gone = old.with_name(f".{old.name}.part"); os.rename(old, gone); shutil.rmtree(gone, ignore_errors=True)
     return place
+
+def clear_parts(run):
+    "Remove what killed processes left half-written."
+    for p in (Path(run)/"checkpoints").glob(".step_*.part"): shutil.rmtree(p, ignore_errors=True)
 
 def load_state(
     path, # of a checkpoint
