@@ -29,19 +29,29 @@ from .sources import Batch, HELD_OUT, VIEWS_PER_SCENE, Scenes, Stream, ahead, ca
 from .views import Views
 
 # %% auto #0
-__all__ = ['UNDECIDED', 'forward_pass', 'shown', 'decibel', 'lr_factor', 'optimizers_for', 'network', 'lengths', 'deciding',
-           'save_run', 'load_run', 'update', 'validate', 'evaluate', 'TooManySkipped', 'open_run', 'fit',
+__all__ = ['UNDECIDED', 'Clock', 'forward_pass', 'shown', 'decibel', 'lr_factor', 'optimizers_for', 'network', 'lengths',
+           'deciding', 'save_run', 'load_run', 'update', 'validate', 'evaluate', 'TooManySkipped', 'open_run', 'fit',
            'measured_domain', 'trained', 'finish', 'train', 'PretrainSettings', 'pretrain']
 
-# %% ../nbs/13_training.ipynb #3542d26d
-def forward_pass(model, b:Batch, points:bool=False, bf16:bool=True) -> Pass: # `points`: with what the place terms need
+# %% ../nbs/13_training.ipynb #7b3b6de7
+class Clock(dict):
+    "Seconds by name; `lap(name)` adds what has passed since the last lap."
+    def __init__(self, cuda:bool=False): super().__init__(); self.cuda, self.t = cuda, time.perf_counter()
+    def lap(self, name):
+        if self.cuda: torch.cuda.synchronize()
+        t = time.perf_counter(); self[name] = self.get(name, 0.) + t - self.t; self.t = t
+
+def forward_pass(model, b:Batch, points:bool=False, bf16:bool=True, clock:Clock=None) -> Pass: # `points`: with what the place terms need
     "Input views → Gaussians → the target cameras' pictures."
     with torch.autocast(b.images.device.type, torch.bfloat16, enabled=bf16): g = model(b.images, b.cameras)
     place = {}
+    if clock is not None: clock.lap("model"); g.means.register_hook(lambda _: clock.lap("render")) if g.means.requires_grad else None     # the rasterizer's part of the backward pass ends where the cloud's gradient is known
     if points:
         c = getattr(model, "module", model).config; _, o, d = ray_features(b.cameras, c.rays); rows = lambda x: to_patch_order(x, c.patch_size).unflatten(1, (b.images.shape[1], -1))
         place = dict(xyz=g.means[:, c.n_gaussians:].unflatten(1, (b.images.shape[1], -1)), o=rows(o), d=rows(d), input_alpha=rows(b.input_alpha[..., None])[..., 0])
-    return Pass(*render(g, b.target_cameras), b.truth, b.truth_alpha, **place)
+    p = Pass(*render(g, b.target_cameras), b.truth, b.truth_alpha, **place)
+    if clock is not None: clock.lap("render")
+    return p
 
 @torch.no_grad()
 def shown(p:Pass) -> Tensor: # (3,) mean squared errors: all pixels, foreground, of a white picture
@@ -129,28 +139,23 @@ def load_run(r:_Run) -> _Run:
     r.guard, r.step, r.seconds = GuardState(**state["guard"]), state["step"], state["seconds"]
     return r
 
-# %% ../nbs/13_training.ipynb #0f0c9176
+# %% ../nbs/13_training.ipynb #42829bdc
 def update(r:_Run, batches:list) -> tuple[dict, dict|None]: # record, event of an update that was not followed
     "One update of a run from its passes."
-    rt = r.s.training.runtime; start = time.perf_counter(); total, clock = None, dict(model=0., backward=0.)
+    rt = r.s.training.runtime; start = time.perf_counter(); total, clock = None, Clock(r.accelerator.device.type == "cuda") if r.s.profile else None; lap = clock.lap if clock is not None else lambda name: None
     for i, (k, b) in enumerate(batches):
         b = b.to(r.accelerator.device)
         with r.accelerator.no_sync(r.model) if i < len(batches) - 1 else nullcontext():
-            t = _now(r); p = forward_pass(r.model, b, r.losses.needs_points, rt.use_amp); parts = r.losses(p, k); clock["model"] += _now(r) - t
-            t = _now(r); r.accelerator.backward(parts["loss"]/len(batches)); clock["backward"] += _now(r) - t
+            p = forward_pass(r.model, b, r.losses.needs_points, rt.use_amp, clock); parts = r.losses(p, k); lap("loss"); r.accelerator.backward(parts["loss"]/len(batches)); lap("model")
         values = torch.cat([torch.stack([v.detach().float() for v in parts.values()]), shown(p)])/len(batches); total = values if total is None else total + values
     params = [p for p in r.raw.parameters() if p.grad is not None]; norm = torch.nn.utils.get_total_norm([p.grad for p in params]).item()
     reason, threshold, r.guard = judge(norm, r.guard, rt); lr = lr_factor(r.step, r.s.training.schedule.warmup, r.total); names = list(parts) + ["mse", "mse_fg", "mse_white"]
     if r.accelerator.num_processes > 1: total = r.accelerator.reduce(total, "mean")
     v = dict(zip(names, total.tolist())); told = event(r.step, norm, threshold, reason, r.raw, {k: v[k] for k in parts}, _joined(r, b), r.domain) if reason else None
-    _follow(r, params, norm, lr) if not reason else None
+    lap("guard"); _follow(r, params, norm, lr) if not reason else None; lap("optimizer")
     r.model.zero_grad(set_to_none=True); seconds = time.perf_counter() - start; r.seconds += seconds
     rec = dict(step=r.step, **{k: v[k] for k in parts}, psnr=decibel(v["mse"]), psnr_fg=decibel(v["mse_fg"]), psnr_white=decibel(v["mse_white"]), grad_norm=norm, skipped=bool(reason), lr=r.s.training.optimizer.lr*lr, n_in=b.images.shape[1], seconds=round(seconds, 4))
-    return {**rec, **({f"seconds_{k}": round(t, 4) for k, t in clock.items()} if r.s.profile else {})}, told
-
-def _now(r):
-    if r.s.profile and r.accelerator.device.type == "cuda": torch.cuda.synchronize()
-    return time.perf_counter()
+    return {**rec, **{f"seconds_{k}": round(t, 4) for k, t in (clock or {}).items()}}, told
 
 def _follow(r, params, norm, factor):
     torch.nn.utils.clip_grads_with_norm_(params, r.s.training.runtime.grad_clip_norm, torch.tensor(norm, device=params[0].device)); o = r.s.training.optimizer
