@@ -227,7 +227,7 @@ class Settings:
         return GSLRMConfig(t.image_size, t.patch_size, f.d, f.d_head, f.n_layer, m.gaussians.n_gaussians, m.gaussians.sh_degree, rays, m.add_refsrc_marker, m.hard_pixelalign, m.depth_preact_bias,
                            m.depth_min, m.depth_max, m.depth_reference_origin, m.clip_xyz, m.gaussians.scaling_modifier)
 
-# %% ../nbs/11a_settings.ipynb #4ff7113d
+# %% ../nbs/11a_settings.ipynb #24e7ee3a
 ONLY = { # key: (values that are accepted, why no other)
     "model.class_name": (("gslrm.model.gslrm.GSLRM", "gslrm_mouse.model.GSLRM"), "there is one network in this package"),
     "model.gaussians.upsampler.upsample_factor": ((1,), "no upsampler was ever written, the original stops there too"),
@@ -243,8 +243,13 @@ ONLY = { # key: (values that are accepted, why no other)
     "mouse.augmentation.enabled": ((False,), "it flipped and turned pictures without their cameras, and brightened the white background to grey"),
     "mouse.augmentation.hflip": ((False,), "no code of the original read it, and a flip without its camera is a wrong camera"),
     "mouse.augmentation.horizontal_flip": ((False,), "a flip without its camera is a wrong camera"),
+    "mouse.augmentation.brightness_range": (([],), "it brightened the white background to grey"),
+    "mouse.augmentation.contrast_range": (([],), "it changed the white background"),
+    "mouse.augmentation.rotation_range": (([],), "a rotation without its camera is a wrong camera"),
     "mouse.camera": (({},), "no code of the original read it; cameras come from the data"),
     "mouse.preprocessing": (({},), "no code of the original read it; say training.dataset.method"),
+    "validation.output_dir": (("",), "scores go into the run's log.jsonl, pictures by training.logging.vis_every into its folder"),
+    "inference.output_dir": (("",), "gslrm_mouse reconstruct has its own --out"),
     "inference.enabled": ((False,), "its mere presence changed training; use gslrm_mouse reconstruct"),
     "evaluation": ((False,), "it scored the training list; use the validation section or gslrm_mouse study"),
     "evaluation_out_dir": (("",), "see evaluation"),
@@ -276,7 +281,7 @@ def _nearest(key:str, known) -> str:
     last = {k.rsplit(".", 1)[-1]: k for k in known}; end = key.rsplit(".", 1)[-1]
     return last.get(end) or next(iter(difflib.get_close_matches(key, known, 1, .75)), None) or last[difflib.get_close_matches(end, last, 1, 0)[0]]
 
-# %% ../nbs/11a_settings.ipynb #a3acabdf
+# %% ../nbs/11a_settings.ipynb #147a5da9
 def _checked(s:Settings, where:str) -> Settings:
     "`s` unchanged, or a ValueError with the reason."
     for key, (good, why) in ONLY.items():
@@ -287,7 +292,10 @@ def _checked(s:Settings, where:str) -> Settings:
     if s.model.image_tokenizer.in_channels != s.config.in_channels: raise ValueError(f"{where}: model.image_tokenizer.in_channels is {s.model.image_tokenizer.in_channels}, but {s.config.rays} rays make {s.config.in_channels} channels")
     if d.remove_alpha and (l.masked_l2_loss or l.masked_ssim_loss or l.masked_pixelalign_loss or l.background_loss_weight or l.alpha_loss_weight): raise ValueError(f"{where}: training.dataset.remove_alpha takes away the mask that a masked, background or alpha loss needs")
     if not d.target_has_input and not d.target_views and not d.input_views and d.num_views <= d.num_input_views: raise ValueError(f"{where}: num_views {d.num_views} leaves no target beside {d.num_input_views} input views; inputs are targets only where target_has_input says so")
-    if s.training.freeze_layers.enabled and s.training.lora.enabled and s.training.freeze_layers.policy: raise ValueError(f"{where}: training.lora freezes all weights itself; freeze_layers.policy beside it is a contradiction")
+    if not s.mouse.use_mouse_dataset and (idle := [k for k in ("normalize_cameras", "auto_generate_mask") if getattr(s.mouse, k)]): raise ValueError(f"{where}: mouse.{idle[0]} acts only where mouse.use_mouse_dataset is true; in the original such a file trained on other data without a word")
+    if d.dataset_path == "procedural" and d.method == "none" and (idle := [k for k, on in (("dataset.normalize_distance_to", d.normalize_distance_to), ("dataset.heldout_cameras", d.heldout_cameras), ("dataset.frames", d.frames)) if on]): raise ValueError(f"{where}: training.{idle[0]} does nothing to procedural scenes in canonical cameras, so it is refused")
+    if s.training.freeze_layers.policy and not s.training.freeze_layers.enabled: raise ValueError(f"{where}: freeze_layers.policy {s.training.freeze_layers.policy!r} is named, but freeze_layers.enabled is false")
+    if s.training.freeze_layers.enabled and s.training.lora.enabled: raise ValueError(f"{where}: training.lora freezes all weights itself; freeze_layers beside it is a contradiction")
     for name, v, low in (("grad_accum_steps", r.grad_accum_steps, 1), ("grad_clip_norm", r.grad_clip_norm, 1e-12), ("allowed_gradnorm_factor", r.allowed_gradnorm_factor, 1e-12), ("batch_size_per_gpu", s.training.dataloader.batch_size_per_gpu, 1), ("lr", s.training.optimizer.lr, 1e-12), ("checkpoints_total_limit", s.training.checkpointing.checkpoints_total_limit, 1), ("checkpoint_every", s.training.checkpointing.checkpoint_every, 1)):
         if v < low: raise ValueError(f"{where}: {name} = {v} is too small")
     return s

@@ -2,6 +2,7 @@
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,7 +15,7 @@ import torch
 from gslrm_mouse.guard import GuardState
 from gslrm_mouse.losses import Losses
 from gslrm_mouse.runs import checkpoints, last_checkpoint, load_state, read_log
-from gslrm_mouse.settings import check_keys, known_keys, load_settings, settings_from
+from gslrm_mouse.settings import ONLY, check_keys, known_keys, load_settings, settings_from
 from gslrm_mouse.sources import Stream, scene_views, source_for
 from gslrm_mouse.training import fit, forward_pass, network, open_run, train, trained, update
 from gslrm_mouse.views import write_sample
@@ -59,7 +60,7 @@ def python(code, *args, launcher=(), timeout=80):
 
 def test_two_processes_are_one(tmp_path, cache):
     script = tmp_path/"two.py"
-    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\n")
+    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
     fit(tiny(10, 2), tmp_path/"one", cache=cache)
     python(str(script), ROOT/"tests", tmp_path/"two", cache, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29500 + os.getpid() % 2000)))
     a, b = losses(tmp_path/"one"), losses(tmp_path/"two")
@@ -67,6 +68,8 @@ def test_two_processes_are_one(tmp_path, cache):
     assert a[-1] < a[0] - 1e-3                                             # it did learn, or equality would say nothing
     wa, wb = weights(tmp_path/"one"), weights(tmp_path/"two")
     assert max((wa[k] - wb[k]).abs().max().item() for k in wa) < 1e-3
+    events = [r for r in read_log(tmp_path/"two_skipped") if r.get("event") == "gradient"]
+    assert [len(e["samples"]) for e in events] == [2, 2, 2]                 # an event holds the cameras of all processes
     assert [read_log(tmp_path/x)[0]["processes"] for x in ("one", "two")] == [1, 2]
     c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
     assert max(abs(x - y) for x, y in zip(a, c)) > 1e-3                     # another batch would show
@@ -102,7 +105,6 @@ print(json.dumps(dict(kills=kills, finished=finished, before=before, resumed=res
 
 def test_twenty_kills(tmp_path, cache):
     said = json.loads(python(KILLS, ROOT/"tests", tmp_path, cache, 5).splitlines()[-1])
-    print(said)
     assert said["kills"] == 20 and said["resumed"] + 20*said["finished"] > 5 and said["before"] < 15 and not said["left"], said
 
 
@@ -275,6 +277,13 @@ def test_unknown_keys_name_the_nearest(tmp_path):
         with pytest.raises(ValueError) as e: check_keys(tree, "test")
         assert f"no setting {'.'.join(path)}.{wrong};" in str(e.value)
     with pytest.raises(ValueError, match="nearest known one is training.dataset.normalize_distance_to"): check_keys(dict(training=dict(dataset=dict(normalise_distance_to=2.7))), "test")
+
+
+def test_no_key_that_nobody_reads():
+    "The name of every setting occurs in the code that trains, or the setting is refused at every value that would do something."
+    source = "\n".join((ROOT/"gslrm_mouse"/f"{m}.py").read_text() for m in ("settings", "losses", "lora", "freeze", "sources", "guard", "runs", "training"))
+    keys = [k for k, v in known_keys().items() if not hasattr(v, "__dataclass_fields__") and k not in ONLY]
+    assert len(keys) > 90 and not [k for k in keys if not re.search(rf"\.{k.split('.')[-1]}\b", source)]
 
 
 def test_small_run_ends_with_a_checkpoint(tmp_path):
