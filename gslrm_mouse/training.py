@@ -237,7 +237,7 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     acc.wait_for_everyone(); r = _Run(s, out, acc, acc.prepare(model), [acc.prepare(o) for o in optimizers], stream, losses, domain, total, path)
     return load_run(r) if resume else r
 
-# %% ../nbs/13_training.ipynb #b0c096d7
+# %% ../nbs/13_training.ipynb #71ea11ef
 def _clean(x): # NaN and infinity are no JSON
     if isinstance(x, float): return x if math.isfinite(x) else None
     return {k: _clean(v) for k, v in x.items()} if isinstance(x, dict) else [_clean(v) for v in x] if isinstance(x, (list, tuple)) else x
@@ -258,6 +258,10 @@ class _Record:
     def write(self, rec:dict):
         if self.main: self.file.write(json.dumps(_clean(rec)) + "\n"); self.file.flush()
 
+    def broken(self, name:str, why:str):
+        self.write(dict(event="broken", step=self.r.step, sample=name, why=why))
+        if self.main: self.bar.write(f"left out: the sample {name}: {why}")
+
     def update(self, rec:dict, told):
         r = self.r; self.write(rec)
         if told: self.write(told)
@@ -272,7 +276,7 @@ class _Record:
         if self.trackers: self.r.accelerator.end_training()
         if self.main: self.file.close(); self.bar.close()
 
-# %% ../nbs/13_training.ipynb #5140518a
+# %% ../nbs/13_training.ipynb #f616aa35
 def _sheet(r:_Run, b:Batch): # targets above, renderings below
     from PIL import Image
     with torch.no_grad(): p = forward_pass(r.raw, b.to(r.accelerator.device), bf16=r.s.training.runtime.use_amp)
@@ -303,7 +307,7 @@ def fit(
         with torch.autograd.set_detect_anomaly(s.debug):
             while r.step < end:
                 t = time.perf_counter(); passes = [next(batches) for _ in range(accum)]; wait = time.perf_counter() - t; _aside(r, rec, passes[-1][1], val, wait)
-                for _, b in passes: [rec.write(dict(event="broken", step=r.step, sample=n, why=w)) for n, w in b.broken]
+                for _, b in passes: [rec.broken(n, w) for n, w in b.broken]
                 line, told = update(r, passes); rec.update({**line, "wait": round(wait, 4)}, told); r.step += 1
                 if rec.main and (r.step % every == 0 or r.step == end): save_run(r)
                 _stop_if_idle(r, told)
