@@ -194,7 +194,7 @@ def _moments(d, folder, train, val, read, prepare, name, about, size, domain, m,
     key = _hash([about, size, d.method, d.choose, d.normalize_distance_to, asdict(m), asdict(domain)])
     return Moments(Path(folder)/f"{key}", tuple(train), tuple(val), read, prepare, len(keep) or n, name, {**about, "method": d.method, "train": len(train), "val": len(val)}, keep)
 
-# %% ../nbs/12c_sources.ipynb #555a76bb
+# %% ../nbs/12c_sources.ipynb #74c8e8ca
 @dataclass(frozen=True)
 class Batch:
     "One pass of one process."
@@ -203,7 +203,6 @@ class Batch:
     input_alpha:Tensor # (B, n, H, W)
     samples:list # per sample: name, inputs, targets (camera names)
     broken:list = field(default_factory=list) # (name, why) of samples that were passed over
-    seconds:float = 0. # it took to make
 
     def to(self, device): return replace(self, **{k: getattr(self, k).to(device) for k in ("images", "cameras", "truth", "truth_alpha", "target_cameras", "input_alpha")})
 
@@ -217,7 +216,7 @@ def near_first(pick:np.ndarray, centers:Tensor, n:int) -> np.ndarray:
     u = torch.nn.functional.normalize(centers, dim=-1); close = (u[pick[n:]] @ u[pick[:n]].T).max(1).values >= .5
     return np.concatenate([pick[:n], pick[n:][close.numpy()], pick[n:][~close.numpy()]])
 
-# %% ../nbs/12c_sources.ipynb #1d410819
+# %% ../nbs/12c_sources.ipynb #b22832cc
 class Stream:
     "`Stream(settings, source)(k)`: this process's batch of pass `k`."
     def __init__(self, s:Settings, source, replay=None, rank:int=0, world:int=1):
@@ -237,8 +236,7 @@ class Stream:
                 i = int(r3.integers(0, len(source)))
 
     def __call__(self, k:int) -> Batch:
-        import time
-        start = time.perf_counter(); d, known = self.d, set(self.broken); r = np.random.default_rng([self.s.seed, k]); r2 = np.random.default_rng([self.s.seed, k, 1])
+        d, known = self.d, set(self.broken); r = np.random.default_rng([self.s.seed, k]); r2 = np.random.default_rng([self.s.seed, k, 1])
         n, t = view_counts(d, r); ids = r.integers(0, len(self.source), self.b*self.world); again = r2.random(len(ids)) < d.replay_share; parts = []
         for j, i in enumerate(ids):
             source = self.replay if again[j] else self.source; i = int(r2.integers(0, len(source))) if again[j] else int(i)
@@ -247,7 +245,7 @@ class Stream:
         pictures, alphas, cams, samples = zip(*parts); first = 0 if d.target_has_input else n - d.target_inputs
         images, alpha, c = torch.stack(pictures), torch.stack(alphas), replace(cams[0], K=torch.stack([c.K for c in cams]), w2c=torch.stack([c.w2c for c in cams])); part = lambda a, b: replace(c, K=c.K[:, a:b], w2c=c.w2c[:, a:b])
         return Batch(images[:, :n], part(0, n), images[:, first:], alpha[:, first:], part(first, None), alpha[:, :n],
-                     [dict(name=name, inputs=list(x[:n]), targets=list(x[first:])) for name, x in samples], [(b, self.broken[b]) for b in self.broken if b not in known], time.perf_counter() - start)
+                     [dict(name=name, inputs=list(x[:n]), targets=list(x[first:])) for name, x in samples], [(b, self.broken[b]) for b in self.broken if b not in known])
 
     def _one(self, source, i, pick, n, t, r3):
         v, name = self._moment(source, i, r3)
