@@ -11,10 +11,10 @@ import tyro
 from fastcore.docments import docments
 
 # %% auto #0
-__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'sensitivity', 'pretrain', 'convert', 'demo',
-           'main']
+__all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
+           'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #5e5d70d0
+# %% ../nbs/18_cli.ipynb #dc23b5d7
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -152,6 +152,37 @@ def preprocess(
     print(made["statement"]); print(grade_folder(out, 12, domain)); print(f"written: {out}")
 
 @taught
+def train(
+    overrides:tyro.conf.Positional[tuple[str, ...]]=(), # settings that differ from the file: training.optimizer.lr=1e-5 …
+    *,
+    config:Path, # a file of settings: configs/mouse_gslrm_freeze_all.yaml, configs/mouse_gslrm_lora.yaml, …
+    out:Path|None=None, # folder of the run; training.checkpointing.checkpoint_dir when left out
+    scale:Literal["full", "small"]="full", # small: the same experiment on the shipped checkpoint, on a CPU
+    init:str|None=None, # weights to start from: a .safetensors file, or "shipped"
+    resume:bool=False, # go on with the run in OUT
+    stop_at:int|None=None, # stop before this update, to be resumed later
+    cache:Path|None=None, # folder of prepared pictures
+    device:str="cpu", # cpu, cuda, cuda:1, …
+    threads:int=0, # CPU threads; 0 = as torch decides
+):
+    """Train as a file of settings says. Unknown keys are refused, skipped updates are said, and a run that skips too many stops.
+
+    On several GPUs: accelerate launch -m gslrm_mouse.cli train --config …"""
+    from gslrm_mouse.training import train as f
+    _start(device, threads)
+    print(f"written: {f(config, overrides, out, scale, init, resume, device, stop_at, cache=cache, command=_command())}")
+
+@taught
+def curves(
+    runs:tyro.conf.Positional[tuple[Path, ...]], # folders of runs
+    out:Path=Path("curves.png"), # the picture
+    smooth:int=25, # updates averaged
+):
+    """Draw runs over each other: PSNR, foreground, gradient norms with skipped updates, validation."""
+    from gslrm_mouse.runs import curves as f
+    f(runs, smooth, out); print(f"written: {out}")
+
+@taught
 def sensitivity(
     checkpoint:Path|None=None, # a .safetensors file with a camera card; the shipped one when left out
     out:Path|None=None, # sensitivity.json beside the checkpoint when left out
@@ -211,12 +242,15 @@ def demo(
     from gslrm_mouse.scenes import write_recording
     print(f"written: {write_recording(out, frames, seed)}")
 
-# %% ../nbs/18_cli.ipynb #553343b6
+# %% ../nbs/18_cli.ipynb #de2cdb5b
 def main(
     args:list[str]|None=None, # what follows `gslrm_mouse`; the command line when None
 ) -> None:
     "Entry point: user errors become one sentence on stderr and exit status 2."
-    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "pretrain": pretrain, "sensitivity": sensitivity, "convert": convert, "demo": demo}, prog="gslrm_mouse", args=args,
+    try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "train": train, "curves": curves, "pretrain": pretrain, "sensitivity": sensitivity, "convert": convert, "demo": demo}, prog="gslrm_mouse", args=args,
                                               description="GS-LRM on a mouse rig: why it went white, and what to do. Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA")
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError, ImportError) as e:
+    except (ValueError, OSError, ImportError) as e:
         print(f"gslrm_mouse: {e}", file=sys.stderr); sys.exit(2)
+
+# %% ../nbs/18_cli.ipynb #b4a63302
+if __name__ == "__main__" and "__file__" in globals(): main()

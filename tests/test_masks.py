@@ -90,7 +90,7 @@ def test_camera_that_never_rests(rec):
 
 def test_killed_midway(rec):
     write_video(rec/VIDEOS/"1.mp4", np.concatenate([film(1)]*60))
-    p = subprocess.Popen([sys.executable, "-c", f"from gslrm_mouse.masks import make_masks; make_masks({str(rec)!r})"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    p = subprocess.Popen([sys.executable, "-c", f"import signal; signal.signal(signal.SIGINT, signal.default_int_handler); from gslrm_mouse.masks import make_masks; make_masks({str(rec)!r})"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time() + 60
     while not list(rec.glob(".*/0.mp4")) and p.poll() is None and time.time() < end: time.sleep(.02)
     assert p.poll() is None, "it ended before it could be killed"
