@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #dc23b5d7
+# %% ../nbs/18_cli.ipynb #f44379bd
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -199,14 +199,14 @@ def sensitivity(
 
 @taught
 def pretrain(
-    out:Path, # folder of the run: state.pt, log.jsonl, model.safetensors
+    out:Path, # folder of the run: checkpoints/, log.jsonl, model.safetensors
     steps:int=14000, # updates
     n_scenes:int=12000, # different scenes
     batch:int=4, # scenes per update
     size:int=64, # pixels, square
     lr:float=1e-3, # peak learning rate of AdamW; Muon takes twice that
     seed:int=0, # of weights and batches
-    cache:Path|None=None, # folder of traced scenes, OUT/scenes when left out
+    cache:Path|None=None, # folder of traced scenes, OUT/cache when left out
     stop_at:int|None=None, # stop before this update, to be resumed later
     resume:bool=False, # go on with the run in OUT
     device:str="cpu", # cpu, cuda, cuda:1, …
