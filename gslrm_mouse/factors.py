@@ -22,7 +22,7 @@ from .failure import SAME, interval, scored
 # %% auto #0
 __all__ = ['SWITCHES', 'FACTORS', 'APART', 'MEASURES', 'Switch', 'cell_name', 'cell_set', 'filming_cameras', 'told_world',
            'filmed_scene', 'asked_cameras', 'run_cell', 'design', 'factorial', 'shapley_weights', 'shapley_by_orders',
-           'game', 'shapley', 'load_records', 'save_records', 'measure_factors']
+           'game', 'shapley', 'load_records', 'save_records', 'measure_factors', 'pair_effects', 'draw_shares']
 
 # %% ../nbs/15b_factors.ipynb #c2656697
 @dataclass(frozen=True)
@@ -209,3 +209,23 @@ def measure_factors(
         facts = dict(kind="factors", command=command, checkpoint=mine, world=world_version(), switches=list(SWITCHES), scenes=scenes, input_px=card.domain.image_size, scored_px=128, threads=torch.get_num_threads(), seconds=round(facts["seconds"] + time.perf_counter() - t, 1))
         save_records(out, facts, records)
     return Path(out)
+
+# %% ../nbs/15b_factors.ipynb #17c144d8
+def pair_effects(bits, v) -> np.ndarray: # (n, n), nan on the diagonal
+    "How much more two factors cost together than apart, mean over all settings of the others; of a whole design."
+    s = 2*np.asarray(bits, float) - 1; out = 4*(s.T*np.asarray(v)) @ s/len(s); np.fill_diagonal(out, np.nan); return out
+
+def draw_shares(records:list[dict], games:dict, measures=("iou", "over")):
+    "A waterfall for each game (title: arguments of `shapley`), one row per measure; returns the figure."
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(len(measures), len(games), figsize=(4.2*len(games), 2.7*len(measures)), squeeze=False)
+    for col, (title, kw) in zip(axs.T, games.items()):
+        shares = shapley(records, measures=measures, **kw)
+        for ax, m in zip(col, measures):
+            cells, v = game(records, measure=m, **kw); at = start = v[[sum(c) for c in cells].index(0)].mean(); order = sorted(shares, key=lambda k: shares[k][m][0])
+            for k, name in enumerate(order):
+                x, lo, hi = shares[name][m]; ax.bar(k + 1, x, bottom=at, color="C3" if x < 0 else "C2"); ax.errorbar(k + 1, at + x, [[x - lo], [hi - x]], color="k", lw=.8, capsize=2); ax.text(k + 1, max(at, at + x), f"{x:+.2f}" if m != "iou" else f"{x:+.3f}", ha="center", va="bottom", fontsize=6.5); at += x
+            ax.bar(0, start, color="0.7"); ax.bar(len(order) + 1, at, color="0.7"); ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7); ax.set_ylabel(MEASURES[m], fontsize=8); ax.tick_params(axis="y", labelsize=7); ax.margins(y=.1); ax.axhline(0, color="k", lw=.4)
+        col[0].set_title(title, fontsize=9)
+    fig.tight_layout()
+    return fig
