@@ -210,7 +210,7 @@ def measure_factors(
         save_records(out, facts, records)
     return Path(out)
 
-# %% ../nbs/15b_factors.ipynb #17c144d8
+# %% ../nbs/15b_factors.ipynb #f7715aeb
 def pair_effects(bits, v) -> np.ndarray: # (n, n), nan on the diagonal
     "How much more two factors cost together than apart, mean over all settings of the others; of a whole design."
     s = 2*np.asarray(bits, float) - 1; out = 4*(s.T*np.asarray(v)) @ s/len(s); np.fill_diagonal(out, np.nan); return out
@@ -225,7 +225,7 @@ def draw_shares(records:list[dict], games:dict, measures=("iou", "over")):
             cells, v = game(records, measure=m, **kw); at = start = v[[sum(c) for c in cells].index(0)].mean(); order = sorted(shares, key=lambda k: shares[k][m][0])
             for k, name in enumerate(order):
                 x, lo, hi = shares[name][m]; ax.bar(k + 1, x, bottom=at, color="C3" if x < 0 else "C2"); ax.errorbar(k + 1, at + x, [[x - lo], [hi - x]], color="k", lw=.8, capsize=2); ax.text(k + 1, max(at, at + x), f"{x:+.2f}" if m != "iou" else f"{x:+.3f}", ha="center", va="bottom", fontsize=6.5); at += x
-            ax.bar(0, start, color="0.7"); ax.bar(len(order) + 1, at, color="0.7"); ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7); ax.set_ylabel(MEASURES[m], fontsize=8); ax.tick_params(axis="y", labelsize=7); ax.margins(y=.1); ax.axhline(0, color="k", lw=.4)
+            ax.bar(0, start, color="0.7"); ax.bar(len(order) + 1, at, color="0.7"); ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7); ax.set_ylabel(MEASURES[m], fontsize=8); ax.tick_params(axis="y", labelsize=7); ax.set_ylim(top=1.12*start); ax.axhline(0, color="k", lw=.4)
         col[0].set_title(title, fontsize=9)
     fig.tight_layout()
     return fig
