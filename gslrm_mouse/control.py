@@ -26,7 +26,7 @@ from .factors import asked_cameras, load_records, save_records
 
 # %% auto #0
 __all__ = ['CONTROL_ARMS', 'Fit', 'starting_points', 'fit_gaussians', 'pixel_at', 'control_views', 'run_control',
-           'measure_control']
+           'measure_control', 'control_table']
 
 # %% ../nbs/15c_control.ipynb #ad72c336
 @dataclass(frozen=True)
@@ -88,3 +88,12 @@ def measure_control(out, scenes=range(4), seeds=range(3), arms=tuple(CONTROL_ARM
             for seed in seeds: records += [run_control(a, i, CameraDomain(image_size=size), seed, how, given) for a in arms if (a, i, seed) not in have]; bar.update(len(arms))
             save_records(out, facts | dict(seconds=round(sum(r["seconds"] for r in records), 1)), records)
     return Path(out)
+
+# %% ../nbs/15c_control.ipynb #7ce763a8
+def control_table(records:list[dict], scores:tuple=(("input", "psnr"), ("input", "psnr_white"), ("input", "iou"), ("held", "iou"), ("novel", "psnr"), ("novel", "psnr_white"), ("novel", "iou"))) -> dict:
+    "arm: {(part, score): (mean, 2.5 %, 97.5 %)}, best novel IoU first; intervals by bootstrap over mice."
+    out = {}
+    for arm in dict.fromkeys(r["arm"] for r in records):
+        per = {s: [np.mean([r[s[0]][s[1]] for r in records if (r["arm"], r["scene"]) == (arm, i)]) for i in sorted({r["scene"] for r in records})] for s in scores}
+        out[arm] = {s: (float(np.mean(x)), *interval(x)) for s, x in per.items()}
+    return dict(sorted(out.items(), key=lambda q: -q[1]["novel", "iou"][0]))
