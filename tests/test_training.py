@@ -31,6 +31,9 @@ def tiny(updates=4, batch=2, **training):
     return settings_from(dict(model=dict(image_tokenizer=dict(image_size=16), transformer=dict(d=64, d_head=32, n_layer=1)), training=t))
 
 
+MASKED = dict(masked_l2_loss=True, background_loss_weight=.5)
+
+
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
     return tmp_path_factory.mktemp("scenes")
@@ -60,7 +63,7 @@ def python(code, *args, launcher=(), timeout=80):
 
 def test_two_processes_are_one(tmp_path, cache):
     script = tmp_path/"two.py"
-    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
+    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(4, 1, losses=MASKED), sys.argv[2] + '_masked', cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
     fit(tiny(10, 2), tmp_path/"one", cache=cache)
     python(str(script), ROOT/"tests", tmp_path/"two", cache, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29500 + os.getpid() % 2000)))
     a, b = losses(tmp_path/"one"), losses(tmp_path/"two")
@@ -71,7 +74,9 @@ def test_two_processes_are_one(tmp_path, cache):
     events = [r for r in read_log(tmp_path/"two_skipped") if r.get("event") == "gradient"]
     assert [len(e["samples"]) for e in events] == [2, 2, 2]                 # an event holds the cameras of all processes
     assert [read_log(tmp_path/x)[0]["processes"] for x in ("one", "two")] == [1, 2]
-    c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
+    a, b = (losses(fit(tiny(4, 2, losses=MASKED), tmp_path/"one_masked", cache=cache).parent.parent), losses(tmp_path/"two_masked"))
+    assert max(abs(x - y) for x, y in zip(a, b)) < 1e-4                    # though the masks of the two processes differ in size
+    a = losses(tmp_path/"one"); c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
     assert max(abs(x - y) for x, y in zip(a, c)) > 1e-3                     # another batch would show
 
 
