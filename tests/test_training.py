@@ -17,7 +17,7 @@ from gslrm_mouse.losses import Losses
 from gslrm_mouse.runs import checkpoints, last_checkpoint, load_state, read_log
 from gslrm_mouse.settings import ONLY, check_keys, known_keys, load_settings, settings_from
 from gslrm_mouse.sources import Stream, scene_views, source_for
-from gslrm_mouse.training import fit, forward_pass, network, open_run, train, trained, update
+from gslrm_mouse.training import finish, fit, forward_pass, network, open_run, train, trained, update
 from gslrm_mouse.views import write_sample
 
 ROOT = Path(__file__).parent.parent
@@ -171,6 +171,21 @@ def test_init_and_resume_are_two_words(tmp_path, cache):
         with pytest.raises(error, match=said): call()
     assert not (tmp_path/"b").exists()
     fit(tiny(2, logging=dict(vis_every=1), checkpointing=dict(checkpoint_every=1)), tmp_path/"a", cache=cache, resume=True)      # what does not decide the weights may change
+
+
+def test_a_schedule_may_change_and_it_is_noted(tmp_path, cache):
+    fit(tiny(8), tmp_path/"a", cache=cache, stop_at=4, command="first")
+    fit(tiny(6), tmp_path/"a", cache=cache, resume=True, command="second")
+    log = read_log(tmp_path/"a")
+    turn, = [r for r in log if r.get("event") == "resumed"]
+    assert turn["step"] == 4 and turn["command"] == "second" and turn["changed"] == ["max_fwdbwd_passes 8 there, 6 here"]
+    fit(tiny(8), tmp_path/"b", cache=cache, stop_at=6)
+    a, b = ([r["lr"] for r in read_log(tmp_path/x) if "event" not in r] for x in "ab")
+    assert len(a) == 6 and a[:4] == b[:4] and a[5] < b[5]
+    from gslrm_mouse.checkpoints import read_card
+    facts = read_card(finish(tmp_path/"a", "third", n_eval=1)).training
+    assert facts["changes"][0] == dict(step=0, command="first") and facts["changes"][1]["step"] == 4 and facts["curve"]["step"][-1] == 6
+    assert "changes" not in read_card(finish(tmp_path/"b", n_eval=1)).training
 
 
 def test_last_k_are_kept(tmp_path, cache):
