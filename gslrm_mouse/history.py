@@ -36,10 +36,11 @@ from .views import Views, write_sample
 from .zoom import WAYS
 
 # %% auto #0
-__all__ = ['DATA', 'LEARNERS', 'FILES', 'QUIET', 'NEAR_WHITE', 'A_STOPS', 'B_STOPS', 'SHOWN', 'NOTE_B', 'EXPERIMENT_A',
-           'EXPERIMENT_B', 'Data', 'settings_file', 'settings_of', 'Witness', 'reachable', 'witnesses', 'drawn',
-           'thumbnail', 'picture', 'looked_at', 'number_shares', 'pull', 'as_was_samples', 'run_arm', 'training_trace',
-           'arms_a', 'arms_b', 'per_mouse', 'change', 'trajectory', 'says_a', 'strip', 'draw_a', 'says_b', 'draw_b']
+__all__ = ['DATA', 'LEARNERS', 'FILES', 'QUIET', 'NEAR_WHITE', 'A_STOPS', 'B_STOPS', 'SHOWN', 'GRADIENTS_SAY', 'NOTE_B',
+           'EXPERIMENT_A', 'EXPERIMENT_B', 'Data', 'settings_file', 'settings_of', 'Witness', 'reachable', 'witnesses',
+           'drawn', 'thumbnail', 'picture', 'looked_at', 'number_shares', 'pull', 'as_was_samples', 'run_arm',
+           'training_trace', 'arms_a', 'arms_b', 'per_mouse', 'change', 'trajectory', 'says_a', 'strip', 'draw_a',
+           'says_b', 'draw_b']
 
 # %% ../nbs/15f_history.ipynb #b99f3b3b
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def witnesses(data:str, domain:CameraDomain, n:int) -> list[Witness]:
         out.append(Witness(i, p, truth, reachable(mouse_scene(i), c.resized(c.width//4, c.height//4), p.back.inverse) if DATA[data].honest else None))
     return out
 
-# %% ../nbs/15f_history.ipynb #b77d97ee
+# %% ../nbs/15f_history.ipynb #69ff998c
 NEAR_WHITE = .1 # mean over the channels, the fork's `mask_iou_threshold`
 
 def drawn(g:Gaussians, views:Views) -> tuple[dict, Tensor]: # means over the views; (V, H, W, 3) pictures
@@ -117,16 +118,16 @@ def _around(views:Views, k:int, size:int) -> tuple: # the square of `size` pixel
 
 def thumbnail(*pictures:Tensor) -> str: # (H, W, 3) each, of one height
     "Pictures side by side as a small PNG in base64."
-    x = Image.fromarray((torch.cat([p.detach().cpu() for p in pictures], 1)*255).round().to(torch.uint8).numpy()).quantize(64); f = io.BytesIO(); x.save(f, "PNG", optimize=True); return base64.b64encode(f.getvalue()).decode()
+    x = Image.fromarray((torch.cat([p.detach().cpu() for p in pictures], 1)*255).round().to(torch.uint8).numpy()).quantize(32); f = io.BytesIO(); x.save(f, "PNG", optimize=True); return base64.b64encode(f.getvalue()).decode()
 
 def picture(text:str) -> np.ndarray: # (H, W, 3) uint8
     "What `thumbnail` wrote."
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
-def looked_at(model, domain:CameraDomain, w:Witness) -> tuple[list[dict], str]: # records of novel and input views; thumbnail: one novel, one input view
+def looked_at(model, domain:CameraDomain, w:Witness) -> tuple[dict, str]: # scores of novel and input views; thumbnail: one novel, one input view
     "What a network makes of one witness, in the true world's novel cameras and in those it was told."
     g = predict(model, replace(w.prepared, back=SAME), training_blur(domain)); (novel, asked), (given, told) = drawn(g.moved(w.prepared.back), w.truth), drawn(g, w.prepared.views)
-    return [dict(split=s, scene=w.mouse, **x) for s, x in (("novel", novel), ("input", given))], thumbnail(asked[0][_around(w.truth, 0, 64)], _square(told[1]))
+    return dict(novel=novel, input=given), thumbnail(asked[0][_around(w.truth, 0, 64)], _square(told[1]))
 
 def _square(x, size=64): return torch.nn.functional.interpolate(x.permute(2, 0, 1)[None], (size, size), mode="area")[0].permute(1, 2, 0) if len(x) != size else x
 
@@ -158,7 +159,7 @@ def _prepared_settings(arm:Arm, checkpoint, cache) -> Settings:
     domain = replace(read_card(checkpoint or shipped_checkpoint()).domain, image_size=s.model.image_tokenizer.image_size)
     return replace(s, training=replace(s.training, dataset=replace(d, dataset_path=str(as_was_samples(Path(cache)/"samples", d.n_scenes, domain, d.rig_scale)))))
 
-# %% ../nbs/15f_history.ipynb #2fe00ccf
+# %% ../nbs/15f_history.ipynb #4d2958e0
 def run_arm(
     arm:Arm,
     checkpoint, # the one that `arms` was asked about; the shipped one when None
@@ -176,7 +177,8 @@ def run_arm(
     return records
 
 def _stop(r, arm, asked): # what is seen before update r.step
-    x = arm.settings; r.raw.eval(); looks = [looked_at(r.raw, r.domain, w) for w in asked]; out = [rec for recs, _ in looks for rec in recs]
+    x = arm.settings; r.raw.eval(); looks = [looked_at(r.raw, r.domain, w) for w in asked]
+    out = [dict(split=part, scene=[w.mouse for w in asked], **{k: [x[part][k] for x, _ in looks] for k in looks[0][0][part]}) for part in ("novel", "input")]
     out.append(dict(split="heads", **evaluate(r.raw, "head", x["heads"], size=r.s.model.image_tokenizer.image_size))); out.append(pull(r))
     if arm.seed == 0: out.append(dict(split="picture", png=looks[0][1]))
     if arm.seed == 0 and r.step == 0: w = asked[0]; out.append(dict(split="truth", png=thumbnail(w.truth.images[0][_around(w.truth, 0, 64)], _square(w.prepared.views.images[1]))))
@@ -185,13 +187,12 @@ def _stop(r, arm, asked): # what is seen before update r.step
 
 def _kept(path, records): path.parent.mkdir(parents=True, exist_ok=True); part = path.with_suffix(".part"); part.write_text(json.dumps(records)); os.replace(part, path)
 
-def training_trace(out, every:int=10) -> dict: # updates averaged
-    "What a run's own record says, thinned: every gradient norm, the training pictures' scores in means."
-    log = [r for r in read_log(out) if "loss" in r]; n = len(log)//every*every or len(log); col = lambda k: np.array([math.nan if r[k] is None else r[k] for r in log], float)
-    thin = lambda k: [float(f"{v:.4g}") for v in col(k)[:n].reshape(-1, min(every, n)).mean(1)] if n else []
-    return dict(step=None, split="trace", every=every, norm=[float(f"{v:.3g}") for v in col("grad_norm")], skipped=[r["step"] for r in log if r["skipped"]], **{k: thin(k) for k in ("psnr", "psnr_fg", "psnr_white")})
+def training_trace(out, every:int=5) -> dict: # updates taken together
+    "What a run's own record says, thinned: the largest gradient norm of every few updates, their training pictures' mean scores."
+    log = [r for r in read_log(out) if "loss" in r]; col = lambda k: np.array([math.nan if r[k] is None else r[k] for r in log], float); thin = lambda k, f: [float(f"{f(col(k)[i:i + every]):.4g}") for i in range(0, len(log), every)]
+    return dict(step=None, split="trace", every=every, norm=thin("grad_norm", np.max), median=float(f"{np.median(col('grad_norm')):.4g}"), skipped=[r["step"] for r in log if r["skipped"]], **{k: thin(k, np.mean) for k in ("psnr", "psnr_fg", "psnr_white")})
 
-# %% ../nbs/15f_history.ipynb #19f93ebd
+# %% ../nbs/15f_history.ipynb #2e315720
 def _arm(experiment, name, data, learner, lr, seed, stops, mice, heads, checkpoint, scenes=None):
     file = FILES[experiment[-1]]; overrides = [*(LEARNERS[learner] if learner else ()), *DATA[data].overrides, f"training.optimizer.lr={lr:g}", f"training.schedule.max_fwdbwd_passes={stops[-1]}", f"seed={777 + seed}"]
     if scenes: overrides += [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"]
@@ -210,20 +211,17 @@ def arms_b(full:bool, checkpoint=None) -> list[Arm]:
     "Experiment B: data × rate with only the heads training, and other learners beside them."
     kinds = ("exact", "pixel-based", "pixel-based as it was"); make = lambda who, d, lr, seed, *rest: _arm("history_b", f"{who}, {d}, {lr:g}", d, who, lr, seed, *rest)
     if full: return [make(who, d, lr, seed, B_STOPS, 6, 12, checkpoint) for seed in range(3) for d in kinds for who, lr in [("heads", x) for x in (1e-4, 1e-3, 1e-2, 1e-5)] + [("everything", 1e-4), ("LoRA", 1e-3)]]
-    return [make("heads", d, 1e-4, 0, (0, 1, 30, 100), 3, 4, checkpoint, 8) for d in kinds]
+    return [make("heads", d, 1e-4, 0, (0, 30, 90), 3, 4, checkpoint, 8) for d in kinds]
 
-# %% ../nbs/15f_history.ipynb #5ca185a9
+# %% ../nbs/15f_history.ipynb #b8a42f55
 def per_mouse(
     done:list, # finished arms
     name:str, split:str, key:str,
     step:int=-1, # an update of the stops; -1: the last
 ) -> np.ndarray: # (mice,), means over seeds; empty where there is none
     "A score of every mouse at one stop of the arms of one name."
-    out = {}
-    for x in done:
-        for r in x["records"] if x["name"] == name else ():
-            if r["split"] == split and r["step"] == (x["settings"]["stops"][-1] if step < 0 else step): out.setdefault(r.get("scene", 0), []).append(math.nan if r[key] is None else r[key])
-    return np.array([np.mean(out[i]) for i in sorted(out)])
+    got = [r[key] for x in done if x["name"] == name for r in x["records"] if r["split"] == split and r["step"] == (x["settings"]["stops"][-1] if step < 0 else step)]
+    return np.array([[math.nan if v is None else v for v in (row if isinstance(row, list) else [row])] for row in got], float).mean(0) if got else np.zeros(0)
 
 def change(done, name, split, key, start=0, step=-1) -> np.ndarray: return per_mouse(done, name, split, key, step) - per_mouse(done, name, split, key, start)
 
@@ -233,16 +231,20 @@ def trajectory(done, name, split, key) -> tuple[list, list]: # updates, means ov
 
 def _names(done): return list(dict.fromkeys(x["name"] for x in done))
 def _settings(done, name): return next(x["settings"] for x in done if x["name"] == name)
+def _by(done, **want): return [n for n in _names(done) if all(_settings(done, n)[k] == v for k, v in want.items())] # whose settings have these values
 def _says(x, unit="", plus=False): lo, hi = interval(x); f = "{:+.2f}" if plus else "{:.2f}"; return f"{f.format(x.mean())}{unit} [{f.format(lo)}, {f.format(hi)}]"
 def _part(x): return f"{x.mean():.0%}"
 def _heads(done, name): return f"{per_mouse(done, name, 'heads', 'psnr', 0).mean():.1f} → {per_mouse(done, name, 'heads', 'psnr').mean():.1f} dB"
+def _numbers(done, name, step=-1, of="numbers"): # mean shares over seeds
+    got = [r[of] for a in done if a["name"] == name for r in a["records"] if r["split"] == "gradient" and r["step"] == (a["settings"]["stops"][-1] if step < 0 else step) and r[of] and not any(isinstance(v, str) for v in r[of].values())]
+    return {k: float(np.mean([g.get(k, 0) for g in got])) for k in sorted({k for g in got for k in g}, key=lambda k: -sum(g.get(k, 0) for g in got))} if got else {}
 def _grows(x): lo, hi = interval(x); return 1 if lo > 0 else -1 if hi < 0 else 0
 
-# %% ../nbs/15f_history.ipynb #5c28acb5
+# %% ../nbs/15f_history.ipynb #4b583c99
 def _white(done, mm):
     blank, iou_, over = (per_mouse(done, mm, "novel", k, 1) for k in ("blank", "iou", "psnr")); given = per_mouse(done, mm, "input", "blank", 1); over = over - per_mouse(done, mm, "novel", "psnr_white", 1); reach = per_mouse(done, mm, "reach", "reach", 0).mean()
     return Finding("With the calibrated cameras the prediction is white from step 1", f"at update 1 {_part(blank)} of the animal is blank in novel views, {_part(given)} in input views; IoU {_says(iou_)}, {_says(over, ' dB', True)} against a white picture",
-                   "reproduced" if blank.mean() > .9 and iou_.mean() < .1 else "partly" if iou_.mean() < .1 else "not reproduced", f"at update 0 it is the same ({_part(per_mouse(done, mm, 'novel', 'blank', 0))} blank): in millimetres {reach:.1%} of the visible surface lies within the network's depth window, so training plays no part")
+                   "reproduced" if blank.mean() > .9 and iou_.mean() < .1 else "partly" if iou_.mean() < .1 else "not reproduced", f"at update 0 it is the same ({_part(per_mouse(done, mm, 'novel', 'blank', 0))} blank): in millimetres {reach:.1%} of the visible surface lies within the network's depth window, so training plays no part" + ("" if blank.mean() > .9 else "; what is drawn instead of the animal are specks, which in pictures of 64 pixels are larger than they were at 512"))
 
 def _intrinsics(done, mm, sim, exact):
     a, b, c = (per_mouse(done, n, "novel", "iou", 1) for n in (mm, sim, exact)); blank = per_mouse(done, sim, "novel", "blank", 1)
@@ -250,13 +252,15 @@ def _intrinsics(done, mm, sim, exact):
                    "not reproduced" if interval(b - a)[0] > .2 and blank.mean() < .5 else "partly" if interval(b - a)[0] > 0 else "reproduced", f"the unit did; the intrinsics cost {_says(c - b)} of IoU, which is blur and wrong depth and no white picture")
 
 def _trained(done, lr, kinds):
-    rows = [f"{d} {_says(change(done, f'{d}, {lr:g}', 'novel', 'iou'), '', True)}" for d in kinds]; n = _settings(done, f"{kinds[0]}, {lr:g}")["stops"][-1]
-    return Finding(f"What do {n} updates at {lr:g} change?", "novel IoU: " + "; ".join(rows), "answered", "at this rate the network stays what it was: what the run showed was zero-shot" if all(abs(change(done, f"{d}, {lr:g}", "novel", "iou").mean()) < .02 for d in kinds) else "where the unit is right the gradient finds the animal, in millimetres it finds nothing to pull at")
+    d = {k: change(done, f"{k}, {lr:g}", "novel", "iou") for k in kinds}; b = {k: change(done, f"{k}, {lr:g}", "novel", "blank") for k in kinds}; n = _settings(done, f"{kinds[0]}, {lr:g}")["stops"][-1]; still = all(abs(x.mean()) < .03 for x in [*d.values(), *b.values()])
+    tell = lambda k: f"{k} {_says(d[k], '', True)}" + (f", {b[k].mean():+.0%} of the animal blank" if abs(b[k].mean()) >= .01 else "")
+    said = [f"{k} {'gains' if _grows(x) > 0 else 'loses' if _grows(x) < 0 else 'keeps'} its outline" for k, x in d.items() if k != "millimetres"] + (["in millimetres nothing comes back"] if "millimetres" in d and d["millimetres"].mean() < .05 else [])
+    return Finding(f"What do {n} updates at {lr:g} change?", "novel IoU: " + "; ".join(map(tell, kinds)), "answered", "at this rate the network stays what it was: what the run showed was zero-shot" if still else "; ".join(said))
 
 def _made_white(done, mm):
-    was, now = (per_mouse(done, mm, "input", "white", k) for k in (0, -1)); over = [per_mouse(done, mm, "input", "psnr", k) - per_mouse(done, mm, "input", "psnr_white", k) for k in (0, -1)]
-    return Finding("Does training make it whiter?", f"{mm}: {_part(was)} of an input picture is white at first, {_part(now)} in the end; {over[0].mean():+.2f} dB against a white picture becomes {over[1].mean():+.2f}; heads {_heads(done, mm)}", "answered",
-                   "what is drawn are specks that cost more than white does, so the loss removes them, and what the network knew goes with them")
+    stops, white = trajectory(done, mm, "input", "white"); over = [per_mouse(done, mm, "input", "psnr", k).mean() - per_mouse(done, mm, "input", "psnr_white", k).mean() for k in stops]; first = next((k for k, w, o in zip(stops, white, over) if w > .99 and abs(o) < .1), None); pulled = _numbers(done, mm, 0)
+    return Finding("When is white white, and does training make it so?", f"{mm}: {white[0]:.0%} of an input picture is white at first, {white[-1]:.0%} in the end; {over[0]:+.2f} dB against a white picture becomes {over[-1]:+.2f}; " + (f"white at update {first}" if first is not None else f"not white by update {stops[-1]}") + f"; heads {_heads(done, mm)}", "answered",
+                   "the specks cost more than white does, and the gradient can only take them away: of its square in the decoder " + ", ".join(f"{k} {pulled[k]:.0%}" for k in ("opacity", "colour", "depth")) if pulled else "no share of the gradient was recorded")
 
 def says_a(done:list) -> list[Finding]:
     "What experiment A's arms say about the note's claims."
@@ -268,7 +272,7 @@ def says_a(done:list) -> list[Finding]:
         if kinds: out.append(_trained(done, lr, kinds))
     return out + ([_made_white(done, "millimetres, 0.0001")] if "millimetres, 0.0001" in have else [])
 
-# %% ../nbs/15f_history.ipynb #14fdce69
+# %% ../nbs/15f_history.ipynb #99d91021
 SHOWN = {"novel iou": "IoU, novel views", "novel blank": "share of the animal drawn white, novel views", "input over": "input views: PSNR over a white picture's [dB]", "heads psnr": "heads: PSNR [dB]"}
 
 def _axis(ax, done, names, split, key, style):
@@ -278,14 +282,14 @@ def _axis(ax, done, names, split, key, style):
         ax.plot(x, y, label=n, **style(n))
         if split != "heads" and key != "over" and len(x) > 1: lo, hi = np.array([interval(per_mouse(done, n, split, key, k)) for k in x]).T; ax.fill_between(x, lo, hi, color=style(n)["color"], alpha=.08, lw=0)
     if key == "over": ax.axhline(0, color="k", lw=.5)
-    ax.set_xscale("symlog", linthresh=1); ax.set_xlabel("update", fontsize=8); ax.tick_params(labelsize=7)
+    ax.set_xscale("symlog", linthresh=1); ax.set_xlim(left=-.1); ax.set_xlabel("update", fontsize=8); ax.tick_params(labelsize=7)
 
 def _saved(fig, folder, name): import matplotlib.pyplot as plt; Path(folder).mkdir(parents=True, exist_ok=True); fig.tight_layout(); fig.savefig(Path(folder)/name, dpi=110); plt.close(fig); return name
 
 def strip(done:list, names, folder, name:str) -> str: # the file's name
     "One row per arm (first seed), one column per stop: a novel view and an input view of mouse 0, the truth before them."
     import matplotlib.pyplot as plt
-    rows = [next(x for x in done if x["name"] == n and x["seed"] == 0) for n in names]; stops = sorted({k for x in rows for k in x["settings"]["stops"]}); fig, axs = plt.subplots(len(rows), len(stops) + 1, figsize=(1.7*(len(stops) + 1), .98*len(rows) + .3), squeeze=False)
+    rows = [x for n in names for x in done if x["name"] == n and x["seed"] == 0]; stops = sorted({k for x in rows for k in x["settings"]["stops"]}); fig, axs = plt.subplots(max(1, len(rows)), len(stops) + 1, figsize=(1.7*(len(stops) + 1), .98*len(rows) + .3), squeeze=False)
     for row, x in zip(axs, rows):
         png = {("truth" if r["split"] == "truth" else r["step"]): r["png"] for r in x["records"] if "png" in r}; row[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
         for ax, k in zip(row, ["truth", *stops]):
@@ -294,51 +298,62 @@ def strip(done:list, names, folder, name:str) -> str: # the file's name
     for ax, k in zip(axs[0], ["truth", *(f"update {k}" for k in stops)]): ax.set_title(k, fontsize=7)
     return _saved(fig, folder, name)
 
+GRADIENTS_SAY = "Above, gradient norms before clipping, the largest of every few updates (first seed, crosses: not followed); below, what the pixels' decoder is pulled at: shares of the squared gradient, at the stops of one arm."
+
+def _draw_gradients(done, kinds, folder, name, style, lines=()):
+    import matplotlib.pyplot as plt
+    fig, axs = plt.subplots(2, len(kinds), figsize=(4.3*len(kinds), 4.6), squeeze=False, sharey="row"); first = {n: min((x for x in done if x["name"] == n), key=lambda x: x["seed"]) for n in _names(done)}
+    for (a, b), d in zip(axs.T, kinds):
+        for n in _by(done, data=d):
+            r = next(r for r in first[n]["records"] if r["split"] == "trace"); e = r["every"]; y = [v if v else math.nan for v in r["norm"]]; a.semilogy(np.arange(len(y))*e, y, lw=.8, label=n.replace(f", {d}", "").replace(f"{d}, ", ""), **style(n)); a.plot(r["skipped"], [y[i//e] for i in r["skipped"]], "kx", ms=4)
+        [a.axhline(v, color="k", lw=.5, ls=":") for v in lines]; a.set_title(d, fontsize=8); a.set_xlabel("update", fontsize=7); a.legend(fontsize=6); a.tick_params(labelsize=7)
+        pick = next(iter([n for n in _by(done, data=d, lr=1e-4)] or _by(done, data=d))); stops = _settings(done, pick)["stops"]; got = [_numbers(done, pick, k) for k in stops]; left = np.zeros(len(stops))
+        for k in ("depth", "colour", "size", "rotation", "opacity"): v = np.array([g.get(k, 0) for g in got]); b.bar(range(len(stops)), v, bottom=left, label=k); left += v
+        b.set_xticks(range(len(stops)), stops, fontsize=7); b.set_xlabel(f"update of {pick}", fontsize=7); b.tick_params(labelsize=7)
+    axs[0, 0].set_ylabel("gradient norm", fontsize=8); axs[1, 0].set_ylabel("share of the squared gradient", fontsize=8); axs[1, -1].legend(fontsize=6)
+    return _saved(fig, folder, name)
+
+
 def draw_a(done:list, folder) -> list[tuple]: # (file name, caption)
-    "Scores over the updates, and pictures."
+    "Scores over the updates, gradients, and pictures."
+    if not done: return []
     import matplotlib.pyplot as plt
     names = _names(done); colour = dict(zip(("millimetres", "one similarity", "exact"), ("C3", "C1", "C0"))); style = lambda n: dict(color=colour[_settings(done, n)["data"]], ls="-" if _settings(done, n)["lr"] > 1e-5 else ":", marker="o", ms=3)
     fig, axs = plt.subplots(1, 4, figsize=(13, 3))
     for ax, (k, title) in zip(axs, SHOWN.items()): _axis(ax, done, names, *k.split(), style); ax.set_title(title, fontsize=8)
     axs[0].legend(fontsize=6); out = [(_saved(fig, folder, "history_a_scores.png"), "Experiment A over its updates (logarithmic from 1 on): dotted at the file's rate, where nothing is learned, solid at a rate that learns. In millimetres the animal is blank before the first update. Bands: 95 % over mice.")]
+    out.append((_draw_gradients(done, [d for d in DATA if any(x["settings"]["data"] == d for x in done)], folder, "history_a_gradients.png", lambda n: {k: v for k, v in style(n).items() if k in ("color", "ls")}), GRADIENTS_SAY))
     return out + [(strip(done, names, folder, "history_a_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
 
-# %% ../nbs/15f_history.ipynb #612f5b9b
+# %% ../nbs/15f_history.ipynb #ffe91360
 NOTE_B = (1, 301, 501, 901) # the note's steps, at which it read 14.0, 13.8, 13.5 and 14.0 dB
 
 def _training_db(done, name, k, key="psnr"): # mean over seeds of the ten updates about update k
     x = [(r[key], r["every"]) for a in done if a["name"] == name for r in a["records"] if r["split"] == "trace"]; return float(np.mean([v[min(max(0, k)//e, len(v) - 1)] for v, e in x if v]))
 
-def _by(done, **want): # names of the arms whose settings have these values
-    return [n for n in _names(done) if all(_settings(done, n)[k] == v for k, v in want.items())]
-
 def _loses(done, n):
-    d = change(done, n, "input", "iou"); blank = change(done, n, "input", "blank"); novel = change(done, n, "novel", "iou"); stops = [k for k in NOTE_B if k <= _settings(done, n)["stops"][-1]] + [_settings(done, n)["stops"][-1]]
+    d, blank, novel = change(done, n, "input", "iou"), change(done, n, "input", "blank"), change(done, n, "novel", "iou"); last = _settings(done, n)["stops"][-1]; stops = [k for k in NOTE_B if k < last] + [last]; falls, fades, there = interval(d)[1] < -.02, interval(blank)[0] > .05, per_mouse(done, n, "novel", "iou", 0).mean()
     return Finding("Heads only at 1e-4 on the pixel-based data: a mouse at step 1, fading at 301, white at 501, stripes at 901 (14.0, 13.8, 13.5, 14.0 dB)",
-                   f"training pictures at updates {', '.join(map(str, stops))}: {', '.join(f'{_training_db(done, n, k):.1f}' for k in stops)} dB (white {_training_db(done, n, 0, 'psnr_white'):.1f}); input IoU {_says(d, '', True)}, share of the animal drawn white {_says(blank, '', True)}; novel IoU {per_mouse(done, n, 'novel', 'iou', 0).mean():.2f}, {_says(novel, '', True)}",
-                   "reproduced" if _grows(d) < 0 and _grows(blank) > 0 else "partly" if _grows(d) < 0 or _grows(blank) > 0 or interval(novel)[1] < -.05 else "not reproduced",
-                   "the data set as it was: pictures shifted and scaled view by view under cameras that never moved, so what fits the inputs is no mouse anywhere else")
+                   f"training pictures at updates {', '.join(map(str, stops))}: {', '.join(f'{_training_db(done, n, k):.1f}' for k in stops)} dB (white {_training_db(done, n, 0, 'psnr_white'):.1f}); input IoU {_says(d, '', True)}, share of the animal drawn white {_says(blank, '', True)}; novel IoU {there:.2f}, {_says(novel, '', True)}",
+                   "reproduced" if falls and fades else "partly" if falls or fades else "not reproduced", ("the mouse does not fade from its input views, and " if not (falls or fades) else "") + (f"in novel views there was none to lose: the data set's pictures were shifted and scaled view by view under cameras that never moved" if there < .2 else "the data set's pictures were shifted and scaled view by view under cameras that never moved"))
 
 def _stable(done, n):
     d, fg = change(done, n, "novel", "iou"), change(done, n, "novel", "psnr_fg")
     return Finding("The output layers are unstable by themselves: freezing the transformer is not enough", f"the same recipe, rate and heads on exact cameras: novel IoU {per_mouse(done, n, 'novel', 'iou', 0).mean():.2f}, {_says(d, '', True)}; foreground {_says(fg, ' dB', True)}",
-                   "not reproduced" if _grows(d) > 0 else "partly" if _grows(d) == 0 else "reproduced", "with pixels and cameras that agree the frozen transformer's heads learn" if _grows(d) > 0 else "with cameras that agree they do not get better either")
+                   "not reproduced" if _grows(d) > 0 else "partly" if _grows(d) == 0 else "reproduced", ("with pixels and cameras that agree the heads of a frozen transformer learn" if _grows(d) > 0 else "the outline neither gains nor loses" if _grows(d) == 0 else "the outline gets worse on data that agree, too") + (", and the animal's own pixels gain" if _grows(fg) > 0 else ""))
 
 def _which(done):
-    at = lambda who, data, lr: f"{who}, {data}, {lr:g}"; have = set(_names(done)); tell = lambda ns: "; ".join(f"{n.removeprefix('heads, ')} {_says(change(done, n, 'novel', 'iou'), '', True)}" for n in ns if n in have)
-    parts = [("data", tell([at("heads", d, 1e-4) for d in ("exact", "pixel-based", "pixel-based as it was")])), ("rate", tell([at("heads", "exact", lr) for lr in (1e-5, 1e-3, 1e-2)])), ("freezing", tell([at("everything", d, 1e-4) for d in ("exact", "pixel-based as it was")] + [at("LoRA", "exact", 1e-3)]))]
-    worth = {k: [change(done, n, "novel", "iou").mean() for n in ns if n in have] for k, ns in (("data", [at("heads", d, 1e-4) for d in ("exact", "pixel-based", "pixel-based as it was")]), ("rate", [at("heads", "exact", lr) for lr in (1e-5, 1e-4, 1e-3, 1e-2)]), ("freezing", [at(w, "exact", lr) for w, lr in (("heads", 1e-4), ("everything", 1e-4), ("LoRA", 1e-3))]))}
-    spread = {k: max(v) - min(v) for k, v in worth.items() if len(v) > 1}; order = sorted(spread, key=spread.get, reverse=True)
-    return Finding("Freezing, the rate, or data that disagree with their cameras?", " · ".join(f"{k}: {v}" for k, v in parts if v), "answered" if len(spread) > 1 else "open", ("change of novel IoU differs most with the " + ", then the ".join(f"{k} (by {spread[k]:.2f})" for k in order)) if spread else "one condition alone cannot say")
+    names = _names(done); d = {n: change(done, n, "novel", "iou") for n in names}; blank = {n: change(done, n, "input", "blank") for n in names}; lost = [n for n in names if d[n].mean() < -.05 or blank[n].mean() > .2]; won = [n for n in names if _grows(d[n]) > 0 and n not in lost]
+    groups = dict(data=_by(done, learner="heads", lr=1e-4), rate=_by(done, learner="heads", data="exact"), freezing=[n for n in _by(done, data="exact") if _settings(done, n)["learner"] != "heads" or _settings(done, n)["lr"] == 1e-4])
+    parts = [f"by {k}: " + "; ".join(f"{n} {per_mouse(done, n, 'novel', 'iou').mean():.2f} ({d[n].mean():+.2f})" for n in ns) for k, ns in groups.items() if len(ns) > 1]; level = {k: np.ptp([per_mouse(done, n, "novel", "iou").mean() for n in ns]) for k, ns in groups.items() if len(ns) > 1}
+    return Finding("Freezing, the rate, or data that disagree with their cameras?", "novel IoU in the end (and its change) " + " · ".join(parts) + f". Lost by training: {', '.join(lost) or 'none'}. Gained: {', '.join(won) or 'none'}", "answered" if len(level) == 3 else "open",
+                   "where one ends differs by " + ", ".join(f"{v:.2f} with the {k}" for k, v in sorted(level.items(), key=lambda x: -x[1])) + ("" if len(level) == 3 else "; the other conditions are in the full study"))
 
 def _explodes(done, names):
-    norms = {n: [v for a in done if a["name"] == n for r in a["records"] if r["split"] == "trace" for v in r["norm"]] for n in names}; skipped = sum(len(r["skipped"]) for a in done if a["name"] in names for r in a["records"] if r["split"] == "trace"); top = {n: (max(v), max(v)/np.median(v)) for n, v in norms.items()}; worst = max(top, key=lambda n: top[n][1]); where = _numbers(done, worst)
-    return Finding("Gradient norms explode: 716, 876, 2808 against a threshold of 200", "; ".join(f"{n.removeprefix('heads, ')} at most {a:.2g}, {b:.0f} times the median" for n, (a, b) in top.items()) + f"; {skipped} updates not followed", "reproduced" if skipped else "partly" if max(b for _, b in top.values()) > 20 else "not reproduced",
-                   "all of it is in the pixels' decoder when only the heads train; " + (", ".join(f"{k} {v:.0%}" for k, v in where.items()) + f" of its square at the end of {worst}" if where else "no share was recorded"))
-
-def _numbers(done, name, step=-1): # mean shares over seeds
-    got = [r["numbers"] for a in done if a["name"] == name for r in a["records"] if r["split"] == "gradient" and r["step"] == (a["settings"]["stops"][-1] if step < 0 else step) and r["numbers"]]
-    return {k: float(np.mean([g[k] for g in got])) for k in got[0]} if got else {}
+    traces = {n: [r for a in done if a["name"] == n for r in a["records"] if r["split"] == "trace"] for n in names}; skipped = sum(len(r["skipped"]) for v in traces.values() for r in v)
+    top = {n: (max(max(r["norm"]) for r in v), max(max(r["norm"])/r["median"] for r in v)) for n, v in traces.items()}; worst = max(top, key=lambda n: top[n][1]); tell = lambda s: ", ".join(f"{k} {x:.0%}" for k, x in s.items() if x >= .01)
+    return Finding("Gradient norms explode: 716, 876, 2808 against a threshold of 200", "; ".join(f"{n} at most {a:.2g}, {b:.0f} times its median" for n, (a, b) in top.items()) + f"; {skipped} updates not followed", "reproduced" if skipped else "partly" if top[worst][1] > 20 else "not reproduced",
+                   f"the squared gradient at the end of {worst} lies in {tell(_numbers(done, worst, -1, 'modules'))}; within the decoder: {tell(_numbers(done, worst))}")
 
 def _forgets(done, names):
     drop = {n: change(done, n, "heads", "psnr").mean() for n in names}; worst = min(drop.values())
@@ -353,34 +368,22 @@ def says_b(done:list) -> list[Finding]:
     if heads := _by(done, learner="heads"): out += [_explodes(done, heads), _forgets(done, [n for n in _by(done, lr=1e-4) + _by(done, learner="LoRA")] or heads)]
     return out
 
-# %% ../nbs/15f_history.ipynb #29081232
+# %% ../nbs/15f_history.ipynb #60f86839
 def _colours(done): return {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}
 
 def _style(done, n): x = _settings(done, n); return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
 
 def draw_b(done:list, folder) -> list[tuple]: # (file name, caption)
-    "Scores over the updates, gradients, pictures."
+    "Scores over the updates, gradients, and pictures."
+    if not done: return []
     import matplotlib.pyplot as plt
     kinds = [d for d in DATA if any(x["settings"]["data"] == d for x in done)]; fig, axs = plt.subplots(len(kinds), 4, figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
     for row, d in zip(axs, kinds):
-        for ax, (k, title) in zip(row, SHOWN.items()): _axis(ax, done, _by(done, data=d), *k.split(), partial(_style, done)); ax.set_title(title if row is axs[0] else "", fontsize=8)
+        for ax, (k, title) in zip(row, SHOWN.items()): _axis(ax, done, _by(done, data=d), *k.split(), partial(_style, done)); ax.set_title(title if d == kinds[0] else "", fontsize=8)
         row[0].set_ylabel(d, fontsize=8); row[0].legend([n.replace(f", {d}", "") for n in _by(done, data=d)], fontsize=6)
     out = [(_saved(fig, folder, "history_b_scores.png"), "Experiment B over its updates, one row per kind of data: the output heads at several rates (solid), everything (dashed) and adapters (dotted) beside them. Bands: 95 % over mice.")]
-    return out + [(_draw_gradients(done, kinds, folder), "Gradient norms of every update before clipping (first seed; the clip is 10 and updates over 200 would be left out), and what the pixels' decoder is pulled at: shares of the squared gradient over the stops."),
+    return out + [(_draw_gradients(done, kinds, folder, "history_b_gradients.png", lambda n: {k: v for k, v in _style(done, n).items() if k in ("color", "ls")}, (10, 200)), GRADIENTS_SAY + " Lines: the clip, and the norm over which an update is not followed."),
                   (strip(done, _by(done, lr=1e-4) + [n for n in _names(done) if n not in _by(done, lr=1e-4)], folder, "history_b_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
-
-def _draw_gradients(done, kinds, folder):
-    import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(2, len(kinds), figsize=(4.3*len(kinds), 4.6), squeeze=False, sharey="row")
-    for (a, b), d in zip(axs.T, kinds):
-        for n in _by(done, data=d):
-            r = next(r for x in done if x["name"] == n and x["seed"] == min(y["seed"] for y in done if y["name"] == n) for r in x["records"] if r["split"] == "trace"); a.semilogy(r["norm"], lw=.6, label=n.replace(f", {d}", ""), **{k: v for k, v in _style(done, n).items() if k in ("color", "ls")}); a.plot(r["skipped"], [r["norm"][i] for i in r["skipped"]], "kx", ms=4)
-        a.axhline(10, color="k", lw=.5, ls=":"); a.axhline(200, color="k", lw=.5); a.set_title(d, fontsize=8); a.set_xlabel("update", fontsize=7); a.legend(fontsize=6); a.tick_params(labelsize=7)
-        pick = next(iter([n for n in _by(done, data=d, learner="heads", lr=1e-4)] or _by(done, data=d))); stops = _settings(done, pick)["stops"]; got = [_numbers(done, pick, k) for k in stops]; keys = list(next((g for g in got if g), {})); left = np.zeros(len(stops))
-        for k in keys: v = np.array([g.get(k, 0) for g in got]); b.bar(range(len(stops)), v, bottom=left, label=k); left += v
-        b.set_xticks(range(len(stops)), stops, fontsize=7); b.set_xlabel(f"update of {pick}", fontsize=7); b.tick_params(labelsize=7)
-    axs[0, 0].set_ylabel("gradient norm", fontsize=8); axs[1, 0].set_ylabel("share of the squared gradient", fontsize=8); axs[1, -1].legend(fontsize=6)
-    return _saved(fig, folder, "history_b_gradients.png")
 
 # %% ../nbs/15f_history.ipynb #6ecca8cd
 EXPERIMENT_A = Experiment("history_a", "When is white white, and is it the unit, the intrinsics or the training?", arms_a, run_arm, draw_a, says_a)
