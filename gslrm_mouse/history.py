@@ -240,11 +240,11 @@ def _numbers(done, name, step=-1, of="numbers"): # mean shares over seeds
     return {k: float(np.mean([g.get(k, 0) for g in got])) for k in sorted({k for g in got for k in g}, key=lambda k: -sum(g.get(k, 0) for g in got))} if got else {}
 def _grows(x): lo, hi = interval(x); return 1 if lo > 0 else -1 if hi < 0 else 0
 
-# %% ../nbs/15f_history.ipynb #4b583c99
+# %% ../nbs/15f_history.ipynb #27e829e4
 def _white(done, mm):
     blank, iou_, over = (per_mouse(done, mm, "novel", k, 1) for k in ("blank", "iou", "psnr")); given = per_mouse(done, mm, "input", "blank", 1); over = over - per_mouse(done, mm, "novel", "psnr_white", 1); reach = per_mouse(done, mm, "reach", "reach", 0).mean()
     return Finding("With the calibrated cameras the prediction is white from step 1", f"at update 1 {_part(blank)} of the animal is blank in novel views, {_part(given)} in input views; IoU {_says(iou_)}, {_says(over, ' dB', True)} against a white picture",
-                   "reproduced" if blank.mean() > .9 and iou_.mean() < .1 else "partly" if iou_.mean() < .1 else "not reproduced", f"at update 0 it is the same ({_part(per_mouse(done, mm, 'novel', 'blank', 0))} blank): in millimetres {reach:.1%} of the visible surface lies within the network's depth window, so training plays no part" + ("" if blank.mean() > .9 else "; what is drawn instead of the animal are specks, which in pictures of 64 pixels are larger than they were at 512"))
+                   "reproduced" if blank.mean() > .9 and iou_.mean() < .1 else "partly" if iou_.mean() < .1 else "not reproduced", f"at update 0 it is the same ({_part(per_mouse(done, mm, 'novel', 'blank', 0))} blank): in millimetres {reach:.1%} of the visible surface lies within the network's depth window, so training plays no part" + ("" if blank.mean() > .9 else "; what is drawn instead of the animal are specks"))
 
 def _intrinsics(done, mm, sim, exact):
     a, b, c = (per_mouse(done, n, "novel", "iou", 1) for n in (mm, sim, exact)); blank = per_mouse(done, sim, "novel", "blank", 1)
@@ -270,7 +270,7 @@ def says_a(done:list) -> list[Finding]:
     for lr in (1e-6, 1e-4):
         kinds = [d for d in ("millimetres", "one similarity", "exact") if f"{d}, {lr:g}" in have]
         if kinds: out.append(_trained(done, lr, kinds))
-    return out + ([_made_white(done, "millimetres, 0.0001")] if "millimetres, 0.0001" in have else [])
+    return out + [_made_white(done, n) for n in (mm, "millimetres, 0.0001") if n in have]
 
 # %% ../nbs/15f_history.ipynb #99d91021
 SHOWN = {"novel iou": "IoU, novel views", "novel blank": "share of the animal drawn white, novel views", "input over": "input views: PSNR over a white picture's [dB]", "heads psnr": "heads: PSNR [dB]"}
