@@ -11,8 +11,8 @@ from string import Template
 root, here = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
 os.chdir(root); sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
 
-# In the order in which they are read: notebooks by the number in their name, pages by name.
-GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
+# In the order in which they are read: notebooks by the number in their name, pages by name, what a folder holds beyond those named by "folder/".
+GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Tutorials", ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora", "tutorials/released_checkpoint", "tutorials/")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
           ("Recipes and the exact camera", ("07", "08")), ("Model and training", ("09", "10", "11", "12", "13")), ("Failure and doctor", ("15", "16")), ("Study", ("14", "17", "18")),
           ("Reference", ("pages/conventions", "pages/api", "pages/contributing", "pages/changelog")))
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
@@ -21,8 +21,8 @@ FROM = "commonmark_x-smart"                                                   # 
 def grouped(nbs:Path) -> dict[str, list[Path]]:
     "Notebooks of `nbs` by group, in reading order; ValueError for one that belongs to none."
     paths = {p.relative_to(nbs).with_suffix("").as_posix(): p for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
-    belongs = lambda name, key: name == key or key.isdigit() and re.match(rf"{key}[a-z]?_", name)
-    groups = {title: [p for key in keys for name, p in paths.items() if belongs(name, key)] for title, keys in GROUPS}
+    belongs = lambda name, key: name == key or key.endswith("/") and name.startswith(key) or key.isdigit() and re.match(rf"{key}[a-z]?_", name)
+    groups = {title: list(dict.fromkeys(p for key in keys for name, p in paths.items() if belongs(name, key))) for title, keys in GROUPS}
     lost = set(paths.values()) - {p for ps in groups.values() for p in ps}
     if lost: raise ValueError(f"{', '.join(sorted(str(p) for p in lost))}: in no group of the sidebar; GROUPS in tools/docs/build.py knows notebooks by their number")
     return groups
