@@ -81,6 +81,21 @@ def test_every_notebook_has_its_place(tmp_path):
     assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in next(g["contents"] for g in contents if g["section"] == "Cameras")
 
 
+TUTORIALS = ("bring_your_own_rig", "why_did_it_go_white", "lora", "released_checkpoint")
+
+def test_tutorials_start_from_the_package_alone(site):
+    "Each has its page, reads nothing that is not in an installed package, has a picture early, and checks what it shows."
+    import ast
+    for name in TUTORIALS:
+        assert f'href="../tutorials/{name}.html"' in (site/"pages/limits.html").read_text(), "it stands in the sidebar"
+        cells = [c for c in json.loads((ROOT/f"nbs/tutorials/{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]; code = [build.text(c["source"]) for c in cells]; tree = ast.parse("\n".join(code))
+        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        assert not [s for s in strings if "../" in s or s.startswith(("configs", "results", "http"))], name
+        pictures = [i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"])]; assert pictures[0] < 6 and len(pictures) > 2, name
+        assert sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in c for c in code) > 8, name
+        assert not any(c["outputs"] == [] and "print(" in build.text(c["source"]) and "def " not in build.text(c["source"]) for c in cells), f"{name}: outputs are stored"
+
+
 def test_the_copy_for_quarto_says_the_same(tmp_path):
     "Where Quarto is there, nbdev builds a copy in which opening text and imports stand in cells of their own; nothing may be lost or changed on the way."
     import ast
@@ -199,27 +214,48 @@ def test_search_leads_to_the_place(browser, home):
     assert found("zzzyx") == [] and "nothing found" in browser.js("hits.innerText")
 
 
-def test_widgets_move(browser, home):
-    for page in ("rasterize.html", "canonical.html"):
-        browser.visit(home + page)
-        assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget .widget-readout') || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100, page
-        before = browser.js("document.querySelector('.widget .widget-readout').innerText")
-        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))")
-        assert browser.js("document.querySelector('.widget .widget-readout').innerText") != before, page
-        assert browser.js("(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"), "a still figure stands before the widget"
+FOUND = "new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget %s') || ++n > 100) { clearInterval(t); r(n) } }, 50) })"
+STILL = "(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"
+
+def with_widgets():
+    "Pages whose notebooks show a widget, and what kind: `interact` redraws by Python, a `Tab` of pictures needs none."
+    found = {}
+    for p in (p for ps in build.grouped(ROOT/"nbs").values() for p in ps):
+        raw = json.loads(p.read_text()); state = raw["metadata"].get("widgets", {}).get(build.STATE, {}).get("state", {}); kinds = {s["model_name"] for s in state.values()}
+        if kinds: found[build.page_of(p, ROOT/"nbs")] = kinds
+    return found
+
+
+def test_there_is_a_widget_for_each_of_these():
+    kinds = with_widgets()
+    for page, kind in {"rays.html": "FloatSliderModel", "gaussians.html": "FloatSliderModel", "rasterize.html": "FloatSliderModel", "canonical.html": "TabModel", "factors.html": "ToggleButtonModel", "pages/glossary.html": "TabModel"}.items(): assert kind in kinds[page], page
+
+
+def test_sliders_and_buttons_move(browser, home):
+    for page, kinds in with_widgets().items():
+        browser.visit(home + page); which = ".widget-readout" if "FloatSliderModel" in kinds else ".widget-toggle-button" if "ToggleButtonModel" in kinds else None
+        if which is None: continue
+        assert browser.js(FOUND % which) < 100, page
+        now = "document.querySelector('.widget .widget-readout').innerText" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').classList.contains('mod-active')"; before = browser.js(now)
+        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').click()")
+        assert browser.js(now) != before, page
+        assert browser.js(STILL), f"{page}: a still figure stands before the widget"
+        assert "none runs behind this page" in browser.js("document.querySelector('.widget .note').innerText"), page
         assert browser.wrong() == [], page
 
 
-def test_a_widget_of_pictures_works_without_python(browser, home):
-    browser.visit(home + "pages/glossary.html")
-    assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab').length || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100
-    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)")
-    first = shown(); assert len(first) == 1
-    browser.js("(t => { for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9})) })([...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')].at(-1))")
-    second = shown(); assert len(second) == 1 and second != first and browser.wrong() == []
+@pytest.mark.parametrize("page", ["pages/glossary.html", "canonical.html"])
+def test_a_widget_of_pictures_works_without_python(browser, home, page):
+    browser.visit(home + page); tabs = "[...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')]"
+    assert browser.js(FOUND % ".lm-TabBar-tab, .widget .p-TabBar-tab") < 100 and browser.js(STILL)
+    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)"); seen = shown(); assert len(seen) == 1
+    for k in range(1, browser.js(f"{tabs}.length")):
+        browser.js(f"(t => {{ for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {{bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9}})) }})({tabs}[{k}])")
+        now = shown(); assert len(now) == 1 and now[0] not in seen; seen += now
+    assert len(seen) > 3 and browser.wrong() == [] and browser.js("[...document.querySelectorAll('.widget img')].every(i => i.alt.trim())")
 
 
-def test_dark_light_and_telephone(browser, home):
+def test_dark_light_and_telephone(site, browser, home):
     shade = lambda: browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, x) => a + +x, 0)")
     browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")]); browser.visit(home + "index.html"); assert shade() < 200
     browser.js("document.getElementById('theme').click()"); assert shade() > 600
@@ -227,7 +263,7 @@ def test_dark_light_and_telephone(browser, home):
     browser.js("localStorage.clear()"); browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="light")])
     browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
     try:
-        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html"):
+        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html", "factors.html", *(p for p in pages(site) if p.startswith("tutorials/"))):
             browser.visit(home + page); assert browser.js("document.documentElement.scrollWidth") <= 390, page
         hidden = lambda: browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
         assert hidden(); browser.js("document.getElementById('menu').click()"); assert not hidden()
