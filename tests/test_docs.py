@@ -1,5 +1,5 @@
 """The built documentation: complete, linked, silent on the network, alive in a browser."""
-import http.server, importlib, json, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
+import http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
 from functools import partial
 from pathlib import Path
 import pytest
@@ -114,6 +114,24 @@ def test_the_copy_for_quarto_says_the_same(tmp_path):
     assert [c["source"] for c in build.imports_apart(x)] == ["#| cuda\nimport os\nimport re", "#| eval: false\n#| cuda\na = 'é'; \nprint(a)\ndef f(): import io"]
 
 
+def test_nbdev_takes_the_copy(tmp_path):
+    "nbdev's own processing, of which Quarto is only the last step, goes through in the copy; in the notebooks themselves it stops where a cell imports and computes, since it runs such cells and none before them."
+    build.for_quarto(ROOT/"nbs", tmp_path/"_nbs"); code = "import sys; from pathlib import Path; from nbdev.serve_drv import exec_nb; from nbdev.processors import FilterDefaults\nfor a, b in zip(sys.argv[1::2], sys.argv[2::2]): exec_nb(Path(a), Path(b), FilterDefaults)"
+    mixed = [p for ps in build.grouped(ROOT/"nbs").values() for p in ps if any(len(build.imports_apart(c)) > 1 for c in json.loads(p.read_text())["cells"])] + [ROOT/f"nbs/tutorials/{n}.ipynb" for n in TUTORIALS]
+    run = lambda *paths: subprocess.run([sys.executable, "-W", "ignore", "-c", code, *[str(x) for p in paths for x in (p, tmp_path/"out.ipynb")]], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(MPLBACKEND="agg"))
+    said = run(*[tmp_path/"_nbs"/p.relative_to(ROOT/"nbs") for p in mixed]); assert said.returncode == 0, said.stderr[-800:]
+    said = run(*[ROOT/f"nbs/tutorials/{n}.ipynb" for n in TUTORIALS]); assert said.returncode == 0, said.stderr[-800:]                # new notebooks need no mending
+    bad = json.loads((ROOT/"nbs/02_rays.ipynb").read_text()); bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source="import os; print(of_an_earlier_cell)")); (tmp_path/"bad.ipynb").write_text(json.dumps(bad))
+    assert "Error in notebook: rays in cell" in run(tmp_path/"bad.ipynb").stderr
+
+
+def test_the_report_has_its_place(tmp_path):
+    def without(out): raise AssertionError("not to be called")
+    def study(out, from_results=None): out.mkdir(parents=True); (out/"index.html").write_text(f"<p>{from_results.name}</p>")
+    assert build.report_of(without, tmp_path, ROOT/"nbs/results") is None and build.report_of(study, tmp_path, ROOT/"nbs/results") == "reports/study/index.html" and (tmp_path/"reports/study/index.html").read_text() == "<p>results</p>"
+    page = Path("a.ipynb"); there = build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "../", "reports/study/index.html"); assert 'href="../reports/study/index.html">report' in there and "report" not in build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "")
+
+
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
     (tmp_path/"thesis.txt").write_text("years of work")
     said = subprocess.run([sys.executable, ROOT/"tools/docs/build.py", tmp_path], capture_output=True, text=True)
@@ -156,8 +174,9 @@ class Browser:
 
     def visit(self, url):
         "What went wrong on the way, and what was asked for."
-        self.events.clear(); self("Page.navigate", url=url)
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
+        for there in ("about:blank", url):                                    # what the page before has left to say is not this one's
+            self.events.clear(); self("Page.navigate", url=there)
+            while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
         self.js("new Promise(r => setTimeout(r, 30))")
         return self.wrong(), [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
