@@ -3,7 +3,7 @@
     python tools/check_outputs.py [NAME…]     00_cameras, tutorials/lora, …; all notebooks when none is named
     python tools/check_outputs.py --times     and how long each took; those over two minutes are called slow
 
-Cells marked `#| cuda`, `#| slow` or `#| notest` are not run and not compared. Exit 1 and name the cells that differ."""
+Cells marked `#| cuda`, `#| slow` or `#| notest` are not run and not compared, nor those marked `#| exec_doc`, which are run when pages are made. Exit 1 and name the cells that differ."""
 import difflib, os, re, sys, time
 from pathlib import Path
 import nbformat
@@ -11,7 +11,7 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError
 
 root = Path(__file__).resolve().parents[1]
-SKIPPED = re.compile(r"^\s*#\|\s*(cuda|slow|notest|eval:\s*false)", re.M)
+SKIPPED = re.compile(r"^\s*#\|\s*(cuda|slow|notest|exec_doc|eval:\s*false)", re.M)
 LONG = 120 # seconds
 NUMBER = re.compile(r"(?<![A-Za-z_])[-+−]?(?:\d[\d,]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?%?|\b(?:nan|inf)\b")
 
