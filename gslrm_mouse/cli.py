@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #f979f27e
+# %% ../nbs/18_cli.ipynb #070584fd
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -174,7 +174,7 @@ def train(
     config:Path, # a file of settings: configs/mouse_gslrm_freeze_all.yaml, configs/mouse_gslrm_lora.yaml, …
     out:Path|None=None, # folder of the run; training.checkpointing.checkpoint_dir when left out
     scale:Literal["full", "small"]="full", # small: the same experiment on the shipped checkpoint, on a CPU
-    policy:str|None=None, # what trains, instead of what the file says: lora (adapters where the study found them best), heads, transformer, layers:K (the first K are frozen), patch_embedder, none (nothing is frozen)
+    policy:str|None=None, # what trains, instead of what the file says: lora (adapters where the study found them best), lora+heads, heads (experiment B), transformer (all layers frozen), layers:K (the first K are frozen), patch_embedder, none (nothing is frozen)
     init:str|None=None, # weights to start from: a .safetensors file, or "shipped"
     resume:bool=False, # go on with the run in OUT
     stop_at:int|None=None, # stop before this update, to be resumed later
