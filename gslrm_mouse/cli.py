@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #070584fd
+# %% ../nbs/18_cli.ipynb #68a6bc5c
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -64,7 +64,7 @@ def study(
     As it stands: the quick version, minutes on two cores. Each finished arm is kept under a hash of what decides it, so nothing is measured twice.
     Exit status 0: all arms are there, 1: some failed (named in the report, and run again by the same command)."""
     import os
-    from gslrm_mouse.checkpoints import shipped_checkpoint
+    from gslrm_mouse.checkpoints import checkpoint_path
     from gslrm_mouse.experiments import Plan
     from gslrm_mouse.report import report_from, study as run, verdicts
     _start(device, threads); names = tuple(x.strip() for x in only.split(",")) if only else (); path = lambda p: None if p is None else str(p)
@@ -72,7 +72,7 @@ def study(
     if from_results is not None: parts, failed = report_from(from_results, out, checkpoint, names, _command()), []
     else:
         jobs = jobs or (1 if device.startswith("cuda") else min(2, os.cpu_count() or 1))
-        plan = Plan(str(checkpoint or shipped_checkpoint()), full, names, tuple(_numbers(seeds, "seeds")) if seeds else (), path(recording), path(truth), tuple(_numbers(frames)) if frames else (), smooth, device)
+        plan = Plan(str(checkpoint_path(checkpoint)), full, names, tuple(_numbers(seeds, "seeds")) if seeds else (), path(recording), path(truth), tuple(_numbers(frames)) if frames else (), smooth, device)
         parts, failed = run(out, plan, results, cache, jobs, threads, _command(), say=lambda x: print(x, file=sys.stderr, flush=True))
     print(verdicts(parts)); print(f"report: {out/'index.html'}")
     if failed: print(f"gslrm_mouse: {len(failed)} arms failed, see {out/'failed.log'}; the same command tries them again", file=sys.stderr); sys.exit(1)
@@ -159,10 +159,10 @@ def preprocess(
 
     The recipes of the past are here to be measured; the statement printed at the end says what each of them broke."""
     from gslrm_mouse.canonical import canonicalize
-    from gslrm_mouse.checkpoints import read_card, shipped_checkpoint
+    from gslrm_mouse.checkpoints import checkpoint_path, read_card
     from gslrm_mouse.datasets import preprocess_dataset
     from gslrm_mouse.grades import grade_folder
-    domain, options = read_card(checkpoint or shipped_checkpoint()).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
+    domain, options = read_card(checkpoint_path(checkpoint)).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
     made = preprocess_dataset(source, out, method, frames and _numbers(frames), size, val_share, gap, canonicalize if method == "exact" else None, domain, skip_bad, white_threshold, **options, **(dict(choose=choose, **({} if up is None else dict(up=_vector(up).tolist()))) if method == "exact" else {}))
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, {len(made['gap'])} between" + (f", {len(made['skipped'])} skipped" if made["skipped"] else ""))
     print(made["statement"]); print(grade_folder(out, 12, domain)); print(f"written: {out}")

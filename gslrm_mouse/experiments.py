@@ -323,13 +323,15 @@ def adapters(plan:Plan, cache=None) -> Experiment:
     "Experiment 7 on a recording."
     return Experiment("recording_adapters", "From the cameras as calibrated to the exact one, a camera adapter and a mouse adapter: what does each step bring?", partial(adapters_arms, plan=plan), partial(adapters_run, plan=plan), gap_draw, adapters_says, adapters_table)
 
-# %% ../nbs/17b_experiments.ipynb #49054099
+# %% ../nbs/17b_experiments.ipynb #07bc6ea0
 EXPERIMENTS = { # in the order of the report
     "recipes": ("gslrm_mouse.experiments:recipes", True),
     "factors": ("gslrm_mouse.experiments:FACTORS_EXPERIMENT", True),
     "control": ("gslrm_mouse.experiments:control", True),
     "zoom": ("gslrm_mouse.experiments:zoom", True),
     "gap": ("gslrm_mouse.experiments:GAP_EXPERIMENT", True),
+    "history_a": ("gslrm_mouse.history:EXPERIMENT_A", True),
+    "history_b": ("gslrm_mouse.history:EXPERIMENT_B", True),
 }
 RECORDED = { # what can be asked of anybody's recording
     "doctor": ("gslrm_mouse.experiments:doctor", True),
