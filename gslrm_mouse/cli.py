@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #68a6bc5c
+# %% ../nbs/18_cli.ipynb #2022a7e4
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -218,7 +218,7 @@ def sensitivity(
 @taught
 def pretrain(
     out:Path, # folder of the run: checkpoints/, log.jsonl, model.safetensors
-    steps:int=14000, # updates
+    steps:int=16000, # updates
     n_scenes:int=12000, # different scenes
     batch:int=4, # scenes per update
     size:int=64, # pixels, square
