@@ -104,7 +104,7 @@ def plain_table(done) -> str:
         rows.append([f"{name}", len({x["seed"] for x in mine}), max((r.get("step") or 0 for r in last), default="–"), *map(mean, SCORES), f"{sum(x['seconds'] for x in mine)/60:.1f}"])
     return markdown(["arm", "seeds", "step", *(f"{v}" for v in SCORES.values()), "minutes"], rows)
 
-# %% ../nbs/17c_report.ipynb #806c3374
+# %% ../nbs/17c_report.ipynb #f2be12e1
 _STYLE = """:root{color-scheme:light dark;--line:#d5d5d5;--soft:#f4f4f2;--text:#222;--dim:#666;--bg:#fff}
 @media(prefers-color-scheme:dark){:root{--line:#444;--soft:#262626;--text:#e6e6e6;--dim:#a0a0a0;--bg:#181818}img{background:#fff}}
 *{box-sizing:border-box}body{font:16px/1.5 system-ui,sans-serif;max-width:66rem;margin:2rem auto 4rem;padding:0 1rem;color:var(--text);background:var(--bg)}
@@ -113,6 +113,7 @@ table{border-collapse:collapse;font-size:.86rem;width:100%}td,th{padding:.35em .
 .wide{overflow-x:auto}.wide table{width:auto}.wide code{white-space:nowrap}.wide td:not(:first-child){text-align:right;white-space:nowrap}.wide th:not(:first-child){text-align:right;min-width:4.5em}.wide.words td,.wide.words code{white-space:normal!important;text-align:left!important}
 code{background:var(--soft);padding:0 .25em;border-radius:3px;overflow-wrap:anywhere}img{max-width:100%;height:auto}figure{margin:1.2rem 0}figcaption,.made{color:var(--dim);font-size:.86rem}.warn{border-left:4px solid #c60;padding-left:.8rem}
 .v{font-weight:600;white-space:nowrap}.v::before{content:"";display:inline-block;width:.65em;height:.65em;border-radius:50%;margin-right:.4em;background:#888}.reproduced::before{background:#2a8a3c}.partly::before{background:#d99a00}.not::before{background:#c0392b}.answered::before{background:#2b6cb0}
+@media(min-width:46rem){.verdict td:nth-child(1){width:22%}.verdict td:nth-child(2){width:36%}}
 @media(max-width:46rem){.verdict thead{display:none}.verdict tr{display:block;border:1px solid var(--line);border-radius:6px;margin:.8rem 0;padding:.3rem .2rem}.verdict td{display:block;border:0;padding:.2em .6em}.verdict td::before{content:attr(data-is);display:block;font-size:.75rem;color:var(--dim)}}"""
 
 def _said(text) -> str: return "".join(f"<code>{html.escape(x)}</code>" if i % 2 else html.escape(x) for i, x in enumerate(str(text).split("`")))
