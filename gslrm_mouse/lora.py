@@ -30,20 +30,21 @@ def target_modules(
     if not chosen: raise ValueError("no target module was named, so an adapter would change nothing")
     return chosen
 
-# %% ../nbs/12_lora.ipynb #e73dae28
+# %% ../nbs/12_lora.ipynb #4846f5ae
 def add_lora(
     model:GSLRM, # its linear maps are wrapped in place
     rank:int=8, alpha:float=16., # the update is scaled by alpha/rank
     targets=("attention", "mlp"), # see `target_modules`
     seed:int=None, # of A; torch's state when None
+    full=(), # linear maps that train in full beside the adapters, named like `targets`
 ): # a peft.PeftModel, called like the model; only A and B train
     "The network with low-rank adapters; the same function as before, since B is zero."
     from peft import LoraConfig, get_peft_model
     if rank < 1: raise ValueError(f"an adapter has a rank of at least 1, got {rank}")
-    names = target_modules(model, targets); training = model.training
+    whole = target_modules(model, full) if full else []; names = [n for n in target_modules(model, targets) if n not in whole]; training = model.training
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
-        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=whole or None))
     return adapted.train(training)
 
 def merged(adapted) -> GSLRM:
