@@ -14,7 +14,8 @@ from .cameras import CameraDomain
 from .model import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['Card', 'save_checkpoint', 'read_card', 'filled', 'load_checkpoint', 'shipped_checkpoint', 'checkpoint_hash']
+__all__ = ['SHIPPED', 'Card', 'save_checkpoint', 'read_card', 'filled', 'load_checkpoint', 'shipped_checkpoint',
+           'checkpoint_path', 'checkpoint_hash']
 
 # %% ../nbs/10_checkpoints.ipynb #9302d1e6
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def read_card(path) -> Card:
     try: return Card.from_json(meta["card"])
     except (TypeError, KeyError, ValueError) as e: raise ValueError(f"{path}: the camera card cannot be read ({e})") from None
 
-# %% ../nbs/10_checkpoints.ipynb #2fafe675
+# %% ../nbs/10_checkpoints.ipynb #de7f8f54
 def _some(names): names = sorted(names); return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
 
 def filled(
@@ -83,11 +84,19 @@ def load_checkpoint(
     path=None, # a file of `save_checkpoint`; the one that ships with the package when None
 ) -> tuple[GSLRM, Card]: # float32, eval mode
     "The network with its weights, every one of them, and its card."
-    path = Path(path or shipped_checkpoint()); card = read_card(path)
+    path = checkpoint_path(path); card = read_card(path)
     with _open(path) as f: state = {k: f.get_tensor(k) for k in f.keys()}
     return filled(card.config, state, str(path)), card
 
-def shipped_checkpoint() -> Path: "The checkpoint in this package."; return Path(__file__).parent/"weights"/"gslrm_64.safetensors"
+SHIPPED = ("gslrm_64", "gslrm_128") # 64 px; the same weights trained on at 128 px
+
+def shipped_checkpoint(name:str="gslrm_64") -> Path: "A checkpoint in this package, of `SHIPPED`."; return Path(__file__).parent/"weights"/f"{name}.safetensors"
+
+def checkpoint_path(
+    which=None, # a file, the name of a shipped checkpoint, or None: the 64-px one
+) -> Path:
+    "Where a checkpoint is."
+    return shipped_checkpoint(str(which or SHIPPED[0])) if which is None or str(which) in SHIPPED else Path(which)
 
 def checkpoint_hash(path) -> str:
     "First 12 digits of the file's SHA-256."

@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #f44379bd
+# %% ../nbs/18_cli.ipynb #258f50ea
 def _numbers(text:str) -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -167,7 +167,7 @@ def train(
 ):
     """Train as a file of settings says. Unknown keys are refused, skipped updates are said, and a run that skips too many stops.
 
-    On several GPUs: accelerate launch -m gslrm_mouse.cli train --config …"""
+    On several GPUs: accelerate launch -m gslrm_mouse.cli train --config …; on several CPUs: torchrun --nproc_per_node 2 -m gslrm_mouse.cli train --config …"""
     from gslrm_mouse.training import train as f
     _start(device, threads)
     print(f"written: {f(config, overrides, out, scale, init, resume, device, stop_at, cache=cache, command=_command())}")

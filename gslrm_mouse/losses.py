@@ -12,7 +12,7 @@ from .settings import LossSettings
 
 # %% auto #0
 __all__ = ['l2_loss', 'background_loss', 'ssim_loss', 'pixelalign_loss', 'pointsdist_loss', 'VGG', 'Perceptual', 'LPIPS',
-           'distill_loss', 'Pass', 'shown_part', 'weights_at', 'Losses']
+           'distill_loss', 'Pass', 'shown_part', 'weights_at', 'Losses', 'mask_shares']
 
 # %% ../nbs/11b_losses.ipynb #85daa783
 def l2_loss(image:Tensor, truth:Tensor, mask:Tensor=None) -> Tensor: # over all pixels, or those of `mask` (…, H, W) bool
@@ -146,7 +146,7 @@ def weights_at(s:LossSettings, step:int, l2_warmup:int=0) -> dict: # name: weigh
     if s.warmup_pointsdist and step < 1000: w = {k: 0. for k in w} | dict(pointsdist=.1)
     return w | dict(perceptual=0., lpips=0.) if step < l2_warmup else w
 
-# %% ../nbs/11b_losses.ipynb #e7c1048c
+# %% ../nbs/11b_losses.ipynb #18162f0c
 class Losses(nn.Module):
     "`Losses(settings)(forward pass, step) -> {loss, …}`: the weighted sum and its parts."
     def __init__(self, s:LossSettings=LossSettings(), l2_warmup:int=0): # passes
@@ -165,8 +165,17 @@ class Losses(nn.Module):
                     pixelalign=lambda: pixelalign_loss(p.xyz, p.o, p.d, p.input_alpha if s.masked_pixelalign_loss else None), pointsdist=lambda: pointsdist_loss(p.xyz, p.o),
                     background=lambda: background_loss(r, m, s.background_color_target), alpha=lambda: (p.alpha - p.truth_alpha).square().mean(), distill=lambda: p.image.new_zeros(()) if p.raw is None else distill_loss(p.raw, p.before))
 
-    def forward(self, p:Pass, step:int=0) -> dict: # loss, l2 and every term with a weight
+    def forward(self, p:Pass, step:int=0, share:tuple=(1., 1.)) -> dict: # loss, l2 and every term with a weight; `share` of several processes: of `mask_shares`
         w = weights_at(self.s, step, self.l2_warmup)
         if w["distill"] and p.raw is not None: p, w = shown_part(p), w if not p.replayed.all() else {k: x*(k == "distill") for k, x in w.items()}
-        f = self.terms(p); parts = {k: f[k]() for k in w if w[k] or k == "l2"}                 # l2 always: it keeps every weight in the graph, and is what runs are compared by
+        f = self.terms(p); part = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
+        parts = {k: f[k]()*part.get(k, 1.) for k in w if w[k] or k == "l2"} # l2 always: it keeps every weight in the graph, and is what runs are compared by
         return dict(loss=sum(w[k]*v for k, v in parts.items()), **parts)
+
+# %% ../nbs/11b_losses.ipynb #7df112c1
+def mask_shares(
+    counts:Tensor, # (processes, 2) pixels inside and outside the masks of each process's targets
+    rank:int,
+) -> tuple[float, float]: # to be multiplied with the masked terms of this process
+    "Weights which make the mean over processes the mean over pixels."
+    return tuple((counts[rank]/counts.double().mean(0).clamp(min=1e-9)).tolist())

@@ -85,7 +85,7 @@ class LoraSettings:
     target_modules:list[str] = field(default_factory=lambda: ["attention", "mlp"]) # groups, or parts of module names
     full_modules:list[str] = field(default_factory=list) # groups or names of linear maps that train in full beside the adapters
 
-# %% ../nbs/11a_settings.ipynb #6f54ae86
+# %% ../nbs/11a_settings.ipynb #e19e904b
 @dataclass(frozen=True)
 class SpreadSettings:
     "training.dataset.camera_spread, ours: how procedural cameras stray from the canonical one. Ranges are drawn from once per scene, its cameras differ by a tenth of the range."
@@ -121,6 +121,7 @@ class DatasetSettings:
     rig_scale:int = 1 # ours: of procedural mice: 1 films 1152 × 1024, 4 a quarter of it
     input_views:list[int] = field(default_factory=list) # ours: number of inputs drawn from this list instead of num_input_views
     target_views:int = 0 # ours: views which are targets only; 0: num_views - num_input_views
+    target_size:int = 0 # ours: of the targets' pictures, pixels; 0: as the inputs
     target_inputs:int = 0 # ours: this many of the inputs are targets too
     heldout_cameras:list[int] = field(default_factory=list) # ours: never trained on
     val_share:float = .1 # ours: the last block in time, never trained on; a list (.txt) is taken whole
@@ -297,7 +298,7 @@ def _nearest(key:str, known) -> str:
     last = {k.rsplit(".", 1)[-1]: k for k in known}; end = key.rsplit(".", 1)[-1]
     return last.get(end) or next(iter(difflib.get_close_matches(key, known, 1, .75)), None) or last[difflib.get_close_matches(end, last, 1, 0)[0]]
 
-# %% ../nbs/11a_settings.ipynb #1cf7266d
+# %% ../nbs/11a_settings.ipynb #e9c1613a
 def _checked(s:Settings, where:str) -> Settings:
     "`s` unchanged, or a ValueError with the reason."
     for key, (good, why) in ONLY.items():
@@ -313,6 +314,7 @@ def _checked(s:Settings, where:str) -> Settings:
     if d.zoom and (d.method != "exact" or d.choose not in ("zoom", "coverage")): raise ValueError(f"{where}: training.dataset.zoom acts only where method is exact and choose is zoom or coverage; found {d.method} and {d.choose}")
     if d.camera_spread.on and (d.dataset_path != "procedural" or d.method != "none"): raise ValueError(f"{where}: training.dataset.camera_spread acts on procedural scenes in canonical cameras only, found {d.dataset_path} with the method {d.method}")
     if wrong := [k for k in ("focal", "aspect", "distance", "size") if len(x := getattr(d.camera_spread, k)) != 2 or not 0 < x[0] <= x[1]]: raise ValueError(f"{where}: training.dataset.camera_spread.{wrong[0]} is a range of positive factors, as [0.8, 1.25]; found {getattr(d.camera_spread, wrong[0])}")
+    if d.target_size and d.target_size < s.model.image_tokenizer.image_size: raise ValueError(f"{where}: training.dataset.target_size {d.target_size} is smaller than the inputs' {s.model.image_tokenizer.image_size}, which would teach less than they show")
     if l.distill_loss_weight and not d.replay_share: raise ValueError(f"{where}: training.losses.distill_loss_weight needs replayed samples, and training.dataset.replay_share is 0")
     if s.training.lora.full_modules and not s.training.lora.enabled: raise ValueError(f"{where}: training.lora.full_modules trains beside adapters, and training.lora.enabled is false")
     if s.training.freeze_layers.policy and not s.training.freeze_layers.enabled: raise ValueError(f"{where}: freeze_layers.policy {s.training.freeze_layers.policy!r} is named, but freeze_layers.enabled is false")

@@ -24,8 +24,8 @@ from .views import Views, is_recording, is_sample, open_recording, read_sample, 
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_views', 'world_version', 'strayed',
-           'resized_scene', 'Scenes', 'recipe', 'Moments', 'source_for', 'Batch', 'view_counts', 'near_first', 'Stream',
-           'ahead']
+           'resized_scene', 'Scenes', 'recipe', 'Moments', 'picture_size', 'source_for', 'Batch', 'view_counts',
+           'near_first', 'Stream', 'ahead']
 
 # %% ../nbs/12c_sources.ipynb #aa312832
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
@@ -174,7 +174,11 @@ def _frames(text:str, n:int) -> list:
     if wrong := [i for i in chosen if not 0 <= i < n]: raise ValueError(f"training.dataset.frames: frame {wrong[0]} was asked for, the recording has {n}")
     return chosen
 
-# %% ../nbs/12c_sources.ipynb #919d7edc
+# %% ../nbs/12c_sources.ipynb #edca4492
+def picture_size(s:Settings) -> int: # pixels
+    "Of the pictures a source keeps: that of the targets; inputs are made of them."
+    return s.training.dataset.target_size or s.model.image_tokenizer.image_size
+
 def source_for(
     s:Settings,
     folder, # of the cache
@@ -182,7 +186,7 @@ def source_for(
     path:str=None, # instead of training.dataset.dataset_path, taken whole
 ): # Scenes or Moments
     "The moments that the settings name; FileNotFoundError or ValueError in a sentence."
-    d, m, size = s.training.dataset, s.mouse, s.model.image_tokenizer.image_size; folder = Path(folder); whole = path is not None; path = path or d.dataset_path
+    d, m, size = s.training.dataset, s.mouse, picture_size(s); folder = Path(folder); whole = path is not None; path = path or d.dataset_path
     if wrong := [k for k in d.kinds if k not in SCENES]: raise ValueError(f"training.dataset.kinds: there is no kind {wrong[0]!r}, only {', '.join(SCENES)}")
     if d.method not in ("none", "exact"): method_named(d.method)
     prepare = recipe(d, m, domain, size)
@@ -241,7 +245,12 @@ def near_first(pick:np.ndarray, centers:Tensor, n:int) -> np.ndarray:
     u = torch.nn.functional.normalize(centers, dim=-1); close = (u[pick[n:]] @ u[pick[:n]].T).max(1).values >= .5
     return np.concatenate([pick[:n], pick[n:][close.numpy()], pick[n:][~close.numpy()]])
 
-# %% ../nbs/12c_sources.ipynb #a58d07bf
+# %% ../nbs/12c_sources.ipynb #13985484
+def _small(v:Views, size:int) -> Views: return v if v.cameras.width == size else v.resized(size, size)
+
+def _stacked(views:list) -> tuple: # images, alpha, cameras
+    c = [v.cameras for v in views]; return torch.stack([v.images for v in views]), torch.stack([v.alpha for v in views]), replace(c[0], K=torch.stack([x.K for x in c]), w2c=torch.stack([x.w2c for x in c]))
+
 class Stream:
     "`Stream(settings, source)(k)`: this process's batch of pass `k`."
     def __init__(self, s:Settings, source, replay=None, rank:int=0, world:int=1):
@@ -267,16 +276,15 @@ class Stream:
             source = self.replay if again[j] else self.source; i = int(r2.integers(0, len(source))) if again[j] else int(i)
             pick = r.permutation(source.n_views) if d.random_input_views and not self.s.mouse.use_mouse_dataset else np.arange(source.n_views)
             if self.rank*self.b <= j < (self.rank + 1)*self.b: parts.append(self._one(source, i, pick, n, t, np.random.default_rng([self.s.seed, k, 2, j])))
-        pictures, alphas, cams, samples = zip(*parts); first = 0 if d.target_has_input else n - d.target_inputs
-        images, alpha, c = torch.stack(pictures), torch.stack(alphas), replace(cams[0], K=torch.stack([c.K for c in cams]), w2c=torch.stack([c.w2c for c in cams])); part = lambda a, b: replace(c, K=c.K[:, a:b], w2c=c.w2c[:, a:b])
-        return Batch(images[:, :n], part(0, n), images[:, first:], alpha[:, first:], part(first, None), alpha[:, :n],
+        views, samples = zip(*parts); first = 0 if d.target_has_input else n - d.target_inputs; size = self.s.model.image_tokenizer.image_size
+        (images, alpha, cams), (truth, truth_alpha, asked) = (_stacked([f(v) for v in views]) for f in (lambda v: _small(v[list(range(n))], size), lambda v: v[list(range(first, len(v)))]))
+        return Batch(images, cams, truth, truth_alpha, asked, alpha,
                      [dict(name=name, inputs=list(x[:n]), targets=list(x[first:])) for name, x in samples], [(b, self.broken[b]) for b in self.broken if b not in known], torch.from_numpy(again[self.rank*self.b:(self.rank + 1)*self.b]))
 
     def _one(self, source, i, pick, n, t, r3):
         v, name = self._moment(source, i, r3)
         if self.d.maximize_view_overlap: pick = near_first(pick, v.cameras.centers, n)
-        idx = torch.from_numpy(pick[:n + t].copy()); c = v.cameras
-        return v.images[idx], v.alpha[idx], replace(c, K=c.K[idx], w2c=c.w2c[idx]), (name, [v.names[x] if v.names else f"camera {x}" for x in pick[:n + t]])
+        return v[pick[:n + t].tolist()], (name, [v.names[x] if v.names else f"camera {x}" for x in pick[:n + t]])
 
 # %% ../nbs/12c_sources.ipynb #e257d179
 def ahead(stream:Stream, passes, workers:int=1, depth:int=4): # yields (pass, Batch)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from gslrm_mouse.checkpoints import load_checkpoint, read_card, shipped_checkpoint
-from gslrm_mouse.failure import KNOBS, SENSITIVITY_FILE, load_sensitivity, measure_sensitivity, respond, sensitivity, shifted, trial, turned
+from gslrm_mouse.failure import KNOBS, load_sensitivity, measure_sensitivity, respond, sensitivity, sensitivity_file, shifted, trial, turned
 from gslrm_mouse.training import HELD_OUT
 
 torch.set_num_threads(1)
@@ -75,12 +75,12 @@ def test_focal_and_distance_undo_each_other(table):
 def test_the_table_of_another_checkpoint_is_refused(tmp_path):
     path = tmp_path/"model.safetensors"
     path.write_bytes(shipped_checkpoint().read_bytes() + b"\0")
-    (tmp_path/SENSITIVITY_FILE).write_bytes(shipped_checkpoint().with_name(SENSITIVITY_FILE).read_bytes())
+    sensitivity_file(path).write_bytes(sensitivity_file(shipped_checkpoint()).read_bytes())
     with pytest.raises(ValueError, match="curves of another network"):
         load_sensitivity(path)
     path.write_bytes(shipped_checkpoint().read_bytes())
     assert load_sensitivity(path).rows
-    (tmp_path/SENSITIVITY_FILE).unlink()
+    sensitivity_file(path).unlink()
     with pytest.raises(FileNotFoundError, match="no sensitivity table"):
         load_sensitivity(path)
 

@@ -17,7 +17,7 @@ from gslrm_mouse.losses import Losses
 from gslrm_mouse.runs import checkpoints, last_checkpoint, load_state, read_log
 from gslrm_mouse.settings import ONLY, check_keys, known_keys, load_settings, settings_from
 from gslrm_mouse.sources import Stream, scene_views, source_for
-from gslrm_mouse.training import fit, forward_pass, network, open_run, train, trained, update
+from gslrm_mouse.training import finish, fit, forward_pass, network, open_run, train, trained, update
 from gslrm_mouse.views import write_sample
 
 ROOT = Path(__file__).parent.parent
@@ -29,6 +29,9 @@ def tiny(updates=4, batch=2, **training):
     t = dict(runtime=dict(use_amp=False), dataset=dict(n_scenes=6, num_views=5, num_input_views=3), dataloader=dict(batch_size_per_gpu=batch, num_workers=0), optimizer=dict(lr=1e-3, muon_lr=1e-3), schedule=dict(max_fwdbwd_passes=updates, warmup=2), checkpointing=dict(checkpoint_every=2))
     for section, values in training.items(): t[section] = {**t.get(section, {}), **values}
     return settings_from(dict(model=dict(image_tokenizer=dict(image_size=16), transformer=dict(d=64, d_head=32, n_layer=1)), training=t))
+
+
+MASKED = dict(masked_l2_loss=True, background_loss_weight=.5)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def python(code, *args, launcher=(), timeout=80):
 
 def test_two_processes_are_one(tmp_path, cache):
     script = tmp_path/"two.py"
-    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
+    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_training import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(4, 1, losses=MASKED), sys.argv[2] + '_masked', cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
     fit(tiny(10, 2), tmp_path/"one", cache=cache)
     python(str(script), ROOT/"tests", tmp_path/"two", cache, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29500 + os.getpid() % 2000)))
     a, b = losses(tmp_path/"one"), losses(tmp_path/"two")
@@ -71,7 +74,9 @@ def test_two_processes_are_one(tmp_path, cache):
     events = [r for r in read_log(tmp_path/"two_skipped") if r.get("event") == "gradient"]
     assert [len(e["samples"]) for e in events] == [2, 2, 2]                 # an event holds the cameras of all processes
     assert [read_log(tmp_path/x)[0]["processes"] for x in ("one", "two")] == [1, 2]
-    c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
+    a, b = (losses(fit(tiny(4, 2, losses=MASKED), tmp_path/"one_masked", cache=cache).parent.parent), losses(tmp_path/"two_masked"))
+    assert max(abs(x - y) for x, y in zip(a, b)) < 1e-4                    # though the masks of the two processes differ in size
+    a = losses(tmp_path/"one"); c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
     assert max(abs(x - y) for x, y in zip(a, c)) > 1e-3                     # another batch would show
 
 
@@ -166,6 +171,21 @@ def test_init_and_resume_are_two_words(tmp_path, cache):
         with pytest.raises(error, match=said): call()
     assert not (tmp_path/"b").exists()
     fit(tiny(2, logging=dict(vis_every=1), checkpointing=dict(checkpoint_every=1)), tmp_path/"a", cache=cache, resume=True)      # what does not decide the weights may change
+
+
+def test_a_schedule_may_change_and_it_is_noted(tmp_path, cache):
+    fit(tiny(8), tmp_path/"a", cache=cache, stop_at=4, command="first")
+    fit(tiny(6), tmp_path/"a", cache=cache, resume=True, command="second")
+    log = read_log(tmp_path/"a")
+    turn, = [r for r in log if r.get("event") == "resumed"]
+    assert turn["step"] == 4 and turn["command"] == "second" and turn["changed"] == ["max_fwdbwd_passes 8 there, 6 here"]
+    fit(tiny(8), tmp_path/"b", cache=cache, stop_at=6)
+    a, b = ([r["lr"] for r in read_log(tmp_path/x) if "event" not in r] for x in "ab")
+    assert len(a) == 6 and a[:4] == b[:4] and a[5] < b[5]
+    from gslrm_mouse.checkpoints import read_card
+    facts = read_card(finish(tmp_path/"a", "third", n_eval=1)).training
+    assert facts["changes"][0] == dict(step=0, command="first") and facts["changes"][1]["step"] == 4 and facts["curve"]["step"][-1] == 6
+    assert "changes" not in read_card(finish(tmp_path/"b", n_eval=1)).training
 
 
 def test_last_k_are_kept(tmp_path, cache):
