@@ -17,8 +17,8 @@ __all__ = ['ONLY', 'TokenizerSettings', 'TransformerSettings', 'UpsamplerSetting
            'RuntimeSettings', 'FreezeSettings', 'LoraSettings', 'SpreadSettings', 'DatasetSettings',
            'DataloaderSettings', 'LossSettings', 'OptimizerSettings', 'ScheduleSettings', 'CheckpointSettings',
            'WandbSettings', 'LoggingSettings', 'TrainingSettings', 'AugmentationSettings', 'MouseSettings',
-           'ValidationSettings', 'InferenceSettings', 'Settings', 'known_keys', 'check_keys', 'settings_from',
-           'load_settings', 'plain', 'differences']
+           'ValidationSettings', 'InferenceSettings', 'Settings', 'model_settings', 'known_keys', 'check_keys',
+           'settings_from', 'load_settings', 'plain', 'differences']
 
 # %% ../nbs/11a_settings.ipynb #47b970f2
 def _of(cls): return field(default_factory=cls)
@@ -224,7 +224,7 @@ class ValidationSettings: "validation"; enabled:bool = False; dataset_path:str =
 @dataclass(frozen=True)
 class InferenceSettings: "inference"; enabled:bool = False; output_dir:str = ""
 
-# %% ../nbs/11a_settings.ipynb #4263875b
+# %% ../nbs/11a_settings.ipynb #c49e7ae5
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
@@ -244,6 +244,12 @@ class Settings:
         m, t, f = self.model, self.model.image_tokenizer, self.model.transformer; rays = "nearest" if m.use_custom_plucker else "both" if m.use_aug_plucker else "moment"
         return GSLRMConfig(t.image_size, t.patch_size, f.d, f.d_head, f.n_layer, m.gaussians.n_gaussians, m.gaussians.sh_degree, rays, m.add_refsrc_marker, m.hard_pixelalign, m.depth_preact_bias,
                            m.depth_min, m.depth_max, m.depth_reference_origin, m.clip_xyz, m.gaussians.scaling_modifier)
+
+
+def model_settings(c:GSLRMConfig) -> dict: # the section `model`
+    "The settings of a network, for a run that starts from its checkpoint."
+    return dict(image_tokenizer=dict(image_size=c.image_size, patch_size=c.patch_size, in_channels=c.in_channels), transformer=dict(d=c.d, d_head=c.d_head, n_layer=c.n_layer), gaussians=dict(n_gaussians=c.n_gaussians, sh_degree=c.sh_degree, scaling_modifier=c.scaling_modifier),
+                add_refsrc_marker=c.refsrc_marker, hard_pixelalign=c.hard_pixelalign, use_custom_plucker=c.rays == "nearest", use_aug_plucker=c.rays == "both", clip_xyz=c.clip_xyz, depth_preact_bias=c.depth_preact_bias, depth_min=c.depth_min, depth_max=c.depth_max, depth_reference_origin=c.depth_reference_origin)
 
 # %% ../nbs/11a_settings.ipynb #f3044e57
 ONLY = { # key: (values that are accepted, why no other)
