@@ -51,7 +51,7 @@ def rank_for(place:str, config:GSLRMConfig, budget:int, most:int=64) -> int: # `
     "The rank that comes nearest to a number of parameters."
     return max(1, min(most, round(budget/parameters_per_rank(place, config))))
 
-# %% ../nbs/15g_places.ipynb #f0a85bfb
+# %% ../nbs/15g_places.ipynb #6a31e537
 @dataclass(frozen=True)
 class Way:
     "One way to adapt the network to mice."
@@ -78,9 +78,10 @@ def trained_numbers(w:Way, config:GSLRMConfig) -> int:
 
 def stops(s:Settings, checkpoint, cache, at): # yields (step, network in eval mode, share of updates not followed)
     "A run from a checkpoint, stopped and looked at after each of `at` updates; nothing of it is kept but the moments in `cache`."
+    s = replace(s, training=replace(s.training, checkpointing=replace(s.training.checkpointing, resume_ckpt=str(checkpoint))))
     with tempfile.TemporaryDirectory() as d:
         for i, k in enumerate(at):
-            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): kept = fit(s, Path(d)/"run", None if i else str(checkpoint), resume=i > 0, stop_at=k, cache=Path(cache)/"moments")
+            with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): kept = fit(s, Path(d)/"run", resume=i > 0, stop_at=k, cache=Path(cache)/"moments")
             lines = [r for r in read_log(Path(d)/"run") if "event" not in r]; yield k, trained(kept)[0], sum(r["skipped"] for r in lines)/max(1, len(lines))
 
 # %% ../nbs/15g_places.ipynb #d1d2e6eb

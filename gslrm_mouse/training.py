@@ -103,7 +103,7 @@ def lengths(s:Settings, n:int, batch:int) -> tuple[int, int]: # updates of the s
     total = max(1, min(limits)//accum); early = [x//accum for x in (t.early_stop_after, t.early_stop_after_epochs*epoch) if x > 0]
     return total, min([total, *early])
 
-# %% ../nbs/13_training.ipynb #b69fbff5
+# %% ../nbs/13_training.ipynb #faeee7be
 UNDECIDED = ("training.logging", "training.checkpointing", "training.dataloader", "training.dataset.cache", "validation", "profile", "debug") # of settings: what does not decide the weights
 
 @dataclass
@@ -136,6 +136,7 @@ def load_run(r:_Run) -> _Run:
     was, now = deciding(settings_from(state["settings"])), deciding(r.s); r.changed = tuple(differences(*(dict(x["training"].pop("schedule")) for x in (was, now))))
     wrong = differences(was, now) + differences(dict(batch=state["batch"], data=state["data"]), dict(batch=batch, data=json.loads(json.dumps(r.stream.source.facts()))))
     if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
+    if r.before is not None and not r.s.training.lora.enabled and (checkpoint_hash(r.init) if r.init else "") != state["init"]: raise ValueError(f"{path} is held to what checkpoint {state['init'] or 'of nothing'} puts out, and training.checkpointing.resume_ckpt names {checkpoint_hash(r.init) if r.init else 'none'}; name the one it started from")
     r.raw.load_state_dict(weights); torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and state["cuda"]: torch.cuda.set_rng_state_all(state["cuda"])
     for o, kept in zip(r.optimizers, state["optimizers"]): o.load_state_dict(kept)
