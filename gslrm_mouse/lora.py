@@ -12,7 +12,7 @@ from .cameras import facelift_rig
 from .model import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['TARGETS', 'target_modules', 'add_lora', 'merged', 'probe', 'answer', 'save_adapter', 'load_adapter']
+__all__ = ['TARGETS', 'target_modules', 'add_lora', 'merged', 'probe', 'answer', 'save_adapter', 'load_adapter', 'load_adapters']
 
 # %% ../nbs/12_lora.ipynb #1a45ff29
 TARGETS = {"attention": (".attn.to_qkv", ".attn.fc"), "mlp": (".mlp.mlp.0", ".mlp.mlp.2"), "patch_embedder": ("patch_embedder.1",), "heads": ("gaussian_upsampler.linear", "pixel_gaussian_decoder.1")}
@@ -30,20 +30,21 @@ def target_modules(
     if not chosen: raise ValueError("no target module was named, so an adapter would change nothing")
     return chosen
 
-# %% ../nbs/12_lora.ipynb #e73dae28
+# %% ../nbs/12_lora.ipynb #4846f5ae
 def add_lora(
     model:GSLRM, # its linear maps are wrapped in place
     rank:int=8, alpha:float=16., # the update is scaled by alpha/rank
     targets=("attention", "mlp"), # see `target_modules`
     seed:int=None, # of A; torch's state when None
+    full=(), # linear maps that train in full beside the adapters, named like `targets`
 ): # a peft.PeftModel, called like the model; only A and B train
     "The network with low-rank adapters; the same function as before, since B is zero."
     from peft import LoraConfig, get_peft_model
     if rank < 1: raise ValueError(f"an adapter has a rank of at least 1, got {rank}")
-    names = target_modules(model, targets); training = model.training
+    whole = target_modules(model, full) if full else []; names = [n for n in target_modules(model, targets) if n not in whole]; training = model.training
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
-        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names))
+        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=whole or None))
     return adapted.train(training)
 
 def merged(adapted) -> GSLRM:
@@ -64,7 +65,7 @@ def answer(model) -> Tensor: # (64,) numbers of the Gaussians a network makes of
     g = model(x.to(device), cams.to(device)); flat = torch.cat([g.means.flatten(), g.scales.flatten(), g.opacities.flatten(), g.sh.flatten()]).float().cpu()
     return flat[torch.linspace(0, len(flat) - 1, 64).long()]
 
-# %% ../nbs/12_lora.ipynb #1469cc43
+# %% ../nbs/12_lora.ipynb #593123c7
 def save_adapter(
     path, # folder to make or replace
     adapted, # of `add_lora`
@@ -80,6 +81,16 @@ def save_adapter(
     finally: shutil.rmtree(part, ignore_errors=True)
     return path
 
+def _said(path:Path) -> dict: # base, adapted: the answers an adapter was saved with
+    if not (path/"adapter_config.json").is_file(): raise FileNotFoundError(f"no adapter at {path}: adapter_config.json was looked for; " + (f"the folder holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else "there is no such folder"))
+    if not (path/"gslrm_mouse.json").is_file(): raise ValueError(f"{path} has no gslrm_mouse.json with the answers its adapter must give, so nothing would show that it was loaded")
+    return {k: torch.tensor(v) for k, v in json.loads((path/"gslrm_mouse.json").read_text()).items()}
+
+def _same(a:Tensor, b:Tensor) -> bool: return torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+
+def _works(got:Tensor, said:dict, path):
+    if (got - said["adapted"]).abs().max() > 2e-6 + .05*(said["adapted"] - said["base"]).abs().max().item(): raise ValueError(f"{path}: the adapter was loaded, but the answers differ by up to {(got - said['adapted']).abs().max():.2g} from those it was saved with")
+
 def load_adapter(
     model:GSLRM, # the network the adapter was trained on; wrapped in place
     path, # folder of `save_adapter`
@@ -87,12 +98,28 @@ def load_adapter(
 ): # a peft.PeftModel
     "The network with a kept adapter; ValueError when the network is another one, or the answers are not those that were saved."
     from peft import PeftModel
-    path = Path(path)
-    if not (path/"adapter_config.json").is_file(): raise FileNotFoundError(f"no adapter at {path}: adapter_config.json was looked for; " + (f"the folder holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else "there is no such folder"))
-    if not (path/"gslrm_mouse.json").is_file(): raise ValueError(f"{path} has no gslrm_mouse.json with the answers its adapter must give, so nothing would show that it was loaded")
-    said = {k: torch.tensor(v) for k, v in json.loads((path/"gslrm_mouse.json").read_text()).items()}
-    if not torch.allclose(answer(model), said["base"], rtol=1e-3, atol=1e-4): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(answer(model) - said['base']).abs().max():.2g}")
-    adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval()
-    effect = (said["adapted"] - said["base"]).abs().max().item()
-    if (answer(adapted) - said["adapted"]).abs().max() > 2e-6 + .05*effect: raise ValueError(f"{path}: the adapter was loaded, but the answers differ by up to {(answer(adapted) - said['adapted']).abs().max():.2g} from those it was saved with")
+    path = Path(path); said = _said(path)
+    if not _same(answer(model), said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(answer(model) - said['base']).abs().max():.2g}")
+    adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval(); _works(answer(adapted), said, path)
     return adapted
+
+# %% ../nbs/12_lora.ipynb #33974030
+def load_adapters(
+    model:GSLRM, # the network below all of them; wrapped in place
+    paths, # folders of `save_adapter`, each trained on this network, or on it with those before
+): # a peft.PeftModel with all of them at work
+    "The network with several kept adapters, each checked by its answers as it is added."
+    from peft import PeftModel
+    plain, adapted, names = answer(model), None, []
+    for i, path in enumerate(map(Path, paths)):
+        said, name = _said(path), f"adapter{i}"; below = [] if _same(plain, said["base"]) else list(names)
+        if below and not _same(answer(_active(adapted, below)), said["base"]): raise ValueError(f"{path} belongs to another network: its answers without the adapter are neither those of this one nor those with {', '.join(str(p) for p in paths[:i])}")
+        if not below and not _same(plain, said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(plain - said['base']).abs().max():.2g}")
+        if adapted is None: adapted = PeftModel.from_pretrained(model, str(path), adapter_name=name)
+        else: adapted.load_adapter(str(path), adapter_name=name)
+        if len(paths) > 1 and adapted.peft_config[name].modules_to_save: raise ValueError(f"{path} holds whole modules ({', '.join(adapted.peft_config[name].modules_to_save)}), and only low-rank updates add up")
+        _works(answer(_active(adapted, below + [name])), said, path); names.append(name)
+    if adapted is None: raise ValueError("no adapter was named")
+    return _active(adapted, names)
+
+def _active(adapted, names): adapted.base_model.set_adapter(list(names)); return adapted.requires_grad_(False).eval()

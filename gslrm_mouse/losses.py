@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from .settings import LossSettings
 
 # %% auto #0
-__all__ = ['l2_loss', 'background_loss', 'ssim_loss', 'pixelalign_loss', 'pointsdist_loss', 'VGG', 'Perceptual', 'LPIPS', 'Pass',
-           'weights_at', 'Losses', 'mask_shares']
+__all__ = ['l2_loss', 'background_loss', 'ssim_loss', 'pixelalign_loss', 'pointsdist_loss', 'VGG', 'Perceptual', 'LPIPS',
+           'distill_loss', 'Pass', 'shown_part', 'weights_at', 'Losses', 'mask_shares']
 
 # %% ../nbs/11b_losses.ipynb #85daa783
 def l2_loss(image:Tensor, truth:Tensor, mask:Tensor=None) -> Tensor: # over all pixels, or those of `mask` (…, H, W) bool
@@ -118,7 +118,12 @@ class LPIPS(nn.Module):
         a, b = (self.features(x.flatten(0, -4).movedim(-1, 1)) for x in (image, truth))
         return sum(F.conv2d((p - q).square(), getattr(self, f"lin{i}")).mean((1, 2, 3)) for i, (p, q) in enumerate(zip(a, b))).mean()
 
-# %% ../nbs/11b_losses.ipynb #b66d90ae
+# %% ../nbs/11b_losses.ipynb #08cbc04a
+def distill_loss(raw:Tensor, before:Tensor) -> Tensor: # (R, N, q) each
+    "Mean squared change of the decoders' raw outputs."
+    return (raw - before).square().mean()
+
+# %% ../nbs/11b_losses.ipynb #e87b4d86
 @dataclass(frozen=True)
 class Pass:
     "What a forward pass leaves for the losses."
@@ -126,15 +131,22 @@ class Pass:
     truth:Tensor; truth_alpha:Tensor # of the target views, on white
     xyz:Tensor=None; o:Tensor=None; d:Tensor=None # (B, V_in, N, 3) the pixels' Gaussians and rays, for the place terms
     input_alpha:Tensor=None # (B, V_in, N)
+    raw:Tensor=None; before:Tensor=None # (R, N, q) the decoders' outputs for the replayed samples, now and before the run; None where there are none
+    replayed:Tensor=None # (B,) bool
+
+def shown_part(p:Pass) -> Pass:
+    "The samples that were not replayed, with the raw outputs of those that were; all, where all were."
+    if p.replayed.all(): return p
+    return replace(p, **{k: v[~p.replayed] for k in ("image", "alpha", "truth", "truth_alpha", "xyz", "o", "d", "input_alpha") if (v := getattr(p, k)) is not None})
 
 def weights_at(s:LossSettings, step:int, l2_warmup:int=0) -> dict: # name: weight
     "The weights in force at a forward/backward pass."
     w = dict(l2=s.l2_loss_weight, ssim=s.ssim_loss_weight, lpips=s.lpips_loss_weight, perceptual=s.perceptual_loss_weight, pixelalign=s.pixelalign_loss_weight, pointsdist=s.pointsdist_loss_weight,
-             background=s.background_loss_weight, alpha=s.alpha_loss_weight)
+             background=s.background_loss_weight, alpha=s.alpha_loss_weight, distill=s.distill_loss_weight)
     if s.warmup_pointsdist and step < 1000: w = {k: 0. for k in w} | dict(pointsdist=.1)
     return w | dict(perceptual=0., lpips=0.) if step < l2_warmup else w
 
-# %% ../nbs/11b_losses.ipynb #bef5dac5
+# %% ../nbs/11b_losses.ipynb #18162f0c
 class Losses(nn.Module):
     "`Losses(settings)(forward pass, step) -> {loss, …}`: the weighted sum and its parts."
     def __init__(self, s:LossSettings=LossSettings(), l2_warmup:int=0): # passes
@@ -151,10 +163,12 @@ class Losses(nn.Module):
         s, r, t = self.s, p.image.clamp(0, 1) if self.s.clamp_rendering else p.image, p.truth; m = p.truth_alpha > .5
         return dict(l2=lambda: l2_loss(r, t, m if s.masked_l2_loss else None), ssim=lambda: ssim_loss(r, t, m if s.masked_ssim_loss else None), lpips=lambda: self.lpips(r, t), perceptual=lambda: self.perceptual(r, t),
                     pixelalign=lambda: pixelalign_loss(p.xyz, p.o, p.d, p.input_alpha if s.masked_pixelalign_loss else None), pointsdist=lambda: pointsdist_loss(p.xyz, p.o),
-                    background=lambda: background_loss(r, m, s.background_color_target), alpha=lambda: (p.alpha - p.truth_alpha).square().mean())
+                    background=lambda: background_loss(r, m, s.background_color_target), alpha=lambda: (p.alpha - p.truth_alpha).square().mean(), distill=lambda: p.image.new_zeros(()) if p.raw is None else distill_loss(p.raw, p.before))
 
     def forward(self, p:Pass, step:int=0, share:tuple=(1., 1.)) -> dict: # loss, l2 and every term with a weight; `share` of several processes: of `mask_shares`
-        w = weights_at(self.s, step, self.l2_warmup); f = self.terms(p); part = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
+        w = weights_at(self.s, step, self.l2_warmup)
+        if w["distill"] and p.raw is not None: p, w = shown_part(p), w if not p.replayed.all() else {k: x*(k == "distill") for k, x in w.items()}
+        f = self.terms(p); part = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
         parts = {k: f[k]()*part.get(k, 1.) for k in w if w[k] or k == "l2"} # l2 always: it keeps every weight in the graph, and is what runs are compared by
         return dict(loss=sum(w[k]*v for k, v in parts.items()), **parts)
 

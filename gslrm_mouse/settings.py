@@ -14,10 +14,11 @@ from .model import GSLRMConfig
 
 # %% auto #0
 __all__ = ['ONLY', 'TokenizerSettings', 'TransformerSettings', 'UpsamplerSettings', 'GaussiansSettings', 'ModelSettings',
-           'RuntimeSettings', 'FreezeSettings', 'LoraSettings', 'DatasetSettings', 'DataloaderSettings', 'LossSettings',
-           'OptimizerSettings', 'ScheduleSettings', 'CheckpointSettings', 'WandbSettings', 'LoggingSettings',
-           'TrainingSettings', 'AugmentationSettings', 'MouseSettings', 'ValidationSettings', 'InferenceSettings',
-           'Settings', 'known_keys', 'check_keys', 'settings_from', 'load_settings', 'plain', 'differences']
+           'RuntimeSettings', 'FreezeSettings', 'LoraSettings', 'SpreadSettings', 'DatasetSettings',
+           'DataloaderSettings', 'LossSettings', 'OptimizerSettings', 'ScheduleSettings', 'CheckpointSettings',
+           'WandbSettings', 'LoggingSettings', 'TrainingSettings', 'AugmentationSettings', 'MouseSettings',
+           'ValidationSettings', 'InferenceSettings', 'Settings', 'model_settings', 'known_keys', 'check_keys',
+           'settings_from', 'load_settings', 'plain', 'differences']
 
 # %% ../nbs/11a_settings.ipynb #47b970f2
 def _of(cls): return field(default_factory=cls)
@@ -51,7 +52,7 @@ class ModelSettings:
     depth_max:float = 0.
     depth_reference_origin:bool = False
 
-# %% ../nbs/11a_settings.ipynb #0077f1aa
+# %% ../nbs/11a_settings.ipynb #34d964b2
 @dataclass(frozen=True)
 class RuntimeSettings:
     "Precision, accumulation, and the guard over the gradient."
@@ -82,8 +83,22 @@ class LoraSettings:
     rank:int = 8
     alpha:float = 16.
     target_modules:list[str] = field(default_factory=lambda: ["attention", "mlp"]) # groups, or parts of module names
+    full_modules:list[str] = field(default_factory=list) # groups or names of linear maps that train in full beside the adapters
 
-# %% ../nbs/11a_settings.ipynb #3581bf87
+# %% ../nbs/11a_settings.ipynb #e19e904b
+@dataclass(frozen=True)
+class SpreadSettings:
+    "training.dataset.camera_spread, ours: how procedural cameras stray from the canonical one. Ranges are drawn from once per scene, its cameras differ by a tenth of the range."
+    focal:list[float] = field(default_factory=lambda: [1., 1.]) # times the canonical focal length
+    aspect:list[float] = field(default_factory=lambda: [1., 1.]) # fy / fx
+    principal:float = 0. # each camera's principal point off the middle, at most this share of the width
+    distance:list[float] = field(default_factory=lambda: [1., 1.]) # times the canonical distance
+    aim:float = 0. # each camera turned off the origin, at most this many degrees
+    size:list[float] = field(default_factory=lambda: [1., 1.]) # of the scene, times its own
+
+    @property
+    def on(self) -> bool: return self != SpreadSettings()
+
 @dataclass(frozen=True)
 class DatasetSettings:
     "What is trained on, and how views become inputs and targets."
@@ -98,12 +113,15 @@ class DatasetSettings:
     random_input_views:bool = True # which views are inputs is drawn anew each time; otherwise the first ones
     method:str = "none" # ours: recipe applied to every moment: none, exact, or one of `preprocess`
     choose:str = "distance" # ours: of the method exact
+    zoom:float = 0. # ours: magnification, where choose is zoom or coverage; 0: to the checkpoint's coverage, as far as the border allows
     kinds:list[str] = field(default_factory=lambda: ["head", "object"]) # ours: of `procedural`
     n_scenes:int = 12000 # ours: of `procedural`
     elevation:list[float] = field(default_factory=lambda: [-5., 50.]) # ours: of procedural canonical cameras, degrees
+    camera_spread:SpreadSettings = _of(SpreadSettings) # ours: of procedural canonical cameras
     rig_scale:int = 1 # ours: of procedural mice: 1 films 1152 × 1024, 4 a quarter of it
     input_views:list[int] = field(default_factory=list) # ours: number of inputs drawn from this list instead of num_input_views
     target_views:int = 0 # ours: views which are targets only; 0: num_views - num_input_views
+    target_size:int = 0 # ours: of the targets' pictures, pixels; 0: as the inputs
     target_inputs:int = 0 # ours: this many of the inputs are targets too
     heldout_cameras:list[int] = field(default_factory=list) # ours: never trained on
     val_share:float = .1 # ours: the last block in time, never trained on; a list (.txt) is taken whole
@@ -116,7 +134,7 @@ class DatasetSettings:
 @dataclass(frozen=True)
 class DataloaderSettings: "training.dataloader"; batch_size_per_gpu:int = 2; num_workers:int = 1; num_threads:int = 0; prefetch_factor:int = 4
 
-# %% ../nbs/11a_settings.ipynb #457aa8ec
+# %% ../nbs/11a_settings.ipynb #33e59ee2
 @dataclass(frozen=True)
 class LossSettings:
     "Weights and variants of the terms, see `losses`."
@@ -128,7 +146,7 @@ class LossSettings:
     masked_pixelalign_loss:bool = False
     pointsdist_loss_weight:float = 0.
     warmup_pointsdist:bool = False
-    distill_loss_weight:float = 0.
+    distill_loss_weight:float = 0. # what the network puts out for a replayed sample stays near what it put out before the run; the sample's pictures are not looked at
     masked_l2_loss:bool = False
     masked_ssim_loss:bool = False
     background_loss_weight:float = 0.
@@ -206,7 +224,7 @@ class ValidationSettings: "validation"; enabled:bool = False; dataset_path:str =
 @dataclass(frozen=True)
 class InferenceSettings: "inference"; enabled:bool = False; output_dir:str = ""
 
-# %% ../nbs/11a_settings.ipynb #4263875b
+# %% ../nbs/11a_settings.ipynb #c49e7ae5
 @dataclass(frozen=True)
 class Settings:
     "Everything that decides a training run."
@@ -227,14 +245,19 @@ class Settings:
         return GSLRMConfig(t.image_size, t.patch_size, f.d, f.d_head, f.n_layer, m.gaussians.n_gaussians, m.gaussians.sh_degree, rays, m.add_refsrc_marker, m.hard_pixelalign, m.depth_preact_bias,
                            m.depth_min, m.depth_max, m.depth_reference_origin, m.clip_xyz, m.gaussians.scaling_modifier)
 
-# %% ../nbs/11a_settings.ipynb #24e7ee3a
+
+def model_settings(c:GSLRMConfig) -> dict: # the section `model`
+    "The settings of a network, for a run that starts from its checkpoint."
+    return dict(image_tokenizer=dict(image_size=c.image_size, patch_size=c.patch_size, in_channels=c.in_channels), transformer=dict(d=c.d, d_head=c.d_head, n_layer=c.n_layer), gaussians=dict(n_gaussians=c.n_gaussians, sh_degree=c.sh_degree, scaling_modifier=c.scaling_modifier),
+                add_refsrc_marker=c.refsrc_marker, hard_pixelalign=c.hard_pixelalign, use_custom_plucker=c.rays == "nearest", use_aug_plucker=c.rays == "both", clip_xyz=c.clip_xyz, depth_preact_bias=c.depth_preact_bias, depth_min=c.depth_min, depth_max=c.depth_max, depth_reference_origin=c.depth_reference_origin)
+
+# %% ../nbs/11a_settings.ipynb #f3044e57
 ONLY = { # key: (values that are accepted, why no other)
     "model.class_name": (("gslrm.model.gslrm.GSLRM", "gslrm_mouse.model.GSLRM"), "there is one network in this package"),
     "model.gaussians.upsampler.upsample_factor": ((1,), "no upsampler was ever written, the original stops there too"),
     "training.runtime.amp_dtype": (("bf16",), "fp16 needs a loss scaler, which crashed after skipped updates; bf16 has the range of float32"),
     "training.runtime.torch_compile": ((False,), "no code of the original read it, and a compiled model names its weights otherwise"),
     "training.dataset.background_color": (("white",), "the renderer's background is white, another one makes targets and renderings disagree"),
-    "training.losses.distill_loss_weight": ((0.,), "no code of the original read it: there is no teacher"),
     "training.optimizer.reset_lr": ((True,), "the rate is that of these settings; --resume goes on with a run"),
     "training.optimizer.reset_weight_decay": ((True,), "the decay is that of these settings; --resume goes on with a run"),
     "training.optimizer.reset_training_state": ((True,), "resume_ckpt gives weights only (--init); --resume goes on with optimizer, schedule and data"),
@@ -281,7 +304,7 @@ def _nearest(key:str, known) -> str:
     last = {k.rsplit(".", 1)[-1]: k for k in known}; end = key.rsplit(".", 1)[-1]
     return last.get(end) or next(iter(difflib.get_close_matches(key, known, 1, .75)), None) or last[difflib.get_close_matches(end, last, 1, 0)[0]]
 
-# %% ../nbs/11a_settings.ipynb #147a5da9
+# %% ../nbs/11a_settings.ipynb #e9c1613a
 def _checked(s:Settings, where:str) -> Settings:
     "`s` unchanged, or a ValueError with the reason."
     for key, (good, why) in ONLY.items():
@@ -294,6 +317,12 @@ def _checked(s:Settings, where:str) -> Settings:
     if not d.target_has_input and not d.target_views and not d.input_views and d.num_views <= d.num_input_views: raise ValueError(f"{where}: num_views {d.num_views} leaves no target beside {d.num_input_views} input views; inputs are targets only where target_has_input says so")
     if not s.mouse.use_mouse_dataset and (idle := [k for k in ("normalize_cameras", "auto_generate_mask") if getattr(s.mouse, k)]): raise ValueError(f"{where}: mouse.{idle[0]} acts only where mouse.use_mouse_dataset is true; in the original such a file trained on other data without a word")
     if d.dataset_path == "procedural" and d.method == "none" and (idle := [k for k, on in (("dataset.normalize_distance_to", d.normalize_distance_to), ("dataset.heldout_cameras", d.heldout_cameras), ("dataset.frames", d.frames)) if on]): raise ValueError(f"{where}: training.{idle[0]} does nothing to procedural scenes in canonical cameras, so it is refused")
+    if d.zoom and (d.method != "exact" or d.choose not in ("zoom", "coverage")): raise ValueError(f"{where}: training.dataset.zoom acts only where method is exact and choose is zoom or coverage; found {d.method} and {d.choose}")
+    if d.camera_spread.on and (d.dataset_path != "procedural" or d.method != "none"): raise ValueError(f"{where}: training.dataset.camera_spread acts on procedural scenes in canonical cameras only, found {d.dataset_path} with the method {d.method}")
+    if wrong := [k for k in ("focal", "aspect", "distance", "size") if len(x := getattr(d.camera_spread, k)) != 2 or not 0 < x[0] <= x[1]]: raise ValueError(f"{where}: training.dataset.camera_spread.{wrong[0]} is a range of positive factors, as [0.8, 1.25]; found {getattr(d.camera_spread, wrong[0])}")
+    if d.target_size and d.target_size < s.model.image_tokenizer.image_size: raise ValueError(f"{where}: training.dataset.target_size {d.target_size} is smaller than the inputs' {s.model.image_tokenizer.image_size}, which would teach less than they show")
+    if l.distill_loss_weight and not d.replay_share: raise ValueError(f"{where}: training.losses.distill_loss_weight needs replayed samples, and training.dataset.replay_share is 0")
+    if s.training.lora.full_modules and not s.training.lora.enabled: raise ValueError(f"{where}: training.lora.full_modules trains beside adapters, and training.lora.enabled is false")
     if s.training.freeze_layers.policy and not s.training.freeze_layers.enabled: raise ValueError(f"{where}: freeze_layers.policy {s.training.freeze_layers.policy!r} is named, but freeze_layers.enabled is false")
     if s.training.freeze_layers.enabled and s.training.lora.enabled: raise ValueError(f"{where}: training.lora freezes all weights itself; freeze_layers beside it is a contradiction")
     for name, v, low in (("grad_accum_steps", r.grad_accum_steps, 1), ("grad_clip_norm", r.grad_clip_norm, 1e-12), ("allowed_gradnorm_factor", r.allowed_gradnorm_factor, 1e-12), ("batch_size_per_gpu", s.training.dataloader.batch_size_per_gpu, 1), ("lr", s.training.optimizer.lr, 1e-12), ("checkpoints_total_limit", s.training.checkpointing.checkpoints_total_limit, 1), ("checkpoint_every", s.training.checkpointing.checkpoint_every, 1)):
