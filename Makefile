@@ -1,4 +1,4 @@
-# make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the failure study, with a report
+# make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the quick study, with a report
 # make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
 PYTHON ?= python3
@@ -32,7 +32,7 @@ pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
 
 study: setup
-	gslrm_mouse study --out $(STUDY) --overwrite
+	gslrm_mouse study --out $(STUDY)
 
 docs: setup
 	if command -v quarto >/dev/null; then $(BIN)/python tools/docs/build.py --quarto _nbs && nbdev_docs --path _nbs; \

@@ -161,7 +161,7 @@ def _asked(model, domain, prepare, frame, views, truths, **tag) -> list[dict]:
     p = prepare(views, domain); g = predict(model, p, training_blur(domain)).to("cpu")
     return [dict(**tag, frame=frame, camera=t.names[0] if t.names else str(i), **scored(g, t), width=t.cameras.width, height=t.cameras.height, n_views=len(views)) for i, t in enumerate(truths)]
 
-# %% ../nbs/15h_adapters.ipynb #b9221d6d
+# %% ../nbs/15h_adapters.ipynb #95335e99
 STAGES = {"raw": ((), "raw"), "exact": ((), "exact"), "exact, zoom": ((), "zoom"), "camera, raw": (("camera",), "raw"), "camera, zoom": (("camera",), "zoom"), "mouse, zoom": (("mouse",), "zoom"), "camera + mouse, zoom": (("camera", "mouse"), "zoom")} # adapters, preparation
 
 def measure_recording(
@@ -171,8 +171,8 @@ def measure_recording(
     seeds=(0, 1, 2), plan:Recorded=Recorded(), stages:dict=STAGES, heads:int=16, # held-out heads that are scored
 ) -> list[dict]: # arm, split ("novel" | "left out" | "head"), seed, frame, camera, scores, checkpoint
     "What every stage reaches on a recording; numbers only. Adapters are kept in the cache."
-    from gslrm_mouse.checkpoints import shipped_checkpoint
-    path = Path(checkpoint or shipped_checkpoint()); card = read_card(path); rec = open_recording(recording); film = {f: rec.frame(f) for f in sorted({*(plan.asked if truth else ()), *plan.alone})}; ways, out = _ways(plan), []
+    from gslrm_mouse.checkpoints import checkpoint_path
+    path = checkpoint_path(checkpoint); card = read_card(path); rec = open_recording(recording); film = {f: rec.frame(f) for f in sorted({*(plan.asked if truth else ()), *plan.alone})}; ways, out = _ways(plan), []
     truths = {f: read_truth(truth, f) for f in plan.asked} if truth else {}; chain = lambda names, seed, heldout=(): tuple(camera_run(card.config, replace(plan.camera, seed=seed)) if n == "camera" else recording_run(card.config, recording, plan, seed, heldout) for n in names)
     for seed in tqdm(list(seeds), desc="recording"):
         for arm, (names, way) in stages.items():

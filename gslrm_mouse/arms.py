@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['VERDICTS', 'Arm', 'kept_arms', 'measured', 'Finding', 'Experiment', 'finished']
+__all__ = ['VERDICTS', 'Arm', 'kept_arms', 'keep_arm', 'measured', 'Finding', 'Experiment', 'finished']
 
 # %% ../nbs/12f_arms.ipynb #75d11e60
 @dataclass(frozen=True)
@@ -23,8 +23,10 @@ class Arm:
     @property
     def key(self) -> str: return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
-# %% ../nbs/12f_arms.ipynb #d41b0784
-def kept_arms(path) -> list[dict]: # Arm's fields, key, seconds, records
+# %% ../nbs/12f_arms.ipynb #8b7374be
+def kept_arms(
+    path, **given, # settings which an arm must have to be among them: checkpoint="0123456789ab"
+) -> list[dict]: # Arm's fields, key, seconds, records
     "The finished arms of a file; ValueError where a line before the last cannot be read."
     path = Path(path); lines = path.read_text().split("\n") if path.is_file() else []; out = []
     for i, line in enumerate(lines):
@@ -32,11 +34,18 @@ def kept_arms(path) -> list[dict]: # Arm's fields, key, seconds, records
         try: out.append(json.loads(line))
         except json.JSONDecodeError as e:
             if i < len(lines) - 1: raise ValueError(f"{path}, line {i + 1}: a finished arm in JSON was expected: {e}") from None
-    return out
+    return [x for x in out if all(x["settings"].get(k) == v for k, v in given.items())]
 
 def _plain(x): # NaN and infinity are no JSON; six digits are plenty
     if isinstance(x, float): return float(f"{x:.6g}") if math.isfinite(x) else None
     return {k: _plain(v) for k, v in x.items()} if isinstance(x, dict) else [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+
+def keep_arm(path, arm:Arm, records:list, seconds:float):
+    "Append an arm that is finished; what a killed process left of another is taken away first."
+    path = Path(path); line = json.dumps(dict(key=arm.key, **asdict(arm), seconds=round(seconds, 1), records=_plain(records))) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True); torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    if torn: os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
+    with open(path, "a") as f: f.write(line); f.flush(); os.fsync(f.fileno())
 
 def measured(
     path, # the experiment's JSON lines
@@ -44,15 +53,12 @@ def measured(
     make, # () → list of records, called when the file has none for this arm
 ) -> list[dict]:
     "The records of an arm: those in the file, or new ones, which the file then has."
-    path = Path(path); have = kept_arms(path); found = [x for x in have if x["key"] == arm.key]
+    found = [x for x in kept_arms(path) if x["key"] == arm.key]
     if found: return found[-1]["records"]
-    t = time.perf_counter(); records = _plain(make()); line = json.dumps(dict(key=arm.key, **asdict(arm), seconds=round(time.perf_counter() - t, 1), records=records)) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True); torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
-    if torn: os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    with open(path, "a") as f: f.write(line); f.flush(); os.fsync(f.fileno())
-    return records
+    t = time.perf_counter(); records = make(); keep_arm(path, arm, records, time.perf_counter() - t)
+    return _plain(records)
 
-# %% ../nbs/12f_arms.ipynb #9d7928fe
+# %% ../nbs/12f_arms.ipynb #21d4006e
 @dataclass(frozen=True)
 class Finding:
     "A row of the verdict."
@@ -72,6 +78,7 @@ class Experiment:
     run:object # (Arm, checkpoint, cache folder) → records
     draw:object # (finished arms, folder) → [(file name, caption), …]
     says:object # finished arms → list[Finding]
+    table:object = None # finished arms → a table in Markdown; the report makes a plain one when None
 
 def finished(e:Experiment, path, arms:list) -> list[dict]:
     "Those of an experiment's arms that the file has, in the order of `arms`."

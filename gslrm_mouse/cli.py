@@ -14,13 +14,13 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #258f50ea
-def _numbers(text:str) -> list[int]:
+# %% ../nbs/18_cli.ipynb #2022a7e4
+def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
         if ":" in text: return list(range(*(int(x) for x in text.split(":"))))
         return [int(x) for x in text.split(",")]
-    except ValueError: raise ValueError(f"frames are written 0,10,20 or 0:40:10, got {text!r}") from None
+    except ValueError: raise ValueError(f"{what} are written 0,10,20 or 0:40:10, got {text!r}") from None
 
 def _vector(text:str):
     "`0,-1,0` as three numbers; ValueError in a sentence otherwise."
@@ -43,23 +43,39 @@ def _command(): return shlex.join(["gslrm_mouse", *sys.argv[1:]])
 
 @taught
 def study(
-    out:Path=Path("study"), # folder of the report
-    recording:Path|None=None, # a recording in MAMMAL's layout; procedural mice when left out
-    truth:Path|None=None, # folder of held-out views of that recording (heldout_cameras.json and pictures)
-    frames:str="0:12", # frame numbers, or seeds of procedural mice: 0,10,20 or 0:40:10
-    checkpoint:Path|None=None, # a .safetensors file with a camera card; the shipped one when left out
-    overwrite:bool=False, # replace an existing report
+    out:Path=Path("study"), # folder of the report; an earlier study there is gone on with
+    full:bool=False, # all experiments, all arms, three seeds: hours; stop it whenever you like, the same command goes on
+    only:str|None=None, # experiments by name, with commas between them; a wrong name lists them
+    seeds:str|None=None, # arms of these seeds only: 0 or 0,1
+    recording:Path|None=None, # ask the same of a recording of yours (any layout the doctor reads); procedural mice when left out
+    truth:Path|None=None, # folder of held-out views of that recording (heldout_cameras.json and pictures); its own cameras are left out in turn without it
+    frames:str|None=None, # of the recording, 0,10,20 or 0:40:10, four spread over it when left out; or which mice of the experiment recipes
+    checkpoint:Path|None=None, # a .safetensors file with a camera card (gslrm_mouse convert makes one of FaceLift's); the shipped one when left out
+    results:Path|None=None, # where finished arms are kept, a file of JSON lines per experiment; OUT/results when left out
+    cache:Path|None=None, # where run folders and traced scenes lie; OUT/cache when left out
+    from_results:Path|None=None, # write the report of the results in this folder, and run nothing
     smooth:bool=True, # bake the blur of the training camera into the Gaussians; without it they look thin and pale at any higher resolution
+    jobs:int=0, # arms at a time, in processes of their own; 0 = one per core and two at most, one with a GPU
     device:str="cpu", # cpu, cuda, cuda:1, …
-    threads:int=0, # CPU threads; 0 = as torch decides
+    threads:int=1, # CPU threads of each
 ):
-    """Hand one network the same animal through six camera recipes, score novel views, write a report.
+    """Why does the network go white, and what helps? Run the experiments, hold them against the note, write a report.
 
-    Without --recording: procedural mice in the documented six-camera rig, a few minutes on two cores."""
-    from gslrm_mouse import study as s
-    _start(device, threads); command = _command()
-    records = s.study(out, recording, truth, _numbers(frames), checkpoint=checkpoint, device=device, overwrite=overwrite, smooth=smooth, command=command)
-    print(s.table(records)); print(); print(s.verdict(records)); print(f"report: {out/'index.html'}")
+    As it stands: the quick version, minutes on two cores. Each finished arm is kept under a hash of what decides it, so nothing is measured twice.
+    Exit status 0: all arms are there, 1: some failed (named in the report, and run again by the same command)."""
+    import os
+    from gslrm_mouse.checkpoints import checkpoint_path
+    from gslrm_mouse.experiments import Plan
+    from gslrm_mouse.report import report_from, study as run, verdicts
+    _start(device, threads); names = tuple(x.strip() for x in only.split(",")) if only else (); path = lambda p: None if p is None else str(p)
+    if truth is not None and recording is None: raise ValueError("--truth belongs to a --recording, and none was given")
+    if from_results is not None: parts, failed = report_from(from_results, out, checkpoint, names, _command()), []
+    else:
+        jobs = jobs or (1 if device.startswith("cuda") else min(2, os.cpu_count() or 1))
+        plan = Plan(str(checkpoint_path(checkpoint)), full, names, tuple(_numbers(seeds, "seeds")) if seeds else (), path(recording), path(truth), tuple(_numbers(frames)) if frames else (), smooth, device)
+        parts, failed = run(out, plan, results, cache, jobs, threads, _command(), say=lambda x: print(x, file=sys.stderr, flush=True))
+    print(verdicts(parts)); print(f"report: {out/'index.html'}")
+    if failed: print(f"gslrm_mouse: {len(failed)} arms failed, see {out/'failed.log'}; the same command tries them again", file=sys.stderr); sys.exit(1)
 
 @taught
 def reconstruct(
@@ -143,10 +159,10 @@ def preprocess(
 
     The recipes of the past are here to be measured; the statement printed at the end says what each of them broke."""
     from gslrm_mouse.canonical import canonicalize
-    from gslrm_mouse.checkpoints import read_card, shipped_checkpoint
+    from gslrm_mouse.checkpoints import checkpoint_path, read_card
     from gslrm_mouse.datasets import preprocess_dataset
     from gslrm_mouse.grades import grade_folder
-    domain, options = read_card(checkpoint or shipped_checkpoint()).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
+    domain, options = read_card(checkpoint_path(checkpoint)).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
     made = preprocess_dataset(source, out, method, frames and _numbers(frames), size, val_share, gap, canonicalize if method == "exact" else None, domain, skip_bad, white_threshold, **options, **(dict(choose=choose, **({} if up is None else dict(up=_vector(up).tolist()))) if method == "exact" else {}))
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, {len(made['gap'])} between" + (f", {len(made['skipped'])} skipped" if made["skipped"] else ""))
     print(made["statement"]); print(grade_folder(out, 12, domain)); print(f"written: {out}")
@@ -158,6 +174,7 @@ def train(
     config:Path, # a file of settings: configs/mouse_gslrm_freeze_all.yaml, configs/mouse_gslrm_lora.yaml, …
     out:Path|None=None, # folder of the run; training.checkpointing.checkpoint_dir when left out
     scale:Literal["full", "small"]="full", # small: the same experiment on the shipped checkpoint, on a CPU
+    policy:str|None=None, # what trains, instead of what the file says: lora (adapters where the study found them best), lora+heads, heads (experiment B), transformer (all layers frozen), layers:K (the first K are frozen), patch_embedder, none (nothing is frozen)
     init:str|None=None, # weights to start from: a .safetensors file, or "shipped"
     resume:bool=False, # go on with the run in OUT
     stop_at:int|None=None, # stop before this update, to be resumed later
@@ -170,6 +187,7 @@ def train(
     On several GPUs: accelerate launch -m gslrm_mouse.cli train --config …; on several CPUs: torchrun --nproc_per_node 2 -m gslrm_mouse.cli train --config …"""
     from gslrm_mouse.training import train as f
     _start(device, threads)
+    if policy is not None: from gslrm_mouse.freeze import policy_overrides; overrides = (*policy_overrides(policy), *overrides)
     print(f"written: {f(config, overrides, out, scale, init, resume, device, stop_at, cache=cache, command=_command())}")
 
 @taught
@@ -200,7 +218,7 @@ def sensitivity(
 @taught
 def pretrain(
     out:Path, # folder of the run: checkpoints/, log.jsonl, model.safetensors
-    steps:int=14000, # updates
+    steps:int=16000, # updates
     n_scenes:int=12000, # different scenes
     batch:int=4, # scenes per update
     size:int=64, # pixels, square

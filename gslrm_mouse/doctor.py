@@ -319,7 +319,7 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
     cost = lambda f: -(f.cost if math.isfinite(f.cost) else 2.)                # what nobody measured comes first: it contradicts itself
     return Diagnosis(e, tuple(sorted((f for f in found if not f.note), key=cost)), tuple(f for f in found if f.note), predicted, domain, seconds)
 
-# %% ../nbs/16_doctor.ipynb #b04c83c4
+# %% ../nbs/16_doctor.ipynb #a01c940f
 @patch
 def __str__(self:Diagnosis):
     lines = [f"{self.evidence.path}: {self.evidence.says}"]
@@ -330,7 +330,7 @@ def __str__(self:Diagnosis):
 @patch(as_prop=True)
 def verdict(self:Diagnosis) -> str:
     "One plain sentence."
-    p = self.predicted; expected = f"novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; {p.said}" if p and math.isfinite(p.iou) else f"no prediction: {p.said}" if p else "no prediction without silhouettes and a sensitivity table of the checkpoint"
+    p = self.predicted; expected = f"novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; {p.said}" if p and math.isfinite(p.iou) else f"no prediction: {p.said}" if p else "no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse sensitivity makes one)"
     return f"will fail: {', '.join(f.name for f in self.findings)}" if self.findings else f"fit: {expected}"
 
 @patch

@@ -84,7 +84,7 @@ def stops(s:Settings, checkpoint, cache, at): # yields (step, network in eval mo
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): kept = fit(s, Path(d)/"run", resume=i > 0, stop_at=k, cache=Path(cache)/"moments")
             lines = [r for r in read_log(Path(d)/"run") if "event" not in r]; yield k, trained(kept)[0], sum(r["skipped"] for r in lines)/max(1, len(lines))
 
-# %% ../nbs/15g_places.ipynb #d1d2e6eb
+# %% ../nbs/15g_places.ipynb #9777cd7d
 @lru_cache(maxsize=64)
 def _head(i, size, elevation): return scene_views(HELD_OUT + i, "head", size, 8, elevation)
 
@@ -100,7 +100,7 @@ def head_scores(model, n:int=16, elevation=(-5., 50.)) -> dict: # psnr, psnr_fg,
 
 def mouse_scores(model, domain:CameraDomain, scenes, way:str="choose distance") -> list[dict]: # scene, novel, sized, input
     "What a network makes of mice in the rig, prepared in one of `zoom.WAYS`."
-    return [{k: v for k, v in zero_shot(model, domain, way, i, _mouse(i)).items() if k != "arm"} for i in scenes]
+    return [dict(scene=i, **{k: v for k, v in zero_shot(model, domain, way, _mouse(i)[0], _mouse(i)[1:]).items() if k != "arm"}) for i in scenes]
 
 # %% ../nbs/15g_places.ipynb #13ca3735
 def followed(w:Way, checkpoint, cache, mice, heads:int=16, at=None) -> list[dict]: # `mice`: which are scored; `at`: updates, the last is the end

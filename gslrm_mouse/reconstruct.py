@@ -332,7 +332,7 @@ def _many(numbers:list, read, out:Path, make, settings:dict, overwrite:bool, fil
     if new: _put(out/MANIFEST, json.dumps(dict(settings=settings, complete=True, frames=list(have), skipped=skipped), indent=1))
     return [r for i in numbers for r in have.get(i, [])]
 
-# %% ../nbs/14_reconstruct.ipynb #917bec9b
+# %% ../nbs/14_reconstruct.ipynb #365daec0
 def reconstruct(
     source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
     out, # folder to write
@@ -361,4 +361,4 @@ def reconstruct(
     if frames is None:
         with whole_folder(out, overwrite) as folder: records = make(folder, views, frame)
     else: records = _many(numbers, read, out, make, settings, overwrite, film, turn, skip_bad)
-    return {s: {k: float(np.mean([r[k] for r in records if r["split"] == s])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")} for s in {r["split"] for r in records}}
+    return {s: {k: float(np.mean([r[k] for r in records if r["split"] == s])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")} for s in dict.fromkeys(r["split"] for r in records)}

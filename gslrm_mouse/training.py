@@ -398,7 +398,7 @@ def _finished(s, out, path, command, n_eval, cache):
     if state["step"] < end or not PartialState().is_main_process: return path
     return finish(out, command, n_eval=n_eval, cache=cache)
 
-# %% ../nbs/13_training.ipynb #4d1b65c0
+# %% ../nbs/13_training.ipynb #e079e8e0
 @dataclass(frozen=True)
 class PretrainSettings:
     "The few numbers one changes in pretraining; `settings` has all of them."
@@ -406,7 +406,7 @@ class PretrainSettings:
     patch_size:int = 8 # pixels
     d:int = 256 # token width
     n_layer:int = 6 # transformer layers
-    steps:int = 14000 # updates
+    steps:int = 16000 # updates
     batch:int = 4 # scenes per update
     lr:float = 1e-3 # peak learning rate of AdamW: embedding, decoders, norms
     muon_lr:float = 2e-3 # peak learning rate of Muon: the transformer's matrices

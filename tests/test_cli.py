@@ -13,7 +13,12 @@ def run(*args, cwd=None):
 
 @pytest.mark.parametrize("args, said", [
     (("reconstruct", "nowhere", "--out", "x"), "nowhere"),
-    (("study", "--frames", "all", "--out", "x"), "got 'all'"),
+    (("study", "--frames", "all", "--out", "x"), "frames are written 0,10,20 or 0:40:10, got 'all'"),
+    (("study", "--seeds", "one", "--out", "x"), "seeds are written 0,10,20 or 0:40:10, got 'one'"),
+    (("study", "--seeds", "9", "--only", "gap", "--out", "x"), "no arm has one of the seeds 9; there are 0"),
+    (("study", "--only", "zooms", "--out", "x"), "no experiment 'zooms'; there are"),
+    (("study", "--truth", "nowhere", "--out", "x"), "--truth belongs to a --recording"),
+    (("study", "--from-results", "nowhere", "--out", "x"), "nowhere: results of a study"),
     (("study", "--recording", "nowhere", "--out", "x"), "nowhere"),
     (("study", "--checkpoint", "no.safetensors", "--out", "x"), "no.safetensors"),
     (("study", "--device", "cuda:7", "--out", "x"), "cuda"),
@@ -43,10 +48,3 @@ def test_sample_to_files(sample, tmp_path):
     records = [json.loads(x) for x in (tmp_path/"r/results.jsonl").read_text().splitlines()]
     novel = [r for r in records if r["split"] == "novel"]
     assert len(novel) == 4 and sum(r["psnr"] - r["psnr_white"] for r in novel) > 0
-
-
-def test_recording_exact_beats_millimetres(recording, tmp_path):
-    from gslrm_mouse.study import study, summary
-    records = study(tmp_path/"s", recording, recording/"truth/heldout_views", [20], ("mm", "exact"))
-    iou = {r["arm"]: r["iou"][0] for r in summary(records)}
-    assert iou["exact"] > iou["mm"] + .2 and (tmp_path/"s/index.html").is_file()

@@ -1,5 +1,5 @@
 """The built documentation: complete, linked, silent on the network, alive in a browser."""
-import http.server, importlib, json, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
+import http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
 from functools import partial
 from pathlib import Path
 import pytest
@@ -78,7 +78,22 @@ def test_every_notebook_has_its_place(tmp_path):
     with pytest.raises(ValueError, match="99_lost.ipynb: in no group"): build.grouped(tmp_path)
     import yaml
     contents = yaml.safe_load(build.sidebar(ROOT/"nbs"))["website"]["sidebar"]["contents"]
-    assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in contents[1]["contents"]
+    assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in next(g["contents"] for g in contents if g["section"] == "Cameras")
+
+
+TUTORIALS = ("bring_your_own_rig", "why_did_it_go_white", "lora", "released_checkpoint")
+
+def test_tutorials_start_from_the_package_alone(site):
+    "Each has its page, reads nothing that is not in an installed package, has a picture early, and checks what it shows."
+    import ast
+    for name in TUTORIALS:
+        assert f'href="../tutorials/{name}.html"' in (site/"pages/limits.html").read_text(), "it stands in the sidebar"
+        cells = [c for c in json.loads((ROOT/f"nbs/tutorials/{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]; code = [build.text(c["source"]) for c in cells]; tree = ast.parse("\n".join(code))
+        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+        assert not [s for s in strings if "../" in s or s.startswith(("configs", "results", "http"))], name
+        pictures = [i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"])]; assert pictures[0] < 6 and len(pictures) > 2, name
+        assert sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in c for c in code) > 8, name
+        assert not any(c["outputs"] == [] and "print(" in build.text(c["source"]) and "def " not in build.text(c["source"]) for c in cells), f"{name}: outputs are stored"
 
 
 def test_the_copy_for_quarto_says_the_same(tmp_path):
@@ -97,6 +112,24 @@ def test_the_copy_for_quarto_says_the_same(tmp_path):
                 rest = ast.parse(made[-1]["source"]); assert not any(map(is_import, rest.body)) and ("eval: false" in made[-1]["source"]) == any(map(is_import, ast.walk(rest)))
     x = dict(cell_type="code", source="#| cuda\nimport os; a = 'é'; import re\nprint(a)\ndef f(): import io", outputs=[1])
     assert [c["source"] for c in build.imports_apart(x)] == ["#| cuda\nimport os\nimport re", "#| eval: false\n#| cuda\na = 'é'; \nprint(a)\ndef f(): import io"]
+
+
+def test_nbdev_takes_the_copy(tmp_path):
+    "nbdev's own processing, of which Quarto is only the last step, goes through in the copy; in the notebooks themselves it stops where a cell imports and computes, since it runs such cells and none before them."
+    build.for_quarto(ROOT/"nbs", tmp_path/"_nbs"); code = "import sys; from pathlib import Path; from nbdev.serve_drv import exec_nb; from nbdev.processors import FilterDefaults\nfor a, b in zip(sys.argv[1::2], sys.argv[2::2]): exec_nb(Path(a), Path(b), FilterDefaults)"
+    mixed = [p for ps in build.grouped(ROOT/"nbs").values() for p in ps if any(len(build.imports_apart(c)) > 1 for c in json.loads(p.read_text())["cells"])] + [ROOT/f"nbs/tutorials/{n}.ipynb" for n in TUTORIALS]
+    run = lambda *paths: subprocess.run([sys.executable, "-W", "ignore", "-c", code, *[str(x) for p in paths for x in (p, tmp_path/"out.ipynb")]], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(MPLBACKEND="agg"))
+    said = run(*[tmp_path/"_nbs"/p.relative_to(ROOT/"nbs") for p in mixed]); assert said.returncode == 0, said.stderr[-800:]
+    said = run(*[ROOT/f"nbs/tutorials/{n}.ipynb" for n in TUTORIALS]); assert said.returncode == 0, said.stderr[-800:]                # new notebooks need no mending
+    bad = json.loads((ROOT/"nbs/02_rays.ipynb").read_text()); bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source="import os; print(of_an_earlier_cell)")); (tmp_path/"bad.ipynb").write_text(json.dumps(bad))
+    assert "Error in notebook: rays in cell" in run(tmp_path/"bad.ipynb").stderr
+
+
+def test_the_report_has_its_place(tmp_path):
+    def without(out): raise AssertionError("not to be called")
+    def study(out, from_results=None): out.mkdir(parents=True); (out/"index.html").write_text(f"<p>{from_results.name}</p>")
+    assert build.report_of(without, tmp_path, ROOT/"nbs/results") is None and build.report_of(study, tmp_path, ROOT/"nbs/results") == "reports/study/index.html" and (tmp_path/"reports/study/index.html").read_text() == "<p>results</p>"
+    page = Path("a.ipynb"); there = build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "../", "reports/study/index.html"); assert 'href="../reports/study/index.html">report' in there and "report" not in build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "")
 
 
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
@@ -141,8 +174,9 @@ class Browser:
 
     def visit(self, url):
         "What went wrong on the way, and what was asked for."
-        self.events.clear(); self("Page.navigate", url=url)
-        while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
+        for there in ("about:blank", url):                                    # what the page before has left to say is not this one's
+            self.events.clear(); self("Page.navigate", url=there)
+            while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
         self.js("new Promise(r => setTimeout(r, 30))")
         return self.wrong(), [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
 
@@ -199,27 +233,48 @@ def test_search_leads_to_the_place(browser, home):
     assert found("zzzyx") == [] and "nothing found" in browser.js("hits.innerText")
 
 
-def test_widgets_move(browser, home):
-    for page in ("rasterize.html", "canonical.html"):
-        browser.visit(home + page)
-        assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget .widget-readout') || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100, page
-        before = browser.js("document.querySelector('.widget .widget-readout').innerText")
-        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))")
-        assert browser.js("document.querySelector('.widget .widget-readout').innerText") != before, page
-        assert browser.js("(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"), "a still figure stands before the widget"
+FOUND = "new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget %s') || ++n > 100) { clearInterval(t); r(n) } }, 50) })"
+STILL = "(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"
+
+def with_widgets():
+    "Pages whose notebooks show a widget, and what kind: `interact` redraws by Python, a `Tab` of pictures needs none."
+    found = {}
+    for p in (p for ps in build.grouped(ROOT/"nbs").values() for p in ps):
+        raw = json.loads(p.read_text()); state = raw["metadata"].get("widgets", {}).get(build.STATE, {}).get("state", {}); kinds = {s["model_name"] for s in state.values()}
+        if kinds: found[build.page_of(p, ROOT/"nbs")] = kinds
+    return found
+
+
+def test_there_is_a_widget_for_each_of_these():
+    kinds = with_widgets()
+    for page, kind in {"rays.html": "FloatSliderModel", "gaussians.html": "FloatSliderModel", "rasterize.html": "FloatSliderModel", "canonical.html": "TabModel", "factors.html": "ToggleButtonModel", "pages/glossary.html": "TabModel"}.items(): assert kind in kinds[page], page
+
+
+def test_sliders_and_buttons_move(browser, home):
+    for page, kinds in with_widgets().items():
+        browser.visit(home + page); which = ".widget-readout" if "FloatSliderModel" in kinds else ".widget-toggle-button" if "ToggleButtonModel" in kinds else None
+        if which is None: continue
+        assert browser.js(FOUND % which) < 100, page
+        now = "document.querySelector('.widget .widget-readout').innerText" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').classList.contains('mod-active')"; before = browser.js(now)
+        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').click()")
+        assert browser.js(now) != before, page
+        assert browser.js(STILL), f"{page}: a still figure stands before the widget"
+        assert "none runs behind this page" in browser.js("document.querySelector('.widget .note').innerText"), page
         assert browser.wrong() == [], page
 
 
-def test_a_widget_of_pictures_works_without_python(browser, home):
-    browser.visit(home + "pages/glossary.html")
-    assert browser.js("new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab').length || ++n > 100) { clearInterval(t); r(n) } }, 50) })") < 100
-    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)")
-    first = shown(); assert len(first) == 1
-    browser.js("(t => { for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9})) })([...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')].at(-1))")
-    second = shown(); assert len(second) == 1 and second != first and browser.wrong() == []
+@pytest.mark.parametrize("page", ["pages/glossary.html", "canonical.html"])
+def test_a_widget_of_pictures_works_without_python(browser, home, page):
+    browser.visit(home + page); tabs = "[...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')]"
+    assert browser.js(FOUND % ".lm-TabBar-tab, .widget .p-TabBar-tab") < 100 and browser.js(STILL)
+    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)"); seen = shown(); assert len(seen) == 1
+    for k in range(1, browser.js(f"{tabs}.length")):
+        browser.js(f"(t => {{ for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {{bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9}})) }})({tabs}[{k}])")
+        now = shown(); assert len(now) == 1 and now[0] not in seen; seen += now
+    assert len(seen) > 3 and browser.wrong() == [] and browser.js("[...document.querySelectorAll('.widget img')].every(i => i.alt.trim())")
 
 
-def test_dark_light_and_telephone(browser, home):
+def test_dark_light_and_telephone(site, browser, home):
     shade = lambda: browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, x) => a + +x, 0)")
     browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")]); browser.visit(home + "index.html"); assert shade() < 200
     browser.js("document.getElementById('theme').click()"); assert shade() > 600
@@ -227,7 +282,7 @@ def test_dark_light_and_telephone(browser, home):
     browser.js("localStorage.clear()"); browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="light")])
     browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
     try:
-        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html"):
+        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html", "factors.html", *(p for p in pages(site) if p.startswith("tutorials/"))):
             browser.visit(home + page); assert browser.js("document.documentElement.scrollWidth") <= 390, page
         hidden = lambda: browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
         assert hidden(); browser.js("document.getElementById('menu').click()"); assert not hidden()

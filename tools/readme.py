@@ -17,5 +17,5 @@ for cell in nbformat.read(root/"nbs/index.ipynb", 4).cells:
         if "text/markdown" in data: parts.append("".join(data["text/markdown"]))
         elif "text" in out: parts.append("```\n" + "".join(out["text"]).rstrip() + "\n```")
 text = "\n\n".join(p.strip() for p in parts) + "\n"
-text = re.sub(r"\]\((?!https?://|#|nbs/)([^)]+\.(?:png|ipynb|svg))", r"](nbs/\1", text)
+text = re.sub(r"\]\((?!https?://|#|nbs/)([^)]+\.(?:png|jpg|ipynb|svg))", r"](nbs/\1", text)
 (root/"README.md").write_text("<!-- made from nbs/index.ipynb by make readme -->\n\n" + text, encoding="utf-8")

@@ -2,7 +2,7 @@
 
     python tools/docs/build.py [OUT]        the site, `_docs` when OUT is left out
     python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`, with what nbdev would lose or stumble over put right"""
-import ast, base64, gzip, hashlib, html, importlib, json, os, re, shutil, sys, time
+import ast, base64, gzip, hashlib, html, importlib, inspect, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
@@ -11,8 +11,8 @@ from string import Template
 root, here = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
 os.chdir(root); sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
 
-# In the order in which they are read: notebooks by the number in their name, pages by name.
-GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
+# In the order in which they are read: notebooks by the number in their name, pages by name, what a folder holds beyond those named by "folder/".
+GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Tutorials", ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora", "tutorials/released_checkpoint", "tutorials/")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
           ("Recipes and the exact camera", ("07", "08")), ("Model and training", ("09", "10", "11", "12", "13")), ("Failure and doctor", ("15", "16")), ("Study", ("14", "17", "18")),
           ("Reference", ("pages/conventions", "pages/api", "pages/contributing", "pages/changelog")))
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
@@ -21,8 +21,8 @@ FROM = "commonmark_x-smart"                                                   # 
 def grouped(nbs:Path) -> dict[str, list[Path]]:
     "Notebooks of `nbs` by group, in reading order; ValueError for one that belongs to none."
     paths = {p.relative_to(nbs).with_suffix("").as_posix(): p for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
-    belongs = lambda name, key: name == key or key.isdigit() and re.match(rf"{key}[a-z]?_", name)
-    groups = {title: [p for key in keys for name, p in paths.items() if belongs(name, key)] for title, keys in GROUPS}
+    belongs = lambda name, key: name == key or key.endswith("/") and name.startswith(key) or key.isdigit() and re.match(rf"{key}[a-z]?_", name)
+    groups = {title: list(dict.fromkeys(p for key in keys for name, p in paths.items() if belongs(name, key))) for title, keys in GROUPS}
     lost = set(paths.values()) - {p for ps in groups.values() for p in ps}
     if lost: raise ValueError(f"{', '.join(sorted(str(p) for p in lost))}: in no group of the sidebar; GROUPS in tools/docs/build.py knows notebooks by their number")
     return groups
@@ -313,16 +313,24 @@ def sections_of(url:str, title:str, says:str, body:str) -> list[list[str]]:
     top = body[:heads[0].start()] if heads else body
     return [[url, title, "", "", f"{says} {words(top)}"]] + [[url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():e])] for m, e in zip(heads, ends)]
 
-def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str) -> str:
-    part = lambda t, ps: f"<h2>{t}</h2><ul>" + "".join(f'<li><a href="{up}{pages[p]}"{" aria-current=page" if pages[p] == current else ""}>{html.escape(titles[p])}</a></li>' for p in ps) + "</ul>"
+def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str, report:str=None) -> str:
+    link = lambda url, title: f'<li><a href="{up}{url}"{" aria-current=page" if url == current else ""}>{html.escape(title)}</a></li>'
+    part = lambda t, ps: f"<h2>{t}</h2><ul>" + "".join(link(pages[p], titles[p]) for p in ps) + (link(report, "report") if report and t == "Study" else "") + "</ul>"
     return "".join(part(t, ps) for t, ps in groups.items() if ps)
+
+def report_of(study, out:Path, results:Path) -> str|None:
+    "The study's report from its stored results, beside the pages; its address, None where `study` cannot write one from them."
+    if "from_results" not in inspect.signature(study).parameters: return None
+    study(out=out/"reports/study", from_results=results)
+    return "reports/study/index.html"
 
 def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict:
     "The whole site into `out`; returns how much of what."
     groups = grouped(nbs); order = [p for ps in groups.values() for p in ps]; pages = {p.resolve(): page_of(p, nbs) for p in order} | {p: page_of(p, nbs) for p in order}
     if out.exists() and not (out/"search.js").exists() and any(out.iterdir()): raise ValueError(f"{out}: should be empty or a site built before, found other files")
     shutil.rmtree(out, ignore_errors=True); out.mkdir(parents=True)
-    made = [Page(p, nbs, out, pages) for p in order]; titles = {p.path: p.title for p in made}
+    from gslrm_mouse.cli import study
+    report = report_of(study, out, nbs/"results"); made = [Page(p, nbs, out, pages) for p in order]; titles = {p.path: p.title for p in made}
     frame = Template((here/"page.html").read_text(encoding="utf-8")); search = []
     sources = {m: code((root/f"gslrm_mouse/{m}.py").read_text(encoding="utf-8")).replace("``````python", "``````{.python .numberLines #src}", 1) for m in (p.module for p in made) if m}
     with ThreadPoolExecutor(os.cpu_count()) as pool: bodies = list(pool.map(lambda md: html_of(md, cache), [p.links(p.md) for p in made] + list(sources.values())))
@@ -330,14 +338,14 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
         body = finished(body); search += sections_of(p.url, p.title, p.says, body)
         turn = lambda k, cls, word: f'<a class="{cls}" href="{p.up}{made[k].url}"><small>{word}</small>{html.escape(made[k].title)}</a>' if 0 <= k < len(made) else "<span></span>"
         tail = f'<script type="{STATE}">{json.dumps(p.state).replace("</", "<" + chr(92) + "/")}</script><script src="{p.up}html-manager.js" data-jupyter-widgets-cdn="./"></script>' if p.widgets else ""
-        where = f'<a href="{p.repo}/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "")
+        where = f'<a href="{p.repo}/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "") + (f' · <a href="{report}">report of the study</a>' if report and p.url == "index.html" else "")
         whole = frame.substitute(title=html.escape(p.title), says=f'<p class="says">{html_of(p.links(p.says), cache)}</p>'.replace("<p class=\"says\"><p>", '<p class="says">').replace("</p>\n</p>", "</p>") if p.says else "", body=body, up=p.up, toc=toc_of(body), turn=turn(i - 1, "prev", "before") + turn(i + 1, "next", "next"),
-                                 nav=navigation(groups, pages, titles, p.url, p.up), tail=tail, where=where, description=html.escape(plain(p.says)))
+                                 nav=navigation(groups, pages, titles, p.url, p.up, report), tail=tail, where=where, description=html.escape(plain(p.says)))
         (out/p.url).parent.mkdir(parents=True, exist_ok=True); (out/p.url).write_text(whole, encoding="utf-8")
     for (m, _), body in zip(sources.items(), bodies[len(made):]):
         page = next(p for p in made if p.module == m); (out/"source").mkdir(exist_ok=True)
         (out/f"source/{m}.html").write_text(frame.substitute(title=f"{m}.py", says=f'<p class="says">Made from the notebook <a href="../{page.url}">{page.title}</a>, which explains it.</p>', body=body, up="../", toc="", turn="", tail="", where="", description=f"Source of gslrm_mouse.{m}",
-                                                            nav=navigation(groups, pages, titles, "", "../")), encoding="utf-8")
+                                                            nav=navigation(groups, pages, titles, "", "../", report)), encoding="utf-8")
     for name in ("style.css", "site.js", "vendor/stix-two-math.woff", "vendor/LICENSE.txt"): shutil.copy(here/name, out/Path(name).name)
     if any(p.widgets for p in made): (out/"html-manager.js").write_bytes(gzip.decompress((here/"vendor/html-manager-1.0.15.js.gz").read_bytes()))
     if (nbs/"images").is_dir(): shutil.copytree(nbs/"images", out/"images")
