@@ -48,12 +48,12 @@ def world_version() -> str:
     import gslrm_mouse.scenes as s
     return hashlib.sha256(Path(s.__file__).read_bytes()).hexdigest()[:8]
 
-# %% ../nbs/12c_sources.ipynb #4d9e2142
+# %% ../nbs/12c_sources.ipynb #9ce03965
 def _draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
     "What the ranges give for a scene: one draw in the logarithm, and a tenth of the range to and fro for each camera."
     r = np.random.default_rng([seed, 78]); out = {}
-    for k in ("focal", "aspect", "distance", "size"):
-        lo, hi = np.log(getattr(spread, k)); out[k] = np.exp(np.clip(r.uniform(lo, hi) + .1*(hi - lo)*r.uniform(-1, 1, n), lo, hi))
+    for k, span in (("focal", spread.focal), ("aspect", spread.aspect), ("distance", spread.distance), ("size", spread.size)):
+        lo, hi = np.log(span); out[k] = np.exp(np.clip(r.uniform(lo, hi) + .1*(hi - lo)*r.uniform(-1, 1, n), lo, hi))
     return {**out, "size": out["size"][0], "principal": spread.principal*r.uniform(-1, 1, (n, 2)), "aim": np.radians(spread.aim)*r.uniform(-1, 1, (n, 2))}
 
 def strayed(cams:Cameras, spread:SpreadSettings, seed:int) -> Cameras: # canonical ones
