@@ -94,7 +94,7 @@ def run_adapter(arm:Arm, checkpoint, cache) -> list[dict]:
     s, card = arm.settings, read_card(checkpoint); model = network_with(chain_of(s["chain"], card.config, arm.seed, s.get("lengths", LENGTHS)), checkpoint, cache)
     return [dict(kind="head", step=0, **head_scores(model, s["heads"])), *(dict(kind="mouse", step=0, way=w, **r) for w in s["ways"] for r in mouse_scores(model, card.domain, range(s["mice"]), w))]
 
-# %% ../nbs/15h_adapters.ipynb #a0cc6308
+# %% ../nbs/15h_adapters.ipynb #198412f8
 def by_way(done:list[dict]) -> dict: # (name, way): dict(iou, psnr, psnr_fg: [per mouse], sized: [iou per mouse]), name: head PSNR
     "Scores per network and way, mouse by mouse, means over seeds."
     out = {}
@@ -134,7 +134,7 @@ def say_adapters(done:list[dict]) -> list[Finding]:
     if best_raw in b: out.append(Finding("is warping needed at all?", f"raw rig with both adapters {level(best_raw)}, exact camera with both {level(both)} ({gap(both, best_raw)})", "answered", "the exact camera stays ahead" if sure(both, best_raw) else "the raw rig stays ahead" if sure(best_raw, both) else "with adapters for the rig, the two are about equal"))
     return out
 
-EXPERIMENT_ADAPTERS = Experiment("adapters", "Can cameras be learned before any mouse is seen, and does a mouse adapter add to it?", adapter_arms, run_adapter, draw_adapters, say_adapters)
+EXPERIMENT_ADAPTERS = Experiment("adapters", "Can cameras be learned before any mouse is seen, and does a mouse adapter add to it?", adapter_arms, run_adapter, draw_adapters, say_adapters, adapter_table)
 
 # %% ../nbs/15h_adapters.ipynb #4c93de9f
 @dataclass(frozen=True)
@@ -185,10 +185,12 @@ def measure_recording(
             for f in plan.alone: v = film[f]; k = v.cameras; out += _asked(model, card.domain, ways[way], f, v[[i for i in range(len(v)) if i != c]], [v[[c]].resized(k.width//4, k.height//4)], split="left out", **tag)
     return out
 
-# %% ../nbs/15h_adapters.ipynb #6e48aa5f
+# %% ../nbs/15h_adapters.ipynb #cd60388f
 def recording_table(records:list[dict]) -> str:
     "Stages as Markdown: cameras outside the rig, rig cameras left out, heads."
-    rows = []; at = lambda arm, split, k: [r[k] for r in records if r["arm"] == arm and r["split"] == split]; ci = lambda x: f"{np.mean(x):.3f} [{interval(x)[0]:.3f}, {interval(x)[1]:.3f}]" if x else "–"; dB = lambda x: f"{np.mean(x):.2f}" if x else "–"
+    rows = []; pictures = lambda arm, split: list(dict.fromkeys((r.get("frame"), r.get("camera")) for r in records if r["arm"] == arm and r["split"] == split))
+    at = lambda arm, split, k: [float(np.mean([r[k] for r in records if r["arm"] == arm and r["split"] == split and (r.get("frame"), r.get("camera")) == p])) for p in pictures(arm, split)]      # a picture is one, whatever the number of seeds
+    ci = lambda x: f"{np.mean(x):.3f} [{interval(x)[0]:.3f}, {interval(x)[1]:.3f}]" if x else "–"; dB = lambda x: f"{np.mean(x):.2f}" if x else "–"
     base = next((np.mean(at(a, "head", "psnr")) for a in ("raw", "exact", "exact, zoom") if at(a, "head", "psnr")), float("nan"))
     for arm in dict.fromkeys(r["arm"] for r in records): rows.append(f"| {arm} | {ci(at(arm, 'novel', 'iou'))} | {dB(at(arm, 'novel', 'psnr_fg'))} | {dB(at(arm, 'novel', 'psnr'))} ({dB(at(arm, 'novel', 'psnr_white'))}) | {ci(at(arm, 'left out', 'iou'))} | {dB(at(arm, 'left out', 'psnr_fg'))} | {np.mean(at(arm, 'head', 'psnr') or [float('nan')]) - base:+.2f} | {len({r['seed'] for r in records if r['arm'] == arm})} |")
     return "\n".join(["| stage | outside the rig: IoU | foreground [dB] | PSNR (white) | left out: IoU | foreground | heads [dB] | seeds |", "|---|---|---|---|---|---|---|---|", *rows])

@@ -227,7 +227,7 @@ def draw_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     if groups(done): _through(done, folder/"places_through.png"); out.append(("places_through.png", "Heads through every run."))
     return out
 
-# %% ../nbs/15g_places.ipynb #fbc55513
+# %% ../nbs/15g_places.ipynb #5ed74378
 def say_places(done:list[dict]) -> list[Finding]:
     "What the finished arms say of the note's open question, of forgetting, and of what helps against it."
     g, best = groups(done), winner(done); out = []
@@ -241,4 +241,4 @@ def say_places(done:list[dict]) -> list[Finding]:
     if controls: kept = max(controls, key=lambda k: net_worth(g[k])); plain = kept.split(",")[0]; out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
     return out
 
-EXPERIMENT_PLACES = Experiment("places", "Where in the network do adapters learn a mouse, and what do they forget?", place_arms, run_place, draw_places, say_places)
+EXPERIMENT_PLACES = Experiment("places", "Where in the network do adapters learn a mouse, and what do they forget?", place_arms, run_place, draw_places, say_places, place_table)
