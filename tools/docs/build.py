@@ -13,7 +13,7 @@ os.chdir(root); sys.path.insert(0, str(root))                                 # 
 
 # In the order in which they are read: notebooks by the number in their name, pages by name, what a folder holds beyond those named by "folder/".
 GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Tutorials", ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora", "tutorials/released_checkpoint", "tutorials/")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
-          ("Recipes and the exact camera", ("07", "08")), ("Model and training", ("09", "10", "11", "12", "13")), ("Failure and doctor", ("15", "16")), ("Study", ("14", "17", "18")),
+          ("Recipes and the exact camera", ("07", "08")), ("Model and training", ("09", "10", "pages/model_cards", "11", "12", "13")), ("Failure and doctor", ("15", "16")), ("Study", ("14", "17", "18")),
           ("Reference", ("pages/conventions", "pages/api", "pages/contributing", "pages/changelog")))
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
 FROM = "commonmark_x-smart"                                                   # what Jupyter renders, with attributes and maths
