@@ -165,8 +165,8 @@ def test_targets_finer_than_inputs(tmp_path):
 
 def test_recording_is_split(recording, tmp_path):
     "Frames after the first block and the camera left out are in no batch of the adapter's run."
-    from gslrm_mouse.adapters import Recorded, recording_run
-    s = recording_run(read_card(shipped_checkpoint()).config, recording, Recorded(train="0:2"), heldout=(2,))
+    from gslrm_mouse.adapters import Recorded, film_run
+    s = film_run(read_card(shipped_checkpoint()).config, recording, Recorded(train="0:2"), heldout=(2,))
     stream = Stream(replace(s, training=replace(s.training, dataset=replace(s.training.dataset, replay_share=0.))), source_for(s, tmp_path))
     seen = [x for k in range(12) for x in stream(k).samples]
     assert {x["name"].rsplit(" ", 1)[-1] for x in seen} == {"0", "1"}
