@@ -16,7 +16,7 @@ from .failure import interval
 # %% auto #0
 __all__ = ['PORTRAIT', 'FILL', 'GAP_SAYS', 'portraits', 'look', 'pose_spread', 'gap_row', 'world_gap']
 
-# %% ../nbs/15d_gap.ipynb #04069152
+# %% ../nbs/15d_gap.ipynb #85c24d2e
 PORTRAIT, FILL = 64, .4 # pixels; root of the object's area over the width
 
 def portraits(views:Views) -> Views:
@@ -25,6 +25,7 @@ def portraits(views:Views) -> Views:
 
 def _inner(alpha): return -torch.nn.functional.max_pool2d(-(alpha > .99).float()[:, None], 3, 1, 1)[:, 0] > 0
 
+# %% ../nbs/15d_gap.ipynb #84be4bee
 def look(views:Views) -> dict: # name: (V,) float64
     "What one picture says: mirror symmetry of silhouette and shading, elongation, brightness, saturation, contrast and texture of the object."
     p = portraits(views); a = p.alpha > .5; grey = p.images.double().mean(-1); inner = _inner(p.alpha); n = PORTRAIT
