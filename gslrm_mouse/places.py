@@ -26,10 +26,10 @@ from .control import control_views
 from .zoom import zero_shot
 
 # %% auto #0
-__all__ = ['PLACES', 'POLICIES', 'PLAN', 'CONTROLS', 'EXPERIMENT_PLACES', 'targets_at', 'parameters_per_rank', 'rank_for', 'Way',
-           'way_settings', 'trained_numbers', 'stops', 'head_scores', 'mouse_scores', 'followed', 'as_it_is', 'mean_of',
-           'worth', 'searched', 'way_of', 'place_arms', 'run_place', 'groups', 'net_worth', 'winner', 'place_table',
-           'draw_places', 'say_places']
+__all__ = ['PLACES', 'POLICIES', 'ASKED', 'PLAN', 'CONTROLS', 'EXPERIMENT_PLACES', 'targets_at', 'parameters_per_rank',
+           'rank_for', 'Way', 'way_settings', 'trained_numbers', 'stops', 'head_scores', 'mouse_scores', 'followed',
+           'as_it_is', 'mean_of', 'worth', 'searched', 'way_of', 'place_arms', 'run_place', 'groups', 'net_worth',
+           'winner', 'place_table', 'draw_places', 'say_places']
 
 # %% ../nbs/15g_places.ipynb #34d43215
 PLACES = {"qkv": ("to_qkv",), "attention output": ("attn.fc",), "MLP in": ("mlp.mlp.0",), "MLP out": ("mlp.mlp.2",), "patch embedder": ("patch_embedder",), "heads, by adapters": ("heads",),
@@ -51,7 +51,7 @@ def rank_for(place:str, config:GSLRMConfig, budget:int, most:int=64) -> int: # `
     "The rank that comes nearest to a number of parameters."
     return max(1, min(most, round(budget/parameters_per_rank(place, config))))
 
-# %% ../nbs/15g_places.ipynb #6a31e537
+# %% ../nbs/15g_places.ipynb #9306764a
 @dataclass(frozen=True)
 class Way:
     "One way to adapt the network to mice."
@@ -60,16 +60,17 @@ class Way:
     replay:float = 0. # share of samples
     distill:float = 0. # weight
     scenes:int = 60 # mice there are
+    method:str = "similarity" # how the rig reaches the network: "similarity" | "exact"
 
     @property
     def says(self) -> str:
-        return self.place + (f", rank {self.rank}" if self.place not in POLICIES[:2] else "") + (f", {'distilled' if self.distill else 'replayed'} {self.replay:.0%}" if self.replay else "")
+        return self.place + (f", rank {self.rank}" if self.place not in POLICIES[:2] else "") + (f", {'distilled' if self.distill else 'replayed'} {self.replay:.0%}" if self.replay else "") + (", exact camera" if self.method == "exact" else "")
 
 def way_settings(w:Way, config:GSLRMConfig) -> Settings:
     "The way as settings of a run from a checkpoint of this network."
     n = config.n_layer; lora = lambda place, **kw: dict(lora=dict(enabled=True, rank=w.rank, alpha=2.*w.rank, target_modules=list(targets_at(place, n)), **kw))
     what = {"full tuning": lambda: {}, "heads only": lambda: dict(freeze_layers=dict(enabled=True, policy="heads")), "LoRA + heads": lambda: lora("all layers", full_modules=["heads"])}.get(w.place, lambda: lora(w.place))()
-    return settings_from(dict(seed=w.seed, model=model_settings(config), training=dict(runtime=dict(max_skipped_share=1.), **what, dataset=dict(kinds=["mouse"], n_scenes=w.scenes, rig_scale=4, method="exact", num_views=6, input_views=[3, 4, 5], target_views=1, replay_share=w.replay),
+    return settings_from(dict(seed=w.seed, model=model_settings(config), training=dict(runtime=dict(max_skipped_share=1.), **what, dataset=dict(kinds=["mouse"], n_scenes=w.scenes, rig_scale=4, method=w.method, num_views=6, input_views=[3, 4, 5], target_views=1, replay_share=w.replay),
         losses=dict(ssim_loss_weight=.2, alpha_loss_weight=.2, distill_loss_weight=w.distill), optimizer=dict(lr=w.lr, weight_decay=0.), schedule=dict(max_fwdbwd_passes=w.steps, warmup=min(20, max(1, w.steps//5))), checkpointing=dict(checkpoint_every=10**9, checkpoints_total_limit=1))), where=w.says)
 
 def trained_numbers(w:Way, config:GSLRMConfig) -> int:
@@ -102,16 +103,18 @@ def mouse_scores(model, domain:CameraDomain, scenes, way:str="choose distance") 
     "What a network makes of mice in the rig, prepared in one of `zoom.WAYS`."
     return [dict(scene=i, **{k: v for k, v in zero_shot(model, domain, way, _mouse(i)[0], _mouse(i)[1:]).items() if k != "arm"}) for i in scenes]
 
-# %% ../nbs/15g_places.ipynb #13ca3735
+# %% ../nbs/15g_places.ipynb #e867bccc
+ASKED = dict(similarity="similarity", exact="choose distance") # of `zoom.WAYS`
+
 def followed(w:Way, checkpoint, cache, mice, heads:int=16, at=None) -> list[dict]: # `mice`: which are scored; `at`: updates, the last is the end
     "Train one way and score it: one record of facts, one of heads per stop, one per mouse."
     config, domain = (x := read_card(checkpoint)).config, x.domain; out = []
     for k, model, skipped in stops(way_settings(w, config), checkpoint, cache, at or (w.steps,)): out.append(dict(kind="head", step=k, **head_scores(model, heads)))
-    return [dict(kind="facts", **asdict(w), says=w.says, parameters=trained_numbers(w, config), skipped=skipped), *out, *(dict(kind="mouse", step=w.steps, **r) for r in mouse_scores(model, domain, mice))]
+    return [dict(kind="facts", **asdict(w), says=w.says, parameters=trained_numbers(w, config), skipped=skipped), *out, *(dict(kind="mouse", step=w.steps, **r) for r in mouse_scores(model, domain, mice, ASKED[w.method]))]
 
-def as_it_is(checkpoint, mice, heads:int=16) -> list[dict]:
+def as_it_is(checkpoint, mice, heads:int=16, method:str="similarity") -> list[dict]:
     "The same of the network before anything."
-    model, card = load_checkpoint(checkpoint); return [dict(kind="facts", says="as it is", parameters=0), dict(kind="head", step=0, **head_scores(model, heads)), *(dict(kind="mouse", step=0, **r) for r in mouse_scores(model, card.domain, mice))]
+    model, card = load_checkpoint(checkpoint); return [dict(kind="facts", says="as it is", parameters=0, method=method), dict(kind="head", step=0, **head_scores(model, heads)), *(dict(kind="mouse", step=0, **r) for r in mouse_scores(model, card.domain, mice, ASKED[method]))]
 
 def mean_of(records:list[dict], kind:str="mouse", part:str="novel") -> dict: # score: mean
     "Means of the last step."
@@ -146,36 +149,34 @@ def way_of(what:str, found:list[dict], w:Way) -> Way: # `what`: "finalist 1", â€
     if not pick: raise ValueError(f"the search has no {what!r}; it tried {', '.join(dict.fromkeys(r['place'] for r in found if r['kind'] == 'tried'))}")
     r = max(pick, key=lambda r: r["worth"]); return replace(w, place=r["place"], rank=r["rank"], lr=r["lr"])
 
-# %% ../nbs/15g_places.ipynb #5131b82b
-CONTROLS = (("finalist 1", .33, 0.), ("finalist 1", .33, .3), ("full tuning", .33, 0.), ("full tuning", .33, .3)) # what, replay, distill
+# %% ../nbs/15g_places.ipynb #189dafe0
+CONTROLS = tuple((what, *how) for what in ("finalist 1", "full tuning") for how in ((.33, 0., "similarity"), (.33, .3, "similarity"), (0., 0., "exact"))) # what, replay, distill, method
 
 def place_arms(full:bool, checkpoint) -> list[Arm]:
     "The arms of the experiment: a short look with set ways, or the search and what it found."
-    n, heads = (12, 16) if full else (3, 4); about = dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), mice=n, heads=heads); start = Arm("places", "as it is", 0, {**about, "kind": "start"})
+    n, heads = (12, 16) if full else (3, 4); about = dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), mice=n, heads=heads); start = [Arm("places", "as it is" + ", exact camera"*(m == "exact"), 0, {**about, "kind": "start", "method": m}) for m in (ASKED if full else ("similarity",))]
     if not full:
         ways = (Way(lr=1.5e-3, steps=40, scenes=12), Way("LoRA + heads", 8, 5e-4, 40, scenes=12), Way("heads only", lr=5e-4, steps=40, scenes=12), Way("full tuning", lr=1e-4, steps=40, scenes=12))
-        return [start, *(Arm("places", w.place, 0, {**about, "kind": "run", "way": asdict(w)}) for w in ways)]
-    search = Arm("places", "search", 0, {**about, "kind": "search", "plan": PLAN}); whats = [*((f"finalist {i + 1}", 0., 0.) for i in range(PLAN["finalists"])), *((p, 0., 0.) for p in POLICIES), *CONTROLS]
-    name = lambda what, replay, distill: what + (f", {'distilled' if distill else 'replayed'}" if replay else "")
-    return [start, search, *(Arm("places", name(*x), seed, {**about, "kind": "run", "found": x[0], "way": asdict(Way(replay=x[1], distill=x[2], seed=seed)), "plan": PLAN}) for seed in range(3) for x in whats)]
+        return [*start, *(Arm("places", w.place, 0, {**about, "kind": "run", "way": asdict(w)}) for w in ways)]
+    search = Arm("places", "search", 0, {**about, "kind": "search", "plan": PLAN}); whats = [*((w, 0., 0., "similarity") for w in (*(f"finalist {i + 1}" for i in range(PLAN["finalists"])), *POLICIES)), *CONTROLS]
+    name = lambda what, replay, distill, method: what + (f", {'distilled' if distill else 'replayed'}" if replay else "") + ", exact camera"*(method == "exact")
+    return [*start, search, *(Arm("places", name(*x), seed, {**about, "kind": "run", "found": x[0], "way": asdict(Way(replay=x[1], distill=x[2], seed=seed, method=x[3])), "plan": PLAN}) for seed in range(3) for x in whats)]
 
 def run_place(arm:Arm, checkpoint, cache) -> list[dict]:
     "The records of an arm."
     s = arm.settings; mice = range(s["mice"])
-    if s["kind"] == "start": return as_it_is(checkpoint, mice, s["heads"])
+    if s["kind"] == "start": return as_it_is(checkpoint, mice, s["heads"], s["method"])
     if s["kind"] == "search": return searched(s["plan"], checkpoint, cache)
     w = Way(**s["way"]); w = way_of(s["found"], searched(s["plan"], checkpoint, cache), w) if "found" in s else w
     return followed(w, checkpoint, cache, mice, s["heads"], sorted({max(1, w.steps//4), w.steps//2, w.steps}))
 
-# %% ../nbs/15g_places.ipynb #42efe8f3
+# %% ../nbs/15g_places.ipynb #1b81daf6
 def groups(done:list[dict]) -> dict: # name: dict(says, parameters, gain {score: [per mouse and seed]}, cost [per seed], runs)
     "The finished runs by name, against the start; {} while there is no start."
-    start = next((x["records"] for x in done if x["settings"]["kind"] == "start"), None); out = {}
-    if start is None: return out
-    before, head = {r["scene"]: r for r in start if r["kind"] == "mouse"}, mean_of(start, "head")
+    starts = {x["settings"]["method"]: x["records"] for x in done if x["settings"]["kind"] == "start"}; out = {}
     for x in done:
-        if x["settings"]["kind"] != "run": continue
-        r = x["records"]; g = out.setdefault(x["name"], dict(says=r[0]["says"], parameters=r[0]["parameters"], lr=r[0]["lr"], place=r[0]["place"], rank=r[0]["rank"], gain={k: [] for k in ("psnr", "psnr_fg", "iou")}, level={k: [] for k in ("psnr", "psnr_fg", "iou")}, cost=[], heads=[]))
+        if x["settings"]["kind"] != "run" or x["records"][0]["method"] not in starts: continue
+        r = x["records"]; start = starts[r[0]["method"]]; before, head = {m["scene"]: m for m in start if m["kind"] == "mouse"}, mean_of(start, "head"); g = out.setdefault(x["name"], dict(says=r[0]["says"], parameters=r[0]["parameters"], lr=r[0]["lr"], place=r[0]["place"], rank=r[0]["rank"], gain={k: [] for k in ("psnr", "psnr_fg", "iou")}, level={k: [] for k in ("psnr", "psnr_fg", "iou")}, cost=[], heads=[]))
         for m in r:
             if m["kind"] == "mouse": [(g["gain"][k].append(m["novel"][k] - before[m["scene"]]["novel"][k]), g["level"][k].append(m["novel"][k])) for k in g["gain"]]
         g["cost"].append(mean_of(r, "head")["psnr"] - head["psnr"]); g["heads"].append([(0, head["psnr"]), *((m["step"], m["psnr"]) for m in r if m["kind"] == "head")])
@@ -227,7 +228,7 @@ def draw_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     if groups(done): _through(done, folder/"places_through.png"); out.append(("places_through.png", "Heads through every run."))
     return out
 
-# %% ../nbs/15g_places.ipynb #e595f1d3
+# %% ../nbs/15g_places.ipynb #cb3871b2
 def say_places(done:list[dict]) -> list[Finding]:
     "What the finished arms say of the note's open question, of forgetting, and of what helps against it."
     g, best = groups(done), winner(done); out = []
@@ -237,7 +238,8 @@ def say_places(done:list[dict]) -> list[Finding]:
     out.append(Finding("can LoRA be applied to GS-LRM, and to which layers?", "; ".join(map(both, [best, *sorted(rest, key=lambda k: -net_worth(g[k]))])), "answered" if interval(g[best]["gain"]["psnr"])[0] > 0 else "open", f"yes: {g[best]['says']} with {g[best]['parameters']:,} trained numbers is worth more (a dB of mice for a dB of heads) than {len(ahead)} of the {len(rest)} other ways" if interval(g[best]["gain"]["psnr"])[0] > 0 else "it can be applied, but in so few updates it gains nothing certain"))
     worst = min(("heads only", "full tuning"), key=lambda k: np.mean(g[k]["cost"]) if k in g else 9.)
     if worst in g: cost = float(np.mean(g[worst]["cost"])); out.append(Finding("fine-tuning forgets (catastrophic forgetting)", "; ".join(both(k) for k in ("heads only", "full tuning") if k in g), "reproduced" if cost < -3 else "partly" if cost < -.5 else "not reproduced", "heads are lost while mice are learned" if cost <= -6 else "with exact cameras the heads fade, without a collapse" + ("" if np.mean(g[worst]["gain"]["psnr"]) > 0 else "; in so few updates the mice gain nothing for it")))
-    controls = [k for k in g if "," in k]
+    if "full tuning, exact camera" in g: more = {k: [*map(np.mean, (g[k]["gain"]["psnr"], g[k]["gain"]["iou"], g[k]["level"]["iou"]))] for k in (best, "full tuning", *(k for k in g if k.endswith("exact camera")))}; out.append(Finding("is it the camera or the animal that adapters learn?", "; ".join(f"{k}{', rig told as it is'*('exact' not in k)} {p:+.2f} dB, IoU {i:+.3f} to {l:.3f}" for k, (p, i, l) in more.items()), "answered", "told as it is, the rig leaves much to learn; through the exact camera little is left, and it starts higher" if more["full tuning, exact camera"][0] < more["full tuning"][0]/2 else "both"))
+    controls = [k for k in g if k.endswith(("replayed", "distilled"))]
     if controls: kept = max(controls, key=lambda k: net_worth(g[k])); plain = kept.split(",")[0]; out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
     return out
 
