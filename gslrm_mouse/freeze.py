@@ -14,9 +14,15 @@ from .model import GSLRM, GSLRMConfig
 from .settings import FreezeSettings, LoraSettings, Settings
 
 # %% auto #0
-__all__ = ['POLICIES', 'freeze_settings', 'freeze', 'prepared', 'before_run', 'policy_overrides', 'module_of', 'freeze_table']
+__all__ = ['POLICIES', 'module_of', 'freeze_settings', 'freeze', 'prepared', 'policy_overrides', 'freeze_table', 'before_run']
 
-# %% ../nbs/12b_freeze.ipynb #9aba43f6
+# %% ../nbs/12b_freeze.ipynb #e05b8f1c
+def module_of(name:str) -> str: # of a parameter, with or without peft's and accelerate's prefixes
+    "The part of the network a parameter belongs to: a layer by its number."
+    parts = [p for p in name.split(".") if p not in ("module", "base_model", "model")]
+    return ".".join(parts[:2]) if parts[0] == "transformer_layers" else parts[0]
+
+# %% ../nbs/12b_freeze.ipynb #93a447f5
 POLICIES = {"none": "everything trains", "transformer": "all transformer layers are frozen, embedder and heads train", "layers:K": "the first K layers are frozen", "patch_embedder": "the patch embedder and its LayerNorm are frozen",
             "heads": "only the two output heads train (experiment B)"}
 
@@ -49,17 +55,6 @@ def prepared(model:GSLRM, s:Settings): # GSLRM, or a PeftModel around it
     if not t.lora.enabled: return freeze(model, t.freeze_layers)
     return add_lora(model, t.lora.rank, t.lora.alpha, t.lora.target_modules, s.seed, t.lora.full_modules)
 
-
-def before_run(model, s:Settings): # of `prepared` → function (images, cameras) → (B, N, q), or None
-    "The decoders' raw outputs of the network as it is now, for distillation: with adapters, the same network without them, which costs no memory."
-    if not s.training.losses.distill_loss_weight: return None
-    network = model if s.training.lora.enabled else copy.deepcopy(model).requires_grad_(False)
-    def raw(images, cameras):
-        keep = {}
-        with torch.no_grad(), network.disable_adapter() if s.training.lora.enabled else nullcontext(): network(images, cameras, keep)
-        return keep["raw_gaussians"]
-    return raw
-
 # %% ../nbs/12b_freeze.ipynb #662d8000
 def policy_overrides(policy:str) -> tuple[str, ...]: # a name in `POLICIES`, "lora" or "lora+heads"
     "A policy as overrides of a settings file; ValueError with the nearest name otherwise."
@@ -69,12 +64,7 @@ def policy_overrides(policy:str) -> tuple[str, ...]: # a name in `POLICIES`, "lo
     lora = ("training.lora.enabled=false", "training.lora.full_modules=[]")
     return off + lora if policy == "none" else ("training.freeze_layers.enabled=true", f"training.freeze_layers.policy={policy}") + lora
 
-# %% ../nbs/12b_freeze.ipynb #89a9862f
-def module_of(name:str) -> str: # of a parameter, with or without peft's and accelerate's prefixes
-    "The part of the network a parameter belongs to: a layer by its number."
-    parts = [p for p in name.split(".") if p not in ("module", "base_model", "model")]
-    return ".".join(parts[:2]) if parts[0] == "transformer_layers" else parts[0]
-
+# %% ../nbs/12b_freeze.ipynb #71e7d721
 def freeze_table(model) -> str:
     "What trains, part by part; equal neighbours among the layers are one row."
     rows = {}
@@ -87,3 +77,14 @@ def freeze_table(model) -> str:
     name = lambda last, first: first if last is None else f"transformer_layers {first}" + (f" to {last}" if last != first else "")
     total = [sum(v[j] for v in rows.values()) for j in (0, 1)]; lines = [(name(a, b), n*(1 if a is None else a - b + 1), t*(1 if a is None else a - b + 1)) for a, b, n, t in out] + [("all", *total)]
     return "\n".join(f"{k:32}{n:>13,}  {'frozen' if not t else 'trains' if t == n else f'trains {t:,}'}{'' if t in (0, n) else f' ({t/n:.1%})'}" for k, n, t in lines)
+
+# %% ../nbs/12b_freeze.ipynb #9bb4591c
+def before_run(model, s:Settings): # of `prepared` → function (images, cameras) → (B, N, q), or None
+    "The decoders' raw outputs of the network as it is now, for distillation: with adapters, the same network without them, which costs no memory."
+    if not s.training.losses.distill_loss_weight: return None
+    network = model if s.training.lora.enabled else copy.deepcopy(model).requires_grad_(False)
+    def raw(images, cameras):
+        keep = {}
+        with torch.no_grad(), network.disable_adapter() if s.training.lora.enabled else nullcontext(): network(images, cameras, keep)
+        return keep["raw_gaussians"]
+    return raw
