@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #2022a7e4
+# %% ../nbs/18_cli.ipynb #9cc9f517
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -30,6 +30,7 @@ def _vector(text:str):
     return v
 
 def _start(device, threads):
+    "Threads as asked for; ValueError for a device that is not there."
     import torch
     if threads: torch.set_num_threads(threads)
     if device.startswith("cuda") and not torch.cuda.is_available(): raise ValueError(f"--device {device} was asked for, but this torch sees no CUDA device; use --device cpu")
@@ -39,7 +40,8 @@ def taught(f):
     f.__doc__ += "\n\nArgs:\n" + "\n".join(f"    {k}: {v}" for k, v in docments(f).items() if k != "return" and v)
     return f
 
-def _command(): return shlex.join(["gslrm_mouse", *sys.argv[1:]])
+def _command(): # as it was typed, for records
+    return shlex.join(["gslrm_mouse", *sys.argv[1:]])
 
 @taught
 def study(
