@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['VERDICTS', 'Arm', 'kept_arms', 'keep_arm', 'measured', 'Finding', 'Experiment', 'finished']
+__all__ = ['VERDICTS', 'Arm', 'kept_arms', 'keep_arm', 'measured', 'Finding', 'Experiment', 'finished', 'stored']
 
 # %% ../nbs/12f_arms.ipynb #75d11e60
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def measured(
     t = time.perf_counter(); records = make(); keep_arm(path, arm, records, time.perf_counter() - t)
     return _plain(records)
 
-# %% ../nbs/12f_arms.ipynb #21d4006e
+# %% ../nbs/12f_arms.ipynb #9462861b
 @dataclass(frozen=True)
 class Finding:
     "A row of the verdict."
@@ -83,3 +83,7 @@ class Experiment:
 def finished(e:Experiment, path, arms:list) -> list[dict]:
     "Those of an experiment's arms that the file has, in the order of `arms`."
     have = {x["key"]: x for x in kept_arms(path)}; return [have[a.key] for a in arms if a.key in have]
+
+def stored(e:Experiment, path, checkpoint) -> list[dict]:
+    "An experiment's finished arms: those of the full study where the file has any, else those of the quick one."
+    return finished(e, path, e.arms(True, checkpoint)) or finished(e, path, e.arms(False, checkpoint))

@@ -55,11 +55,11 @@ def prepared(model:GSLRM, s:Settings): # GSLRM, or a PeftModel around it
     if not t.lora.enabled: return freeze(model, t.freeze_layers)
     return add_lora(model, t.lora.rank, t.lora.alpha, t.lora.target_modules, s.seed, t.lora.full_modules)
 
-# %% ../nbs/12b_freeze.ipynb #662d8000
+# %% ../nbs/12b_freeze.ipynb #c2bd5771
 def policy_overrides(policy:str) -> tuple[str, ...]: # a name in `POLICIES`, "lora" or "lora+heads"
     "A policy as overrides of a settings file; ValueError with the nearest name otherwise."
     off = ("training.freeze_layers.enabled=false", "training.freeze_layers.policy=''")
-    if policy in ("lora", "lora+heads"): return off + ("training.lora.enabled=true", f"training.lora.full_modules=[{'heads' if '+' in policy else ''}]")
+    if policy in ("lora", "lora+heads"): return off + ("training.lora.enabled=true", "training.lora.target_modules=[middle third]", "training.lora.rank=12", "training.lora.alpha=24", f"training.lora.full_modules=[{'heads' if '+' in policy else ''}]")
     freeze_settings(policy, 10**6)                                       # how many layers there are, the network says
     lora = ("training.lora.enabled=false", "training.lora.full_modules=[]")
     return off + lora if policy == "none" else ("training.freeze_layers.enabled=true", f"training.freeze_layers.policy={policy}") + lora

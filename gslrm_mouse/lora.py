@@ -12,20 +12,27 @@ from .cameras import facelift_rig
 from .model import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['TARGETS', 'target_modules', 'add_lora', 'merged', 'probe', 'answer', 'save_adapter', 'load_adapter', 'load_adapters']
+__all__ = ['TARGETS', 'THIRDS', 'target_modules', 'add_lora', 'merged', 'probe', 'answer', 'save_adapter', 'load_adapter',
+           'load_adapters']
 
-# %% ../nbs/12_lora.ipynb #1a45ff29
+# %% ../nbs/12_lora.ipynb #27598f26
 TARGETS = {"attention": (".attn.to_qkv", ".attn.fc"), "mlp": (".mlp.mlp.0", ".mlp.mlp.2"), "patch_embedder": ("patch_embedder.1",), "heads": ("gaussian_upsampler.linear", "pixel_gaussian_decoder.1")}
+THIRDS = ("first third", "middle third", "last third")
+
+def _meant(target, linear, n_layer): # → names of linear maps
+    if target in TARGETS: return [n for n in linear if any(n.endswith(e) for e in TARGETS[target])]
+    if target in THIRDS: i = THIRDS.index(target); return [n for n in linear if any(f"_layers.{k}." in n for k in range(i*n_layer//3, (i + 1)*n_layer//3))]
+    return [n for n in linear if target in n]
 
 def target_modules(
     model:nn.Module,
-    targets=("attention", "mlp"), # names in `TARGETS`, or parts of module names: "layers.0.attn", "to_qkv"
+    targets=("attention", "mlp"), # names in `TARGETS` or `THIRDS`, or parts of module names: "layers.0.attn", "to_qkv"
 ) -> list[str]: # full names of linear modules
     "The linear maps which `targets` means; ValueError with the nearest name where one means none."
     linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]; chosen = []
     for t in targets:
-        found = [n for n in linear if any(n.endswith(e) for e in TARGETS[t])] if t in TARGETS else [n for n in linear if t in n]
-        if not found: raise ValueError(f"no linear map of the network is called {t!r}; there are the groups {', '.join(TARGETS)}, and names such as {(difflib.get_close_matches(t, linear, 1, 0) or linear)[0]}")
+        found = _meant(t, linear, model.config.n_layer)
+        if not found: raise ValueError(f"no linear map of the network is called {t!r}; there are the groups {', '.join((*TARGETS, *THIRDS))}, and names such as {(difflib.get_close_matches(t, linear, 1, 0) or linear)[0]}")
         chosen += [n for n in found if n not in chosen]
     if not chosen: raise ValueError("no target module was named, so an adapter would change nothing")
     return chosen
@@ -51,10 +58,9 @@ def merged(adapted) -> GSLRM:
     "The adapter folded into the weights: $W + \\frac{\\alpha}{r} B A$, an ordinary network again."
     return adapted.merge_and_unload()
 
-# %% ../nbs/12_lora.ipynb #0e085765
+# %% ../nbs/12_lora.ipynb #b3112495
 def probe(config:GSLRMConfig) -> tuple: # pictures (1, 2, S, S, 3) and their cameras
     "A fixed question, to compare networks by their answers: noise in two canonical cameras."
-    from dataclasses import replace
     p = config.patch_size; size = 4*p; c = facelift_rig(size)[[0, 2]]; g = torch.Generator().manual_seed(7)
     return torch.rand(1, 2, size, size, 3, generator=g), replace(c, K=c.K[None], w2c=c.w2c[None])
 
