@@ -325,7 +325,7 @@ def draw_a(done:list, folder) -> list[tuple]: # (file name, caption)
     out.append((_draw_gradients(done, [d for d in DATA if any(x["settings"]["data"] == d for x in done)], folder, "history_a_gradients.png", lambda n: {k: v for k, v in style(n).items() if k in ("color", "ls")}), GRADIENTS_SAY))
     return out + [(strip(done, names, folder, "history_a_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
 
-# %% ../nbs/15f_history.ipynb #d5812166
+# %% ../nbs/15f_history.ipynb #ab75b3da
 NOTE_B = (1, 301, 501, 901) # the note's steps, at which it read 14.0, 13.8, 13.5 and 14.0 dB
 
 def _judged(done, names, verdict, why): # a short run can bear out a claim about step 901, and cannot deny it
@@ -346,21 +346,22 @@ def _stable(done, n):
                    *_judged(done, [n], "not reproduced" if _grows(d) > 0 else "partly" if _grows(d) == 0 else "reproduced", ("with pixels and cameras that agree the heads of a frozen transformer learn" if _grows(d) > 0 else "the outline neither gains nor loses" if _grows(d) == 0 else "the outline gets worse on data that agree, too") + (", and the animal's own pixels gain" if _grows(fg) > 0 else "")))
 
 def _which(done):
-    names = _names(done); d = {n: change(done, n, "novel", "iou") for n in names}; blank = {n: change(done, n, "input", "blank") for n in names}; lost = [n for n in names if d[n].mean() < -.05 or blank[n].mean() > .2]; won = [n for n in names if _grows(d[n]) > 0 and n not in lost]
-    groups = dict(data=_by(done, learner="heads", lr=1e-4), rate=_by(done, learner="heads", data="exact"), freezing=[n for n in _by(done, data="exact") if _settings(done, n)["learner"] != "heads" or _settings(done, n)["lr"] == 1e-4])
-    parts = [f"by {k}: " + "; ".join(f"{n} {per_mouse(done, n, 'novel', 'iou').mean():.2f} ({d[n].mean():+.2f})" for n in ns) for k, ns in groups.items() if len(ns) > 1]; level = {k: np.ptp([per_mouse(done, n, "novel", "iou").mean() for n in ns]) for k, ns in groups.items() if len(ns) > 1}
-    return Finding("Freezing, the rate, or data that disagree with their cameras?", "novel IoU in the end (and its change) " + " · ".join(parts) + f". Lost by training: {', '.join(lost) or 'none'}. Gained: {', '.join(won) or 'none'}", "answered" if len(level) == 3 else "open",
-                   "where one ends differs by " + ", ".join(f"{v:.2f} with the {k}" for k, v in sorted(level.items(), key=lambda x: -x[1])) + ("" if len(level) == 3 else "; the other conditions are in the full study"))
+    names, was = _names(done), lambda n: per_mouse(done, n, "novel", "iou", 0).mean(); d = {n: change(done, n, "novel", "iou").mean() for n in _names(done)}; say = lambda n: f"{_settings(done, n)['learner']} {_settings(done, n)['lr']:g} {per_mouse(done, n, 'novel', 'iou').mean():.2f}"
+    kinds = list(dict.fromkeys(_settings(done, n)["data"] for n in names)); measured = "novel IoU in the end; " + " · ".join(f"{k}, {was(_by(done, data=k)[0]):.2f} at first: " + ", ".join(map(say, _by(done, data=k))) for k in kinds)
+    at = lambda who, k, lr=1e-4: next((d[n] for n in _by(done, learner=who, data=k, lr=lr)), None); x = {(w, k): at(w, k) for w in ("heads", "everything") for k in ("exact", "pixel-based")}
+    if None in x.values(): return Finding("Freezing, the rate, or data that disagree with their cameras?", measured, "open", "the other conditions are in the full study")
+    fast = {lr: at("heads", "exact", lr) for lr in (1e-3, 1e-2) if at("heads", "exact", lr) is not None}; gains = change(done, _by(done, learner="everything", data="pixel-based")[0], "input", "psnr").mean(); lost = x["everything", "pixel-based"] < x["everything", "exact"] - .1
+    return Finding("Freezing, the rate, or data that disagree with their cameras?", measured, "answered", f"at 1e-4 the heads alone change by {x['heads', 'exact']:+.2f} (exact) and {x['heads', 'pixel-based']:+.2f} (pixel-based), everything by {x['everything', 'exact']:+.2f} and {x['everything', 'pixel-based']:+.2f}" + (f", while its input views gain {gains:.1f} dB: what has the room learns the disagreement, and freezing protects from it" if lost and gains > 0 else "") + "".join(f"; the heads at {lr:g} {v:+.2f} on exact data, too" for lr, v in fast.items() if v < -.1))
 
 def _explodes(done, names):
     traces = {n: [r for a in done if a["name"] == n for r in a["records"] if r["split"] == "trace"] for n in names}; skipped = sum(len(r["skipped"]) for v in traces.values() for r in v)
     top = {n: (max(max(r["norm"]) for r in v), max(max(r["norm"])/r["median"] for r in v)) for n, v in traces.items()}; worst = max(top, key=lambda n: top[n][1]); tell = lambda s: ", ".join(f"{k} {x:.0%}" for k, x in s.items() if x >= .01)
-    return Finding("Gradient norms explode: 716, 876, 2808 against a threshold of 200", "; ".join(f"{n} at most {a:.2g}, {b:.0f} times its median" for n, (a, b) in top.items()) + f"; {skipped} updates not followed",
+    return Finding("Gradient norms explode: 716, 876, 2808 against a threshold of 200", f"of {len(names)} arms the three liveliest: " + "; ".join(f"{n} at most {a:.2g}, {b:.0f} times its median" for n, (a, b) in sorted(top.items(), key=lambda x: -x[1][1])[:3]) + f"; {skipped} updates not followed",
                    *_judged(done, names, "reproduced" if skipped else "partly" if top[worst][1] > 20 else "not reproduced", f"the squared gradient at the end of {worst} lies in {tell(_numbers(done, worst, -1, 'modules'))}; within the decoder: {tell(_numbers(done, worst))}"))
 
 def _forgets(done, names):
     drop = {n: change(done, n, "heads", "psnr").mean() for n in names}; heads = [n for n in names if _settings(done, n)["learner"] == "heads"] or names; worst = min(drop[n] for n in heads)
-    return Finding("Catastrophic forgetting", "heads in canonical cameras, start → end: " + "; ".join(f"{n} {_heads(done, n)}" for n in names), "reproduced" if worst < -3 else "partly" if worst < -1 else "not reproduced", "with the transformer frozen, too, what the heads knew is overwritten where the data do not ask for it" if worst < -1 else "with only the heads training, little is lost")
+    return Finding("Catastrophic forgetting", f"heads in canonical cameras, {per_mouse(done, names[0], 'heads', 'psnr', 0).mean():.1f} dB at first; in the end " + "; ".join(f"{who} " + ", ".join(f"{per_mouse(done, n, 'heads', 'psnr').mean():.1f} ({_settings(done, n)['data']})" for n in names if _settings(done, n)["learner"] == who) for who in dict.fromkeys(_settings(done, n)["learner"] for n in names)) + " dB", "reproduced" if worst < -3 else "partly" if worst < -1 else "not reproduced", "with the transformer frozen, too, what the heads knew is overwritten where the data do not ask for it" if worst < -1 else "with only the heads training, little is lost")
 
 def says_b(done:list) -> list[Finding]:
     "What experiment B's arms say about the note's claims."
@@ -371,7 +372,7 @@ def says_b(done:list) -> list[Finding]:
     if heads := _by(done, learner="heads"): out += [_explodes(done, heads), _forgets(done, [n for n in _by(done, lr=1e-4) + _by(done, learner="LoRA")] or heads)]
     return out
 
-# %% ../nbs/15f_history.ipynb #60f86839
+# %% ../nbs/15f_history.ipynb #d18291a4
 def _colours(done): return {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}
 
 def _style(done, n): x = _settings(done, n); return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
@@ -383,7 +384,7 @@ def draw_b(done:list, folder) -> list[tuple]: # (file name, caption)
     kinds = [d for d in DATA if any(x["settings"]["data"] == d for x in done)]; fig, axs = plt.subplots(len(kinds), 4, figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
     for row, d in zip(axs, kinds):
         for ax, (k, title) in zip(row, SHOWN.items()): _axis(ax, done, _by(done, data=d), *k.split(), partial(_style, done)); ax.set_title(title if d == kinds[0] else "", fontsize=8)
-        row[0].set_ylabel(d, fontsize=8); row[0].legend([n.replace(f", {d}", "") for n in _by(done, data=d)], fontsize=6)
+        row[0].set_ylabel(d, fontsize=8); row[0].legend(row[0].get_lines(), [n.replace(f", {d}", "") for n in _by(done, data=d)], fontsize=6)
     out = [(_saved(fig, folder, "history_b_scores.png"), "Experiment B over its updates, one row per kind of data: the output heads at several rates (solid), everything (dashed) and adapters (dotted) beside them. Bands: 95 % over mice.")]
     return out + [(_draw_gradients(done, kinds, folder, "history_b_gradients.png", lambda n: {k: v for k, v in _style(done, n).items() if k in ("color", "ls")}, (10, 200)), GRADIENTS_SAY + " Lines: the clip, and the norm over which an update is not followed."),
                   (strip(done, _by(done, lr=1e-4) + [n for n in _names(done) if n not in _by(done, lr=1e-4)], folder, "history_b_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
