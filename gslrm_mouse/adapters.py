@@ -96,7 +96,7 @@ def run_adapter(arm:Arm, checkpoint, cache) -> list[dict]:
     s, card = arm.settings, read_card(checkpoint); model = network_with(chain_of(s["chain"], card.config, arm.seed, s.get("lengths", LENGTHS)), checkpoint, cache)
     return [dict(kind="head", step=0, **head_scores(model, s["heads"])), *(dict(kind="mouse", step=0, way=w, **r) for w in s["ways"] for r in mouse_scores(model, card.domain, range(s["mice"]), w))]
 
-# %% ../nbs/15h_adapters.ipynb #198412f8
+# %% ../nbs/15h_adapters.ipynb #c6184502
 def by_way(done:list[dict]) -> dict: # (name, way): dict(iou, psnr, psnr_fg: [per mouse], sized: [iou per mouse]), name: head PSNR
     "Scores per network and way, mouse by mouse, means over seeds."
     out = {}
@@ -131,7 +131,7 @@ def say_adapters(done:list[dict]) -> list[Finding]:
     if any(k not in b for k in need): return [Finding("can the camera gap be closed without the animal?", f"{len(done)} arms so far", "open", "the arms are not finished")]
     gap = lambda x, y, k="iou": (lambda d: f"{d.mean():+.3f} [{interval(d)[0]:+.3f}, {interval(d)[1]:+.3f}]")(b[x][k] - b[y][k]); sure = lambda x, y, k="iou": interval(b[x][k] - b[y][k])[0] > 0
     raw, warp, cam, cam_warp, both, mouse = need; level = lambda x: f"{b[x]['iou'].mean():.3f}"; best_raw = ("camera + mouse, raw", "similarity")
-    out = [Finding("can the camera gap be closed without the animal?", f"raw rig, IoU {level(raw)} as it is, {level(cam)} with the camera adapter ({gap(cam, raw)}); exact camera without any: {level(warp)}; heads {b['camera'] - b['as it is']:+.2f} dB", "answered", ("an adapter that saw no mouse closes the gap of the raw rig" if sure(cam, raw) else "an adapter that saw no mouse does not help the raw rig") + (" and beats warping" if sure(cam, warp) else ", and warping is still better" if sure(warp, cam) else ", to about what warping gives")),
+    out = [Finding("can the camera gap be closed without the animal?", f"raw rig, IoU {level(raw)} as it is, {level(cam)} with the camera adapter ({gap(cam, raw)}); exact camera without any: {level(warp)}; heads {b['camera'] - b['as it is']:+.2f} dB", "answered", (f"an adapter that saw no mouse closes {(b[cam]['iou'].mean() - b[raw]['iou'].mean())/(b[warp]['iou'].mean() - b[raw]['iou'].mean()):.0%} of what the raw rig lacks to the exact camera" if sure(cam, raw) else "an adapter that saw no mouse does not help the raw rig") + (" and beats warping" if sure(cam, warp) else ", and warping is still better" if sure(warp, cam) else ", to about what warping gives")),
            Finding("does a mouse adapter on top of a camera adapter beat either?", f"exact camera, IoU: mouse alone {level(mouse)}, camera alone {level(cam_warp)}, both {level(both)} (against mouse alone {gap(both, mouse)}, {gap(both, mouse, 'psnr')} dB)", "answered", "both together are better than either" if sure(both, mouse) and sure(both, cam_warp) else "the mouse adapter alone does as well through the exact camera" if not sure(both, mouse) else "both together beat the mouse adapter alone")]
     if best_raw in b: out.append(Finding("is warping needed at all?", f"raw rig with both adapters {level(best_raw)}, exact camera with both {level(both)} ({gap(both, best_raw)})", "answered", "the exact camera stays ahead" if sure(both, best_raw) else "the raw rig stays ahead" if sure(best_raw, both) else "with adapters for the rig, the two are about equal"))
     return out

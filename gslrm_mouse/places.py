@@ -227,7 +227,7 @@ def draw_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     if groups(done): _through(done, folder/"places_through.png"); out.append(("places_through.png", "Heads through every run."))
     return out
 
-# %% ../nbs/15g_places.ipynb #cb3871b2
+# %% ../nbs/15g_places.ipynb #a28eff47
 def say_places(done:list[dict]) -> list[Finding]:
     "What the finished arms say of the note's open question, of forgetting, and of what helps against it."
     g, best = groups(done), winner(done); out = []
@@ -236,7 +236,7 @@ def say_places(done:list[dict]) -> list[Finding]:
     rest = [k for k in g if k != best and "," not in k]; ahead = [k for k in rest if net_worth(g[k]) < net_worth(g[best])]
     out.append(Finding("can LoRA be applied to GS-LRM, and to which layers?", "; ".join(map(both, [best, *sorted(rest, key=lambda k: -net_worth(g[k]))])), "answered" if interval(g[best]["gain"]["psnr"])[0] > 0 else "open", f"yes: {g[best]['says']} with {g[best]['parameters']:,} trained numbers is worth more (a dB of mice for a dB of heads) than {len(ahead)} of the {len(rest)} other ways" if interval(g[best]["gain"]["psnr"])[0] > 0 else "it can be applied, but in so few updates it gains nothing certain"))
     worst = min(("heads only", "full tuning"), key=lambda k: np.mean(g[k]["cost"]) if k in g else 9.)
-    if worst in g: cost = float(np.mean(g[worst]["cost"])); out.append(Finding("fine-tuning forgets (catastrophic forgetting)", "; ".join(both(k) for k in ("heads only", "full tuning") if k in g), "reproduced" if cost < -3 else "partly" if cost < -.5 else "not reproduced", "heads are lost while mice are learned" if cost <= -6 else "with exact cameras the heads fade, without a collapse" + ("" if np.mean(g[worst]["gain"]["psnr"]) > 0 else "; in so few updates the mice gain nothing for it")))
+    if worst in g: cost = float(np.mean(g[worst]["cost"])); out.append(Finding("fine-tuning forgets (catastrophic forgetting)", "; ".join(both(k) for k in ("heads only", "full tuning") if k in g), "reproduced" if cost < -3 else "partly" if cost < -.5 else "not reproduced", "heads are lost while mice are learned" if cost <= -6 else "the heads fade, without a collapse" + ("" if np.mean(g[worst]["gain"]["psnr"]) > 0 else "; in so few updates the mice gain nothing for it")))
     if "full tuning, exact camera" in g: more = {k: [*map(np.mean, (g[k]["gain"]["psnr"], g[k]["gain"]["iou"], g[k]["level"]["iou"]))] for k in (best, "full tuning", *(k for k in g if k.endswith("exact camera")))}; out.append(Finding("is it the camera or the animal that adapters learn?", "; ".join(f"{k}{', rig told as it is'*('exact' not in k)} {p:+.2f} dB, IoU {i:+.3f} to {l:.3f}" for k, (p, i, l) in more.items()), "answered", "told as it is, the rig leaves much to learn; through the exact camera little is left, and it starts higher" if more["full tuning, exact camera"][0] < more["full tuning"][0]/2 else "both"))
     controls = [k for k in g if k.endswith(("replayed", "distilled"))]
     if controls: kept = max(controls, key=lambda k: net_worth(g[k])); plain = kept.split(",")[0]; out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
