@@ -300,7 +300,7 @@ def doctor_run(arm, checkpoint, cache, plan:Plan):
     return [dict(status=d.status, verdict=plain(d.verdict), findings=[plain(f) for f in d.findings], notes=[plain(f) for f in d.notes])]
 def doctor_table(done): r = done[0]["records"][0]; return markdown(["", "what was found"], [["finding", x] for x in r["findings"]] + [["note", x] for x in r["notes"]])
 
-# %% ../nbs/17b_experiments.ipynb #11683466
+# %% ../nbs/17b_experiments.ipynb #90e3bc8e
 def adapters_arms(full, checkpoint, plan:Plan):
     "All of it, or nothing."
     from gslrm_mouse.adapters import Recorded
@@ -320,8 +320,8 @@ def adapters_table(done):
 
 def adapters_says(done) -> list[Finding]:
     "What adapters bring to a recording."
-    i = {a: float(np.mean([r["iou"] for r in x])) for a, x in _ladder(done).items()}; best = max(i, key=i.get)
-    return [Finding(f"What do adapters bring to the recording {done[0]['settings']['called']}?", "novel IoU: " + ", ".join(f"{a} {v:.2f}" for a, v in i.items()), "answered", f"the best is {best}")]
+    i, fg = ({a: float(np.mean([r[k] for r in x])) for a, x in _ladder(done).items()} for k in ("iou", "psnr_fg")); best = max(i, key=i.get); most = max((a for a in i if i[a] >= min(.7, i[best])), key=fg.get)
+    return [Finding(f"What do adapters bring to the recording {done[0]['settings']['called']}?", "novel IoU and foreground: " + ", ".join(f"{a} {v:.2f} {fg[a]:.1f} dB" for a, v in i.items()), "answered", f"the outline is best with {best}; of what keeps an IoU of {min(.7, i[best]):.2f}, {most} shows most of the animal")]
 
 def adapters(plan:Plan, cache=None) -> Experiment:
     "Experiment 7 on a recording."
