@@ -90,7 +90,7 @@ def test_tutorials_start_from_the_package_alone(site):
         assert f'href="../tutorials/{name}.html"' in (site/"pages/limits.html").read_text(), "it stands in the sidebar"
         cells = [c for c in json.loads((ROOT/f"nbs/tutorials/{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]; code = [build.text(c["source"]) for c in cells]; tree = ast.parse("\n".join(code))
         strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        assert not [s for s in strings if "../" in s or s.startswith(("configs", "results", "http"))], name
+        assert not [s for s in strings if "../" in s or s.startswith(("configs/", "results/", "http"))], name
         pictures = [i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"])]; assert pictures[0] < 6 and len(pictures) > 2, name
         assert sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in c for c in code) > 8, name
         assert not any(c["outputs"] == [] and "print(" in build.text(c["source"]) and "def " not in build.text(c["source"]) for c in cells), f"{name}: outputs are stored"
