@@ -214,7 +214,7 @@ def control(plan:Plan, cache=None) -> Experiment:
     a, s, name = (partial(filmed_control_arms, plan=plan), filmed_control_says, "recording_control") if plan.recording else (control_arms, control_says, "control")
     return Experiment(name, "Free Gaussians, fitted to one frame with the cameras as stored: do pixels and cameras agree, whatever a network makes of them?", a, partial(control_run, plan=plan), control_draw, s, control_rows)
 
-# %% ../nbs/17b_experiments.ipynb #e0322715
+# %% ../nbs/17b_experiments.ipynb #e620ac1f
 def zoom_arms(full, checkpoint):
     "A mouse each: twelve, or three."
     return [Arm("zoom", f"mouse {i}", 0, decides(checkpoint, scene=i, ways=list(WAYS))) for i in range(12 if full else 3)]
@@ -253,7 +253,7 @@ def zoom_says(done) -> list[Finding]:
     "How good zero-shot is, and what white scores on the note's data."
     exact, turned, was, given = (_mean(done, *w) for w in (("choose distance",), ("pixel_based",), ("pixel_based_as_was",), ("pixel_based_as_was", "input"))); white = {w: _mean(done, w, "input", "psnr_white")[0] for w in ("pixel_based_as_was", "uniform_per_sample")}; best = max(_zooms(done, "zoom"), key=lambda z: _mean(done, f"zoom {z:g}")[0])
     return [
-        Finding("How good is zero-shot on pixel-based data? (open in the note)", f"novel IoU {_ci(was, 2)} as the data set was, while its own input views flatter it ({given[0]:.2f}); {_ci(turned, 2)} with the cameras turned to the animal; {_ci(exact, 2)} in the exact camera", "answered", "pixels that were moved and zoomed without their cameras cannot be right for the network either" if exact[0] > turned[0] + .05 else "as good as the exact camera"),
+        Finding("How good is zero-shot on pixel-based data? (open in the note)", f"novel IoU {_ci(was, 2)} as the data set was, while its own input views flatter it ({given[0]:.2f}); {_ci(turned, 2)} with the cameras turned to the animal; {_ci(exact, 2)} in the exact camera", "answered", "pixels that were moved and zoomed without their cameras cannot be right for the network either" if exact[0] > was[0] + .05 else "as good as the exact camera"),
         Finding("Zero-shot on data made to fit is a way out", f"novel IoU {_ci(exact, 2)} with the exact camera; best quiet zoom {best:g}: {_ci(_mean(done, f'zoom {best:g}'), 2)}", "reproduced" if exact[0] > .8 else "partly" if exact[0] > .4 else "not reproduced", f"without any training, if the pixels are resampled with their cameras; showing the animal larger brings {_mean(done, f'zoom {best:g}')[0] - exact[0]:+.2f}"),
         Finding("14 dB on the pixel-based data is a mouse shape (step 1 of experiment B)", f"a white picture scores {white['pixel_based_as_was']:.1f} dB on such input views, {white['uniform_per_sample']:.1f} dB on sample-uniform ones", "not reproduced" if abs(white["pixel_based_as_was"] - 14) < 2.5 else "partly", "so the number says nothing without the white picture's beside it")]
 
