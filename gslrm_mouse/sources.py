@@ -24,8 +24,8 @@ from .views import Views, is_recording, is_sample, open_recording, read_sample, 
 
 # %% auto #0
 __all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_views', 'world_version', 'strayed',
-           'resized_scene', 'Scenes', 'recipe', 'Moments', 'picture_size', 'source_for', 'Batch', 'view_counts',
-           'near_first', 'Stream', 'ahead']
+           'resized_scene', 'Scenes', 'recipe', 'Moments', 'frames_of', 'picture_size', 'source_for', 'Batch',
+           'view_counts', 'near_first', 'Stream', 'ahead']
 
 # %% ../nbs/12c_sources.ipynb #aa312832
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
@@ -152,7 +152,7 @@ class Moments:
         if len(v) != self.n_views: raise ValueError(f"it has {len(v)} views where the others have {self.n_views}")
         return v
 
-# %% ../nbs/12c_sources.ipynb #972827ef
+# %% ../nbs/12c_sources.ipynb #71261595
 def _hash(x) -> str: return hashlib.sha256(json.dumps(x, sort_keys=True, default=str).encode()).hexdigest()[:12]
 
 def _listed(path:Path) -> list[Path]: # of a .txt list, relative to the list or to the working directory
@@ -167,14 +167,15 @@ def _stamp(folder:Path) -> list: # names and sizes of a sample's or recording's 
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".png", ".jpg", ".mp4", ".pkl", ".toml", ".npz", ".mat", ".yaml"))
     return [[p.relative_to(folder).as_posix(), p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest()[:12] if p.stat().st_size < 1 << 20 and p.suffix in (".json", ".pkl", ".toml", ".yaml") else ""] for p in files]
 
-def _frames(text:str, n:int) -> list:
+def frames_of(text:str, n:int) -> list:
+    "The frames of a film of `n` that `training.dataset.frames` names: all, 0,10,20 or 0:40:10."
     if not text: return list(range(n))
     try: chosen = list(range(*(int(x) for x in text.split(":")))) if ":" in text else [int(x) for x in text.split(",")]
     except ValueError: raise ValueError(f"training.dataset.frames is written 0,10,20 or 0:40:10, got {text!r}") from None
     if wrong := [i for i in chosen if not 0 <= i < n]: raise ValueError(f"training.dataset.frames: frame {wrong[0]} was asked for, the recording has {n}")
     return chosen
 
-# %% ../nbs/12c_sources.ipynb #edca4492
+# %% ../nbs/12c_sources.ipynb #a9f89f22
 def picture_size(s:Settings) -> int: # pixels
     "Of the pictures a source keeps: that of the targets; inputs are made of them."
     return s.training.dataset.target_size or s.model.image_tokenizer.image_size
@@ -197,7 +198,7 @@ def source_for(
     p = Path(path); white = m.mask_threshold/255 if m.use_mouse_dataset and m.auto_generate_mask else None
     if p.is_dir() and is_recording(p) and not is_sample(p):
         if d.method == "none" and not d.normalize_distance_to: raise ValueError(f"{p} is a recording, whose cameras no network knows; say training.dataset.method (exact, or {', '.join(METHODS)})")
-        rec = open_recording(p); numbers, read, name = _frames(d.frames, rec.n_frames), rec.frame, lambda i: f"{p}, frame {i}"; stamps = _stamp(p)
+        rec = open_recording(p); numbers, read, name = frames_of(d.frames, rec.n_frames), rec.frame, lambda i: f"{p}, frame {i}"; stamps = _stamp(p)
     else:
         if p.suffix == ".txt" and p.is_file(): folders, whole = _listed(p), True
         elif p.is_dir(): folders = sample_folders(p)

@@ -20,8 +20,8 @@ from .rigs import Rig
 # %% auto #0
 __all__ = ['SAMPLES', 'VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'Views', 'MaskError', 'check_views',
            'show_views', 'read_sample', 'write_sample', 'Recording', 'find_rig', 'open_recording', 'decode_frames',
-           'decode_frame', 'is_recording', 'is_sample', 'read_views', 'read_truth', 'Triangulation', 'centroids',
-           'triangulate']
+           'decode_frame', 'is_recording', 'is_sample', 'read_views', 'truth_frames', 'read_truth', 'Triangulation',
+           'centroids', 'triangulate']
 
 # %% ../nbs/05_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -359,15 +359,16 @@ def _truth_json(path:Path) -> dict:
     if rig.get("units") != "mm": raise ValueError(f"{path}: units should be 'mm', found {rig.get('units')!r}")
     return rig
 
-# %% ../nbs/05_views.ipynb #606b0735
+# %% ../nbs/05_views.ipynb #c3764206
+def truth_frames(folder) -> list[int]: "The frames of which a folder of truth has pictures."; return sorted({int(m[1]) for p in Path(folder).glob("frame_*_view_*.png") if (m := re.fullmatch(r"frame_(\d+)_view_\d+", p.stem))})
+
 def read_truth(
     folder, # with heldout_cameras.json
     frame:int,
 ) -> list: # of Views, one view each
     "What cameras outside the rig saw at `frame`, in millimetres."
     folder = Path(folder); file = folder/"heldout_cameras.json"; rig = _truth_json(file)
-    have = sorted({int(m[1]) for p in folder.glob("frame_*_view_*.png") if (m := re.fullmatch(r"frame_(\d+)_view_\d+", p.stem))})
-    if frame not in have: raise FileNotFoundError(f"{folder}: pictures of frame {frame} were looked for, those of {', '.join(map(str, have)) or 'none'} exist")
+    if frame not in (have := truth_frames(folder)): raise FileNotFoundError(f"{folder}: pictures of frame {frame} were looked for, those of {', '.join(map(str, have)) or 'none'} exist")
     views = []
     for c in rig["cameras"]:
         cam = _truth_camera(c, rig["pixel_centre_of_first_pixel"], file); name = f"frame_{frame:03d}_view_{c['view']}"
