@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #9cc9f517
+# %% ../nbs/18_cli.ipynb #c2ba12e3
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -93,6 +93,7 @@ def reconstruct(
     units:Literal["mm", "model"]|None=None, # of the PLY; those of the source when left out
     filters:Literal["ours", "none", "facelift", "gradio", "training"]="ours", # which Gaussians are left out: "ours" drops the nearly transparent only, "facelift" is made for heads
     sized:bool=False, # scale each Gaussian by its pixel's footprint: helps where cameras are not the checkpoint's (choose coverage or size)
+    fit:int=0, # steps of a fit to the input views after the network, which knows nothing of this animal; 200 take two seconds; 0 = none
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
     film:bool=True, # with --frames: film.mp4 of all frames
@@ -104,8 +105,8 @@ def reconstruct(
     from gslrm_mouse.gaussians import FILTERS
     from gslrm_mouse.reconstruct import reconstruct as f
     _start(device, threads)
-    for split, r in f(source, out, frame, inputs, checkpoint, device, overwrite, choose, None if up is None else _vector(up), frames and _numbers(frames), units, FILTERS[filters], sized, turntable, panels, film, skip_bad=skip_bad).items():
-        print(f"{split:5} views: PSNR {r['psnr']:.2f} dB (white picture {r['psnr_white']:.2f}), foreground {r['psnr_fg']:.2f} dB, IoU {r['iou']:.3f}")
+    for split, r in f(source, out, frame, inputs, checkpoint, device, overwrite, choose, None if up is None else _vector(up), frames and _numbers(frames), units, FILTERS[filters], sized, fit, turntable, panels, film, skip_bad=skip_bad).items():
+        print(f"{split:5} views{' (fitted to these)' if fit and split == 'input' else ''}: PSNR {r['psnr']:.2f} dB (white picture {r['psnr_white']:.2f}), foreground {r['psnr_fg']:.2f} dB, IoU {r['iou']:.3f}")
     print(f"written: {out}")
 
 @taught

@@ -328,7 +328,7 @@ def adapters(plan:Plan, cache=None) -> Experiment:
     "Experiment 7 on a recording."
     return Experiment("recording_adapters", "From the cameras as calibrated to the exact one, a camera adapter and a mouse adapter: what does each step bring?", partial(adapters_arms, plan=plan), partial(adapters_run, plan=plan), gap_draw, adapters_says, adapters_table)
 
-# %% ../nbs/17b_experiments.ipynb #a2c2d8a6
+# %% ../nbs/17b_experiments.ipynb #0abfafc4
 EXPERIMENTS = { # in the order of the report
     "recipes": ("gslrm_mouse.experiments:recipes", True),
     "factors": ("gslrm_mouse.experiments:FACTORS_EXPERIMENT", True),
@@ -339,6 +339,7 @@ EXPERIMENTS = { # in the order of the report
     "history_b": ("gslrm_mouse.history:EXPERIMENT_B", True),
     "places": ("gslrm_mouse.places:EXPERIMENT_PLACES", True),
     "adapters": ("gslrm_mouse.adapters:EXPERIMENT_ADAPTERS", False),
+    "refine": ("gslrm_mouse.refine:EXPERIMENT_REFINE", True),
 }
 RECORDED = { # what can be asked of anybody's recording
     "doctor": ("gslrm_mouse.experiments:doctor", True),
