@@ -166,9 +166,26 @@ def test_targets_finer_than_inputs(tmp_path):
 def test_recording_is_split(recording, tmp_path):
     "Frames after the first block and the camera left out are in no batch of the adapter's run."
     from gslrm_mouse.adapters import Recorded, film_run
-    s = film_run(read_card(shipped_checkpoint()).config, recording, Recorded(train="0:2"), heldout=(2,))
+    s = film_run(read_card(shipped_checkpoint()).config, recording, Recorded(train="0:2", zoom=1.6), heldout=(2,))
     stream = Stream(replace(s, training=replace(s.training, dataset=replace(s.training.dataset, replay_share=0.))), source_for(s, tmp_path))
     seen = [x for k in range(12) for x in stream(k).samples]
     assert {x["name"].rsplit(" ", 1)[-1] for x in seen} == {"0", "1"}
     assert {c for x in seen for c in x["inputs"] + x["targets"]} == {f"camera {i}" for i in (0, 1, 3, 4, 5)}
     for x in seen: assert not set(x["inputs"]) & set(x["targets"])
+
+
+def test_any_film_of_any_rig_is_divided(monkeypatch, tmp_path):
+    "Frames that teach are before those that are asked, all of them exist, and there is always a camera to leave out."
+    from types import SimpleNamespace
+    import gslrm_mouse.adapters as a
+    for cams in (3, 4, 5, 6, 9, 24):
+        for n in (2, 3, 4, 7, 16, 40, 41, 161, 1000, 36000):
+            monkeypatch.setattr(a, "open_recording", lambda path: SimpleNamespace(n_frames=n, cameras=[None]*cams))
+            truth = tmp_path/f"truth_{n}"
+            truth.mkdir(exist_ok=True)
+            for f in {0, n//2, n - 1}: (truth/f"frame_{f:03d}_view_0.png").touch()
+            x = a.settled(a.Recorded(zoom=2.), "film", truth)
+            teach = a.frames_of(x.train, n)
+            assert 1 <= len(teach) <= 60 and 1 <= len(x.alone) <= 10 and max(teach) < min(x.asked) and max(teach) < min(x.alone) and max(x.alone) < n
+            assert set(x.asked) <= {n//2, n - 1} and n - 1 in x.asked and x.left_out and max(x.left_out) < cams and len(set(x.left_out)) == len(x.left_out)
+    assert a.settled(a.Recorded(zoom=2.), "film").asked == ()

@@ -9,9 +9,10 @@ from gslrm_mouse.cameras import FACELIFT_DOMAIN, Similarity, mouse_rig, orbit
 from gslrm_mouse.canonical import canonicalize
 from gslrm_mouse.checkpoints import Card, load_checkpoint, save_checkpoint
 from gslrm_mouse.gaussians import FILTERS, Filters, Gaussians, load_ply, ply_world, save_ply
+from gslrm_mouse.metrics import mean_scores, scores
 from gslrm_mouse.model import GSLRM, GSLRMConfig
 from gslrm_mouse.rasterize import render
-from gslrm_mouse.reconstruct import MANIFEST, finished, frame_folder, middle, predict, reach, reconstruct, training_blur, turntable_cameras, up_of
+from gslrm_mouse.reconstruct import MANIFEST, finished, frame_folder, middle, predict, reach, reconstruct, refined, training_blur, turntable_cameras, up_of
 from gslrm_mouse.scenes import canonical_scene, mouse_scene, trace, write_recording
 from gslrm_mouse.views import decode_frame, decode_frames, open_recording, read_views, write_sample
 from conftest import DATA
@@ -282,3 +283,17 @@ def test_memory_is_steady(tiny, tmp_path):
     steady, leaking = peaks(film, tmp_path/"steady", tiny, 0), peaks(film, tmp_path/"leaking", tiny, 1, panels=False, turntable=False, film=False)
     print("MiB after each frame, and at the end:", [round(x) for x in steady], "with a leak:", [round(x) for x in leaking])
     assert len(steady) == N + 1 and steady[-1] - steady[2] < 3*one < 6*one < leaking[-1] - leaking[2]
+
+
+def test_a_fit_believes_its_cameras():
+    "In the cameras it was filmed by, a fit is better than the network in a view that was kept back; with two of them exchanged it is worse than with none."
+    v = trace(mouse_scene(4), mouse_rig().resized(288, 256), 2)
+    five, kept = v[[0, 1, 2, 3, 5]], v[[4]]
+    model, card = load_checkpoint()
+    g = predict(model, canonicalize(five, card.domain), training_blur(card.domain))
+    at = lambda x: mean_scores(scores(*render(x, kept.cameras, eps2d=0.), kept.images, kept.alpha))
+    fitted = refined(g, five, card.domain, 80)
+    assert fitted.unit == "mm" and at(fitted)["iou"] > at(g)["iou"] + .05 and at(fitted)["psnr"] > at(g)["psnr"] + 1
+    swapped = replace(five, cameras=five.cameras[[1, 0, 2, 3, 4]])
+    assert at(refined(g, swapped, card.domain, 80))["iou"] < at(g)["iou"]
+    assert torch.equal(refined(g, five, card.domain, 5).means, refined(g, five, card.domain, 5).means)
