@@ -14,7 +14,7 @@ from fastcore.docments import docments
 __all__ = ['taught', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'sensitivity', 'pretrain',
            'convert', 'demo', 'main']
 
-# %% ../nbs/18_cli.ipynb #c2ba12e3
+# %% ../nbs/18_cli.ipynb #5e28aacd
 def _numbers(text:str, what:str="frames") -> list[int]:
     "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
     try:
@@ -107,7 +107,7 @@ def reconstruct(
     _start(device, threads)
     for split, r in f(source, out, frame, inputs, checkpoint, device, overwrite, choose, None if up is None else _vector(up), frames and _numbers(frames), units, FILTERS[filters], sized, fit, turntable, panels, film, skip_bad=skip_bad).items():
         print(f"{split:5} views{' (fitted to these)' if fit and split == 'input' else ''}: PSNR {r['psnr']:.2f} dB (white picture {r['psnr_white']:.2f}), foreground {r['psnr_fg']:.2f} dB, IoU {r['iou']:.3f}")
-    print(f"written: {out}")
+    print(f"written: {out}" + ("" if fit else "; --fit 200 goes on from here with a fit to the pictures themselves"))
 
 @taught
 def doctor(

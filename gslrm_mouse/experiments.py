@@ -166,7 +166,7 @@ def factors_says(done) -> list[Finding]:
 
 FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, aspect, principal point, distances and the animal itself: which costs what, so that the costs add up to the whole loss?", factors_arms, factors_run, factors_draw, factors_says, factors_table)
 
-# %% ../nbs/17b_experiments.ipynb #7ca43d04
+# %% ../nbs/17b_experiments.ipynb #cbc11281
 def control_arms(full, checkpoint):
     "A mouse and a seed each: four times three, or one."
     size = 64; same = dict(world=world_version(), size=size, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
@@ -207,7 +207,7 @@ def control_says(done) -> list[Finding]:
 def filmed_control_says(done) -> list[Finding]:
     "Whether a recording's pixels and cameras agree."
     t = control_table(records_of(done)); x = t["exact"]["held", "iou"]; name = done[0]["settings"]["called"]
-    return [Finding(f"Do pixels and cameras of the recording {name} agree?", f"free Gaussians fitted to all cameras but one explain that one to IoU {_ci(x, 2)} (`exact`), {_ci(t['overwritten_k']['held', 'iou'], 2)} with K written over", "answered", "yes: what fails on it is the model" if x[0] > .8 else "not well: look at calibration and masks (gslrm_mouse doctor) before any training")]
+    return [Finding(f"Do pixels and cameras of the recording {name} agree?", f"free Gaussians fitted to all cameras but one explain that one to IoU {_ci(x, 2)} (`exact`), {_ci(t['overwritten_k']['held', 'iou'], 2)} with K written over", "answered", "yes: what fails on it is the model" if x[0] > .8 else "not well: either there are too few views to explain another one, or calibration and masks are off, which gslrm_mouse doctor would say; look before any training")]
 
 def control(plan:Plan, cache=None) -> Experiment:
     "Experiment 4, on mice or on a recording."
