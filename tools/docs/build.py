@@ -77,20 +77,8 @@ def opened(raw:dict) -> dict:
         raw["cells"][:1] = [first | dict(source=m[0].strip()), dict(cell_type="markdown", id=first.get("id", "0")[:6] + "-t", metadata={}, source=rest)]
     return raw
 
-def imports_apart(cell:dict) -> list[dict]:
-    "A cell's imports in one of their own: nbdev runs every cell that imports something, and nothing before it."
-    source = text(cell["source"])
-    if cell["cell_type"] != "code" or re.search(r"^#\| *(export|exec_doc|eval)", source, re.M): return [cell]
-    at = lambda n: isinstance(n, (ast.Import, ast.ImportFrom)); tree = ast.parse(source)
-    if not any(at(n) for n in ast.walk(tree)) or all(at(n) for n in tree.body): return [cell]
-    marks = "".join(x + "\n" for x in source.splitlines() if x.startswith("#|")); tops = [ast.unparse(n) for n in tree.body if at(n)]; lines = source.split("\n")
-    for n in reversed(tree.body):
-        if at(n): row = lines[n.lineno - 1].encode(); lines[n.lineno - 1:n.end_lineno] = [x] if (x := (row[:n.col_offset] + lines[n.end_lineno - 1].encode()[n.end_col_offset:].lstrip(b"; ")).decode()).strip() else []
-    rest = "\n".join(lines); nested = any(at(n) for n in ast.walk(ast.parse(rest)))
-    return [dict(cell_type="code", id=cell.get("id", "0")[:6] + "-i", metadata={}, execution_count=None, outputs=[], source=marks + "\n".join(tops))]*bool(tops) + [cell | dict(source="#| eval: false\n"*nested + rest)]
-
 def for_quarto(nbs:Path, to:Path):
-    "A copy of `nbs` which `nbdev_docs --path` can build: opening texts kept, imports apart, alternative texts written out, pages in groups."
+    "A copy of `nbs` which `nbdev_docs --path` can build: opening texts kept, alternative texts written out, pages in groups."
     import tempfile
     if to.exists(): shutil.rmtree(to)
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*")); groups = grouped(nbs); pages = {p: page_of(p, nbs) for ps in groups.values() for p in ps} | {p.resolve(): page_of(p, nbs) for ps in groups.values() for p in ps}
@@ -99,7 +87,6 @@ def for_quarto(nbs:Path, to:Path):
         raw = opened(json.loads(p.read_text(encoding="utf-8")))
         for c in raw["cells"]:
             if c.get("id") in alts and not re.search(r"^#\| *fig-(alt|cap)", text(c["source"]), re.M): c["source"] = f"#| fig-alt: {json.dumps(alts[c['id']], ensure_ascii=False)}\n" + text(c["source"])
-        raw["cells"] = [x for c in raw["cells"] for x in imports_apart(c)]
         (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
     (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8"); os.utime(to/"index.ipynb", (0, 0))     # so that nbdev does not make another README from it
     shutil.rmtree(root/"_proc", ignore_errors=True)
