@@ -88,16 +88,16 @@ def _caught(call, *args) -> tuple: # (result or None, findings)
                                            "convert the calibration anew from the tool that made it (gslrm_mouse reads eight tools' files), and flip no axis by hand"),)
     except MaskError as e: return None, (Finding(e.problem, str(e), "Where the animal is, is not known: a missing or full mask makes everything foreground, an empty one makes white the truth", "gslrm_mouse masks RECORDING makes masks for static cameras; leave out frames without an animal"),)
 
-# %% ../nbs/16_doctor.ipynb #bd484e34
+# %% ../nbs/16_doctor.ipynb #b9a943ab
 def _recording(path, size) -> Evidence:
     videos, masks = _layout(path)
     if not masks.is_dir():
         first = sorted(videos.glob("*.mp4"))[:1]; width, height, n = _video_size(first[0]) if first else (*(size or (None, None)), 0); _, read = find_rig(path); cams, bad = _caught(read, width, height, None)
-        return Evidence(path, "recording", f"a recording without masks, {n} frames", cams, None, (*bad, Finding("masks_missing", f"there is no folder {masks.name} with masks; {listing(path)}", "Without silhouettes nothing tells animal from cage: a missing mask was once filled with 'everything is foreground'", f"gslrm_mouse masks {path}")))
+        return Evidence(path, "recording", f"a recording without masks, {n} frame{'s'*(n != 1)}", cams, None, (*bad, Finding("masks_missing", f"there is no folder {masks.name} with masks; {listing(path)}", "Without silhouettes nothing tells animal from cage: a missing mask was once filled with 'everything is foreground'", f"gslrm_mouse masks {path}")))
     rec, bad = _caught(open_recording, path)
     if rec is None: return Evidence(path, "recording", "a recording", None, None, bad)
     i = _middle_key(next(iter(rec.videos.values()))); i = min(i, rec.n_frames - 1); views, bad = _caught(rec.frame, i)
-    return Evidence(path, "recording", f"a recording, {len(rec.cameras)} cameras, {rec.n_frames} frames of {rec.cameras.width} × {rec.cameras.height} px, frame {i} looked at", rec.cameras, views and _small(views), bad)
+    return Evidence(path, "recording", f"a recording, {len(rec.cameras)} cameras, {rec.n_frames} frame{'s'*(rec.n_frames != 1)} of {rec.cameras.width} × {rec.cameras.height} px, frame {i} looked at", rec.cameras, views and _small(views), bad)
 
 def _info(folder) -> dict:
     try: return {k: v for k, v in json.loads((folder/"opencv_cameras.json").read_bytes()).items() if k not in ("frames", "id")}
