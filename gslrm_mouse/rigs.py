@@ -123,7 +123,7 @@ def make_rig(
     rig = Rig(torch.from_numpy(K), torch.from_numpy(w2c), *size, "model", lens, tuple(map(str, names)), format)
     return with_unit(check_cameras(rig, name), world, name, unit)
 
-# %% ../nbs/01b_rigs.ipynb #c7726bc7
+# %% ../nbs/01b_rigs.ipynb #1081e3f8
 def nearest_point(
     origins:Tensor, # (N, 3) of rays
     dirs:Tensor, # (N, 3) of rays, unit length
@@ -132,7 +132,7 @@ def nearest_point(
     o, d = origins.double(), dirs.double()
     P = torch.eye(3, dtype=o.dtype, device=o.device) - d[:, :, None]*d[:, None]
     A = P.sum(0)
-    if len(o) < 2 or torch.linalg.eigvalsh(A)[0] < 1e-6*len(o): raise ValueError(f"{len(o)} rays of one direction fix no point")
+    if len(o) < 2 or torch.linalg.eigvalsh(A)[0] < 1e-6*len(o): raise ValueError(f"rays from two cameras or more that look in different directions were looked for; the {len(o)} found fix no point")
     return torch.linalg.solve(A, (P @ o[..., None]).sum(0))[:, 0]
 
 # %% ../nbs/01b_rigs.ipynb #5f822bfc
