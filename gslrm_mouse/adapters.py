@@ -173,7 +173,7 @@ def _zoom_to(size, rec, frames, domain) -> float: # one digit
     seen = [canonicalize(rec.frame(f), domain).views.alpha for f in sorted({frames[0], frames[len(frames)//2], frames[-1]})]
     return max(1., round(size/float(np.mean([(a > .5).double().mean((1, 2)).sqrt().mean() for a in seen])), 1))
 
-# %% ../nbs/15h_adapters.ipynb #c4a104b3
+# %% ../nbs/15h_adapters.ipynb #ab88a940
 def _zoomed(config, plan): return dict(method="exact", choose="zoom", zoom=plan.zoom, target_views=1, target_size=round(plan.target*config.image_size))
 
 def mice_run(config:GSLRMConfig, plan:Recorded, seed:int=0) -> Settings: # of a settled plan
@@ -188,7 +188,7 @@ def film_run(config:GSLRMConfig, recording, plan:Recorded, seed:int=0, heldout=(
 def _ways(plan): return {"raw": lambda v, d: similarity(v, d), "exact": lambda v, d: canonicalize(v, d), "zoom": lambda v, d: canonicalize(v, d, choose="zoom", zoom=plan.zoom)}
 
 def _asked(model, domain, prepare, blur, fit, frame, views, truths, **tag) -> list[dict]: # model: None for a fit from nothing
-    g = model and predict(model, prepare(views, domain), blur*training_blur(domain)).to("cpu")
+    g = None if model is None else predict(model, prepare(views, domain), blur*training_blur(domain)).to("cpu")
     if fit: g = refined(g, views, domain, fit, seed=tag["seed"])
     return [dict(**tag, frame=frame, camera=t.names[0] if t.names else str(i), **scored(g, t), width=t.cameras.width, height=t.cameras.height, n_views=len(views)) for i, t in enumerate(truths)]
 

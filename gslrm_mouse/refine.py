@@ -62,7 +62,7 @@ def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
 
 def true_views(i:int) -> Views: "Mouse `i` in the study's novel cameras, 512 px."; return trace(mouse_scene(i), asked_cameras().resized(512, 512), 2)
 
-# %% ../nbs/15i_refine.ipynb #ac4c98b8
+# %% ../nbs/15i_refine.ipynb #800f03cf
 def by_rig(done:list[dict]) -> dict: # (number of cameras, cloud): {score: (mice,)}
     "Scores mouse by mouse, dB and IoU."
     rows = [r for x in done for r in x["records"] if "iou" in r]; keys = dict.fromkeys((r["cameras"], r["cloud"]) for r in rows)
@@ -89,9 +89,9 @@ def refine_draw(done:list[dict], folder) -> list[tuple]: # (file name, caption)
 def refine_says(done:list[dict]) -> list[Finding]:
     "Whether views say more than the network, and whether the network adds to them."
     b = by_rig(done); rigs = sorted({n for n, _ in b}, reverse=True); net, alone, both = CLOUDS; f = lambda n, c: f"{b[n, c]['iou'].mean():.2f} ({b[n, c]['psnr_fg'].mean():.1f} dB)"
-    gain = {n: b[n, both]["iou"] - b[n, alone]["iou"] for n in rigs}; lo, hi = ({n: interval(g)[k] for n, g in gain.items()} for k in (0, 1)); helps, hurts, better = [n for n in rigs if lo[n] > 0], [n for n in rigs if hi[n] < 0], [n for n in rigs if interval(b[n, both]["iou"] - b[n, net]["iou"])[0] > 0]
+    gain = {n: b[n, both]["iou"] - b[n, alone]["iou"] for n in rigs}; lo, hi = ({n: interval(g)[k] for n, g in gain.items()} for k in (0, 1)); fg = b[rigs[0], both]["psnr_fg"] - b[rigs[0], alone]["psnr_fg"]; helps, hurts, better = [n for n in rigs if lo[n] > 0], [n for n in rigs if hi[n] < 0], [n for n in rigs if interval(b[n, both]["iou"] - b[n, net]["iou"])[0] > 0]
     said = lambda x: " and ".join(map(str, x)); why = [f"beginning with the network's cloud is better with {said(helps)} cameras" if helps else "", f"worse with {said(hurts)}" if hurts else "", f"no different with {said([n for n in rigs if n not in helps + hurts])}" if len(helps + hurts) < len(rigs) else ""]
     return [Finding("Can the same six views give a better mouse than the network does? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, network {f(n, net)}, fitted from its cloud {f(n, both)}" for n in rigs), "answered", f"fitting the network's cloud to its own pictures is better with {said(better)} cameras" if better else "fitting adds nothing to the network's answer"),
-            Finding("Is the network needed at all, once one fits? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, from nothing {f(n, alone)}, from the network {f(n, both)}, {gain[n].mean():+.3f} [{lo[n]:+.3f}, {hi[n]:+.3f}]" for n in rigs), "answered", ", ".join(w for w in why if w))]
+            Finding("Is the network needed at all, once one fits? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, from nothing {f(n, alone)}, from the network {f(n, both)}, {gain[n].mean():+.3f} [{lo[n]:+.3f}, {hi[n]:+.3f}]" for n in rigs), "answered", f"by IoU, {', '.join(w for w in why if w)}; the foreground is better from {'nothing' if fg.mean() < 0 else 'the network'} with {rigs[0]} ({fg.mean():+.1f} dB [{interval(fg)[0]:+.1f}, {interval(fg)[1]:+.1f}])")]
 
 EXPERIMENT_REFINE = Experiment("refine", "What do the views give by themselves, and what does the network add to them?", refine_arms, refine_run, refine_draw, refine_says, refine_table)
