@@ -17,7 +17,7 @@ from .checkpoints import checkpoint_hash, checkpoint_path, load_checkpoint, read
 from .lora import load_adapters, merged, save_adapter
 from .model import GSLRMConfig
 from .settings import Settings, model_settings, settings_from
-from .sources import frames_of, source_for, world_version
+from .sources import frames_of, source_for, WORLD
 from .training import deciding, fit, trained
 from .views import open_recording, read_truth, truth_frames
 from .canonical import canonicalize
@@ -60,7 +60,7 @@ def mouse_run(config:GSLRMConfig, method:str="exact", how:How=How(300, scenes=60
 def chain_key(chain:tuple, checkpoint, cache) -> str: # of Settings
     "What decides the last adapter of a chain, as 12 digits."
     facts = [source_for(s, Path(cache)/"moments", read_card(checkpoint).domain).facts() for s in chain]
-    return hashlib.sha256(json.dumps([checkpoint_hash(checkpoint), world_version(), [deciding(s) for s in chain], facts], sort_keys=True).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps([checkpoint_hash(checkpoint), WORLD, [deciding(s) for s in chain], facts], sort_keys=True).encode()).hexdigest()[:12]
 
 def adapters_of(chain:tuple, checkpoint, cache) -> list[Path]: # of Settings; → folders, in the order of the chain
     "The kept adapters of a chain, trained where they are not there yet."
@@ -88,7 +88,7 @@ def chain_of(names:tuple, config:GSLRMConfig, seed:int=0, lengths:dict=LENGTHS) 
 
 def adapter_arms(full:bool, checkpoint) -> list[Arm]:
     "The arms of the experiment; the quick study has none."
-    about = dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), mice=12, heads=16, ways=list(ADAPTER_WAYS))
+    about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=12, heads=16, ways=list(ADAPTER_WAYS))
     return [Arm("adapters", k, seed, {**about, "chain": list(c), **({"spread": SPREAD, "lengths": LENGTHS} if c else {})}) for seed in range(3) for k, c in CHAINS.items() if c or not seed] if full else []
 
 def run_adapter(arm:Arm, checkpoint, cache) -> list[dict]:

@@ -12,7 +12,7 @@ import numpy as np
 from .arms import Arm, Experiment, Finding
 from .views import _truth_json, open_recording, truth_frames
 from .checkpoints import checkpoint_hash, load_checkpoint, read_card
-from .training import world_version
+from .training import WORLD
 from .doctor import diagnose
 from .failure import interval
 from .factors import APART, FACTORS, draw_shares, factorial, shapley
@@ -46,7 +46,7 @@ class Plan:
     smooth:bool = True # the six recipes with the training camera's blur
     device:str = "cpu"
 
-def decides(checkpoint, **more) -> dict: "Settings of an arm that asks a checkpoint about the procedural world."; return dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), **more)
+def decides(checkpoint, **more) -> dict: "Settings of an arm that asks a checkpoint about the procedural world."; return dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, **more)
 
 def film_hash(recording, truth=None) -> str:
     "What identifies a recording: its cameras, the sizes of its files, and the cameras of its truth."
@@ -169,7 +169,7 @@ FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, asp
 # %% ../nbs/17b_experiments.ipynb #cbc11281
 def control_arms(full, checkpoint):
     "A mouse and a seed each: four times three, or one."
-    size = 64; same = dict(world=world_version(), size=size, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
+    size = 64; same = dict(world=WORLD, size=size, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
     return [Arm("control", f"mouse {i}", s, same | dict(scene=i)) for i in range(4 if full else 1) for s in range(3 if full else 1)]
 
 def filmed_control_arms(full, checkpoint, plan:Plan):
@@ -268,7 +268,7 @@ def zoom(plan:Plan, cache=None) -> Experiment:
     return Experiment(name, "Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much zoom pays?", a, partial(zoom_run, plan=plan), zoom_draw, s, zoom_table)
 
 # %% ../nbs/17b_experiments.ipynb #e7093229
-def gap_arms(full, checkpoint): "A kind of object each."; return [Arm("gap", k, 0, dict(world=world_version(), n=24 if full else 8, size=256)) for k in ("head", "object", "mouse")]
+def gap_arms(full, checkpoint): "A kind of object each."; return [Arm("gap", k, 0, dict(world=WORLD, n=24 if full else 8, size=256)) for k in ("head", "object", "mouse")]
 def gap_run(arm, checkpoint, cache): return [world_gap(arm.name, arm.settings["n"], arm.settings["size"])]
 def gap_draw(done, folder): "No pictures."; return []
 

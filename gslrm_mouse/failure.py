@@ -20,7 +20,7 @@ from .preprocess import Prepared
 from .rasterize import render
 from .metrics import psnr, iou
 from .checkpoints import Card, load_checkpoint, checkpoint_path, checkpoint_hash
-from .training import HELD_OUT, canonical_cameras, world_version
+from .training import HELD_OUT, canonical_cameras, WORLD
 from .gaussians import Gaussians
 from .reconstruct import predict as predict_cloud, pixel_footprints, pixel_sized, smoothed, training_blur
 
@@ -204,7 +204,7 @@ def measure_sensitivity(
     path = checkpoint_path(checkpoint); out = Path(out or sensitivity_file(path)); temp = out.with_name(out.name + ".part")
     if out.exists() and not overwrite: raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
     model, card = load_checkpoint(path); t = time.perf_counter(); rows = sensitivity(model.to(device), card, scenes, seed, **kwargs)
-    facts = dict(checkpoint=checkpoint_hash(path), file=path.name, world=world_version(), command=command or "measure_sensitivity()", seed=seed, scenes=[HELD_OUT, HELD_OUT + scenes], n_views=kwargs.get("n_views", 6),
+    facts = dict(checkpoint=checkpoint_hash(path), file=path.name, world=WORLD, command=command or "measure_sensitivity()", seed=seed, scenes=[HELD_OUT, HELD_OUT + scenes], n_views=kwargs.get("n_views", 6),
                  input_px=card.domain.image_size, scored_px=kwargs.get("size") or 2*card.domain.image_size, smooth=kwargs.get("smooth", True), seconds=round(time.perf_counter() - t), threads=torch.get_num_threads())
     temp.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + ",\n".join(json.dumps(r) for r in rows) + "\n]}\n"); os.replace(temp, out)
     return out

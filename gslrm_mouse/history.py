@@ -30,7 +30,7 @@ from .reconstruct import predict, smoothed, training_blur
 from .runs import checkpoints, read_log
 from .scenes import Scene, mouse_scene, trace, trace_depth
 from .settings import Settings, load_settings
-from .sources import FIRST_MOUSE, _hash, world_version
+from .sources import FIRST_MOUSE, _hash, WORLD
 from .training import deciding, evaluate, fit, forward_pass, open_run
 from .views import Views, write_sample
 from .zoom import WAYS
@@ -148,7 +148,7 @@ def pull(r, passes:int=2) -> dict: # r: an opened run
 # %% ../nbs/15f_history.ipynb #8ce64c97
 def as_was_samples(folder, n:int, domain:CameraDomain, scale:int=2) -> Path: # scale: the rig's pictures are so many times smaller
     "The pixel-based data set as the fork had it: a folder of samples."
-    rig = mouse_rig(); rig = rig.resized(rig.width//scale, rig.height//scale); folder = Path(folder)/_hash([world_version(), repr(domain), n, scale])
+    rig = mouse_rig(); rig = rig.resized(rig.width//scale, rig.height//scale); folder = Path(folder)/_hash([WORLD, repr(domain), n, scale])
     for i in range(FIRST_MOUSE, FIRST_MOUSE + n):
         if not (folder/f"sample_{i:06d}").is_dir(): write_sample(WAYS["pixel_based_as_was"](trace(mouse_scene(i), rig, 2), domain).views, folder/f"sample_{i:06d}")
     return folder
@@ -197,7 +197,7 @@ def _arm(experiment, name, data, learner, lr, seed, stops, mice, heads, checkpoi
     file = FILES[experiment[-1]]; overrides = [*(LEARNERS[learner] if learner else ()), *DATA[data].overrides, f"training.optimizer.lr={lr:g}", f"training.schedule.max_fwdbwd_passes={stops[-1]}", f"seed={777 + seed}"]
     if scenes: overrides += [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"]
     path = checkpoint_path(checkpoint)
-    return Arm(experiment, name, seed, dict(file=file, overrides=overrides, decides=_hash(deciding(settings_of(file, overrides, path))), data=data, learner=learner or "everything", lr=lr, stops=list(stops), mice=mice, heads=heads, checkpoint=checkpoint_hash(path), world=world_version()))
+    return Arm(experiment, name, seed, dict(file=file, overrides=overrides, decides=_hash(deciding(settings_of(file, overrides, path))), data=data, learner=learner or "everything", lr=lr, stops=list(stops), mice=mice, heads=heads, checkpoint=checkpoint_hash(path), world=WORLD))
 
 A_STOPS, B_STOPS = (0, 1, *range(50, 301, 50)), (0, 1, 101, 301, 501, 901, 1000)
 

@@ -19,7 +19,7 @@ from .model import GSLRM, GSLRMConfig
 from .rasterize import render
 from .runs import read_log
 from .settings import Settings, model_settings, settings_from
-from .sources import HELD_OUT, scene_views, world_version
+from .sources import HELD_OUT, scene_views, WORLD
 from .training import fit, trained
 from .failure import interval, scored
 from .control import control_views
@@ -129,7 +129,7 @@ PLAN = dict(places=list(PLACES), rates=[5e-4, 1.5e-3, 5e-3], policies={"full tun
 
 def searched(plan:dict, checkpoint, cache) -> list[dict]:
     "Records of the search, one per run; the finalists are marked. Each run is kept in the cache."
-    config = read_card(checkpoint).config; mice, mine = range(HELD_OUT, HELD_OUT + plan["mice"]), dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), mice=plan["mice"], heads=plan["heads"])
+    config = read_card(checkpoint).config; mice, mine = range(HELD_OUT, HELD_OUT + plan["mice"]), dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=plan["mice"], heads=plan["heads"])
     kept = lambda name, make, **s: measured(Path(cache)/"places_tried.jsonl", Arm("tried", name, 0, {**mine, **s}), make)
     start = kept("as it is", lambda: as_it_is(checkpoint, mice, plan["heads"]), method=Way.method); budget = lambda p: rank_for(p, config, plan["budget"])
     def run(rung, place, rank, lr, steps):
@@ -153,7 +153,7 @@ CONTROLS = tuple((what, *how) for what in ("finalist 1", "full tuning") for how 
 
 def place_arms(full:bool, checkpoint) -> list[Arm]:
     "The arms of the experiment: a short look with set ways, or the search and what it found."
-    n, heads = (12, 16) if full else (3, 4); about = dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), mice=n, heads=heads); start = [Arm("places", "as it is" + ", exact camera"*(m == "exact"), 0, {**about, "kind": "start", "method": m}) for m in (ASKED if full else ("similarity",))]
+    n, heads = (12, 16) if full else (3, 4); about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=n, heads=heads); start = [Arm("places", "as it is" + ", exact camera"*(m == "exact"), 0, {**about, "kind": "start", "method": m}) for m in (ASKED if full else ("similarity",))]
     if not full:
         ways = (Way(lr=1.5e-3, steps=40, scenes=12), Way("LoRA + heads", 8, 5e-4, 40, scenes=12), Way("heads only", lr=5e-4, steps=40, scenes=12), Way("full tuning", lr=1e-4, steps=40, scenes=12))
         return [*start, *(Arm("places", w.place, 0, {**about, "kind": "run", "way": asdict(w)}) for w in ways)]

@@ -17,7 +17,7 @@ from .failure import interval, scored
 from .rasterize import render
 from .reconstruct import predict, refined, training_blur
 from .scenes import mouse_scene, trace
-from .sources import world_version
+from .sources import WORLD
 from .views import Views
 
 # %% auto #0
@@ -51,7 +51,7 @@ def pictured(
 
 def refine_arms(full:bool, checkpoint) -> list[Arm]:
     "A mouse each: twelve, or three."
-    return [Arm("refine", f"mouse {i}", 0, dict(checkpoint=checkpoint_hash(checkpoint), world=world_version(), scene=i, rigs=RIGS, steps=200, size=512)) for i in range(12 if full else 3)]
+    return [Arm("refine", f"mouse {i}", 0, dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, scene=i, rigs=RIGS, steps=200, size=512)) for i in range(12 if full else 3)]
 
 def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
     "Scores of every cloud for every rig; the first mouse with its pictures."

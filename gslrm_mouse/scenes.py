@@ -15,8 +15,8 @@ from .cameras import Cameras, Similarity, mouse_rig, orbit, intrinsics, FACELIFT
 from .views import Views
 
 # %% auto #0
-__all__ = ['SKINS', 'HAIRS', 'FURS', 'SCENES', 'Scene', 'trace', 'trace_depth', 'head_scene', 'object_scene', 'mouse_scene',
-           'random_scene', 'canonical_scene', 'heldout_cameras', 'write_recording']
+__all__ = ['SKINS', 'HAIRS', 'FURS', 'SCENES', 'WORLD', 'Scene', 'trace', 'trace_depth', 'head_scene', 'object_scene',
+           'mouse_scene', 'random_scene', 'canonical_scene', 'heldout_cameras', 'write_recording']
 
 # %% ../nbs/06_scenes.ipynb #2ab41d87
 @dataclass(frozen=True)
@@ -271,6 +271,9 @@ def canonical_scene(kind:str, seed:int) -> Scene:
     "The same in model units about the origin."
     s = random_scene(kind, seed)
     return s if s.unit == "model" else s.moved(Similarity(2.7/317, None, -2.7/317*s.center, "mm", "model"))
+
+# %% ../nbs/06_scenes.ipynb #77a1c0d2
+WORLD = "73e58863" # version of the scene generator; a new one whenever the images of any seed change
 
 # %% ../nbs/06_scenes.ipynb #b9142b39
 def heldout_cameras() -> list[Cameras]:

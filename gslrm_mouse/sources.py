@@ -18,14 +18,14 @@ from .canonical import canonicalize
 from .datasets import time_blocks
 from .grades import sample_folders
 from .preprocess import METHODS, _about, method_named
-from .scenes import SCENES, canonical_scene, mouse_scene, trace
+from .scenes import SCENES, WORLD, canonical_scene, mouse_scene, trace
 from .settings import DatasetSettings, MouseSettings, Settings, SpreadSettings
 from .views import Views, is_recording, is_sample, open_recording, read_sample, triangulate
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_views', 'world_version', 'strayed',
-           'resized_scene', 'Scenes', 'recipe', 'Moments', 'frames_of', 'picture_size', 'source_for', 'Batch',
-           'view_counts', 'near_first', 'Stream', 'ahead']
+__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_views', 'strayed', 'resized_scene', 'Scenes',
+           'recipe', 'Moments', 'frames_of', 'picture_size', 'source_for', 'Batch', 'view_counts', 'near_first',
+           'Stream', 'ahead']
 
 # %% ../nbs/12c_sources.ipynb #aa312832
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
@@ -43,10 +43,7 @@ def scene_views(i:int, kind:str, size:int, n:int=VIEWS_PER_SCENE, elevation=(-5.
     if spread.on: scene, cams = resized_scene(scene, spread, i), strayed(cams, spread, i)
     return trace(scene, cams, samples)
 
-def world_version() -> str:
-    "First digits of the hash of the code that makes the scenes: pictures of another world are never taken for this one's."
-    import gslrm_mouse.scenes as s
-    return hashlib.sha256(Path(s.__file__).read_bytes()).hexdigest()[:8]
+
 
 # %% ../nbs/12c_sources.ipynb #9ce03965
 def _draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
@@ -95,12 +92,12 @@ class Scenes:
 
     def __len__(self): return self.n
     def name(self, i): return f"{self.kinds[i % len(self.kinds)]} {i}"
-    def facts(self) -> dict: return dict(source="procedural", world=world_version(), kinds=list(self.kinds), n=self.n, elevation=list(self.elevation), **(dict(spread=asdict(self.spread)) if self.spread.on else {}))
+    def facts(self) -> dict: return dict(source="procedural", world=WORLD, kinds=list(self.kinds), n=self.n, elevation=list(self.elevation), **(dict(spread=asdict(self.spread)) if self.spread.on else {}))
     def held_out(self, n): return [HELD_OUT + i for i in range(n)]
 
     def __getitem__(self, i:int) -> Views:
         world = ("" if self.kinds == ("head", "object") else "_" + "_".join(self.kinds)) + (f"_{_hash(asdict(self.spread))}" if self.spread.on else "")
-        path = self.folder/f"{self.size}px_{self.elevation[0]:g}_{self.elevation[1]:g}_{world_version()}{world}"/f"{i:07d}.npy"
+        path = self.folder/f"{self.size}px_{self.elevation[0]:g}_{self.elevation[1]:g}_{WORLD}{world}"/f"{i:07d}.npy"
         make = lambda: _rgba8(scene_views(i, self.kinds[i % len(self.kinds)], self.size, elevation=self.elevation, spread=self.spread)); cams = canonical_cameras(VIEWS_PER_SCENE, self.size, i, self.elevation)
         return _views(_kept(path, make), strayed(cams, self.spread, i) if self.spread.on else cams)
 
@@ -209,7 +206,7 @@ def source_for(
 
 def _film(d, prepare, folder, size, domain):
     rig = mouse_rig(); rig = rig.resized(rig.width//d.rig_scale, rig.height//d.rig_scale); read = lambda i: replace(trace(mouse_scene(i), rig, 2), names=tuple(f"camera {k}" for k in range(6)))
-    about = dict(source="procedural mice", world=world_version(), rig_scale=d.rig_scale); first = FIRST_MOUSE
+    about = dict(source="procedural mice", world=WORLD, rig_scale=d.rig_scale); first = FIRST_MOUSE
     return _moments(d, folder, range(first, first + d.n_scenes), range(HELD_OUT, HELD_OUT + 1000), read, prepare, lambda i: f"mouse {i}", about, size, domain, MouseSettings(), 6)
 
 def _moments(d, folder, train, val, read, prepare, name, about, size, domain, m, cameras=None):

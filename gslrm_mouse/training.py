@@ -25,7 +25,7 @@ from .rasterize import render
 from .rays import ray_features
 from .runs import checkpoints, clear_parts, curves, last_checkpoint, load_state, manifest, read_log, save_state, trim_log
 from .settings import LossSettings, OptimizerSettings, Settings, differences, load_settings, plain, settings_from
-from .sources import Batch, HELD_OUT, VIEWS_PER_SCENE, Scenes, Stream, ahead, canonical_cameras, picture_size, scene_views, source_for, view_counts, world_version
+from .sources import Batch, HELD_OUT, VIEWS_PER_SCENE, Scenes, Stream, ahead, canonical_cameras, picture_size, scene_views, source_for, view_counts, WORLD
 from .views import Views
 
 # %% auto #0
@@ -358,7 +358,7 @@ def finish(
     base = CameraDomain(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["domain"].items()}); inputs = d.input_views or [d.num_input_views]
     domain = _domain(s, source_for(s, Path(cache or d.cache or out/"cache"), base), (min(inputs), max(inputs)), size, base)
     log = [r for r in read_log(out) if "event" not in r]; val = [r for r in read_log(out) if r.get("event") == "validation"]; last = [r["l2"] for r in log[-500:] if r["l2"] is not None]
-    facts = dict(command=command, **_history(read_log(out)), world=world_version(), steps=state["step"], seconds=round(state["seconds"]), l2_last_500=sum(last)/max(1, len(last)), skipped=state["guard"]["skipped"], init=state["init"], data=state["data"], settings=plain(s), **({"validation": val[-1]} if val else {}))
+    facts = dict(command=command, **_history(read_log(out)), world=WORLD, steps=state["step"], seconds=round(state["seconds"]), l2_last_500=sum(last)/max(1, len(last)), skipped=state["guard"]["skipped"], init=state["init"], data=state["data"], settings=plain(s), **({"validation": val[-1]} if val else {}))
     file = save_checkpoint(out/"model.safetensors", model, Card(s.config, domain, facts), dtype); model, _ = load_checkpoint(file)
     facts["held_out"] = {k: evaluate(model, k, n_eval) for k in ("head", "object", "mouse")}
     return save_checkpoint(file, model, Card(s.config, domain, facts), dtype)
