@@ -14,7 +14,7 @@ from .model import GSLRMConfig
 
 # %% auto #0
 __all__ = ['ONLY', 'TokenizerSettings', 'TransformerSettings', 'UpsamplerSettings', 'GaussiansSettings', 'ModelSettings',
-           'RuntimeSettings', 'FreezeSettings', 'LoraSettings', 'SpreadSettings', 'DatasetSettings',
+           'RuntimeSettings', 'FreezeSettings', 'LoraSettings', 'SpreadSettings', 'VarietySettings', 'DatasetSettings',
            'DataloaderSettings', 'LossSettings', 'OptimizerSettings', 'ScheduleSettings', 'CheckpointSettings',
            'WandbSettings', 'LoggingSettings', 'TrainingSettings', 'AugmentationSettings', 'MouseSettings',
            'ValidationSettings', 'InferenceSettings', 'Settings', 'model_settings', 'known_keys', 'check_keys',
@@ -100,6 +100,22 @@ class SpreadSettings:
     def on(self) -> bool: return self != SpreadSettings()
 
 @dataclass(frozen=True)
+class VarietySettings:
+    "training.dataset.camera_variety, ours: procedural scenes in cameras of any field of view. The scene keeps its size, the distance follows from field of view and visible width."
+    fov:list[float] = field(default_factory=list) # degrees, log-uniform, once per scene; empty: no variety
+    visible:list[float] = field(default_factory=lambda: [1., 1.]) # width seen at the object, times the canonical 2.52, log-uniform, once per scene
+    canonical_share:float = .2 # of the scenes, which stay in the canonical camera
+    distance:float = 0. # each camera's distance, plus or minus this share
+    focal:float = 0. # each camera's focal length, plus or minus this share
+    aspect:float = 0. # each camera's fy / fx, plus or minus this share
+    principal:float = 0. # each camera's principal point off the middle, at most this share of the width
+    roll:float = 0. # each camera turned about its axis, at most this many degrees
+    aim:float = 0. # each camera turned off the origin: at most this many degrees at the canonical field of view, the same share of the image at others
+
+    @property
+    def on(self) -> bool: return bool(self.fov)
+
+@dataclass(frozen=True)
 class DatasetSettings:
     "What is trained on, and how views become inputs and targets."
     dataset_path:str = "procedural" # a list of sample folders (.txt), a folder of them, a recording, or `procedural`
@@ -118,6 +134,7 @@ class DatasetSettings:
     n_scenes:int = 12000 # ours: of `procedural`
     elevation:list[float] = field(default_factory=lambda: [-5., 50.]) # ours: of procedural canonical cameras, degrees
     camera_spread:SpreadSettings = _of(SpreadSettings) # ours: of procedural canonical cameras
+    camera_variety:VarietySettings = _of(VarietySettings) # ours: of procedural scenes, instead of camera_spread
     rig_scale:int = 1 # ours: of procedural mice: 1 films 1152 × 1024, 4 a quarter of it
     input_views:list[int] = field(default_factory=list) # ours: number of inputs drawn from this list instead of num_input_views
     target_views:int = 0 # ours: views which are targets only; 0: num_views - num_input_views
@@ -319,6 +336,13 @@ def _checked(s:Settings, where:str) -> Settings:
     if d.dataset_path == "procedural" and d.method == "none" and (idle := [k for k, on in (("dataset.normalize_distance_to", d.normalize_distance_to), ("dataset.heldout_cameras", d.heldout_cameras), ("dataset.frames", d.frames)) if on]): raise ValueError(f"{where}: training.{idle[0]} does nothing to procedural scenes in canonical cameras, so it is refused")
     if d.zoom and (d.method != "exact" or d.choose not in ("zoom", "coverage")): raise ValueError(f"{where}: training.dataset.zoom acts only where method is exact and choose is zoom or coverage; found {d.method} and {d.choose}")
     if d.camera_spread.on and (d.dataset_path != "procedural" or d.method != "none"): raise ValueError(f"{where}: training.dataset.camera_spread acts on procedural scenes in canonical cameras only, found {d.dataset_path} with the method {d.method}")
+    variety = d.camera_variety
+    if variety.on and (d.camera_spread.on or d.dataset_path != "procedural" or d.method != "none"): raise ValueError(f"{where}: training.dataset.camera_variety acts on procedural scenes in canonical cameras and excludes camera_spread, found {d.dataset_path} with the method {d.method}")
+    for key in ("fov", "visible"):
+        span = getattr(variety, key)
+        if (variety.on or key != "fov") and (len(span) != 2 or not 0 < span[0] <= span[1]): raise ValueError(f"{where}: training.dataset.camera_variety.{key} is a range of positive numbers, as [9, 60]; found {span}")
+    if variety.on and not variety.fov[1] < 150: raise ValueError(f"{where}: training.dataset.camera_variety.fov ends below 150 degrees, found {variety.fov}")
+    if not 0 <= variety.canonical_share <= 1: raise ValueError(f"{where}: training.dataset.camera_variety.canonical_share is a share, found {variety.canonical_share}")
     if wrong := [k for k in ("focal", "aspect", "distance", "size") if len(x := getattr(d.camera_spread, k)) != 2 or not 0 < x[0] <= x[1]]: raise ValueError(f"{where}: training.dataset.camera_spread.{wrong[0]} is a range of positive factors, as [0.8, 1.25]; found {getattr(d.camera_spread, wrong[0])}")
     if d.target_size and d.target_size < s.model.image_tokenizer.image_size: raise ValueError(f"{where}: training.dataset.target_size {d.target_size} is smaller than the inputs' {s.model.image_tokenizer.image_size}, which would teach less than they show")
     if l.distill_loss_weight and not d.replay_share: raise ValueError(f"{where}: training.losses.distill_loss_weight needs replayed samples, and training.dataset.replay_share is 0")

@@ -4,7 +4,7 @@
 
 # %% ../nbs/12c_sources.ipynb #1eee29d8
 from __future__ import annotations
-import hashlib, json, os
+import hashlib, json, math, os
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
@@ -19,13 +19,13 @@ from .datasets import time_blocks
 from .grades import sample_folders
 from .preprocess import METHODS, _about, method_named
 from .scenes import SCENES, WORLD, canonical_scene, mouse_scene, trace
-from .settings import DatasetSettings, MouseSettings, Settings, SpreadSettings
+from .settings import DatasetSettings, MouseSettings, Settings, SpreadSettings, VarietySettings
 from .views import Views, is_recording, is_sample, open_recording, read_sample, triangulate
 
 # %% auto #0
-__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_views', 'strayed', 'resized_scene', 'Scenes',
-           'recipe', 'Moments', 'frames_of', 'picture_size', 'source_for', 'Batch', 'view_counts', 'near_first',
-           'Stream', 'ahead']
+__all__ = ['HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'canonical_cameras', 'scene_cameras', 'scene_views', 'strayed',
+           'resized_scene', 'varied_cameras', 'Scenes', 'recipe', 'Moments', 'frames_of', 'picture_size', 'source_for',
+           'Batch', 'view_counts', 'near_first', 'Stream', 'ahead']
 
 # %% ../nbs/12c_sources.ipynb #aa312832
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
@@ -37,13 +37,33 @@ def canonical_cameras(n:int, size:int, seed:int, elevation=(-5., 50.)) -> Camera
     az = r.permutation((np.arange(n) + r.uniform(0, 1, n))*360/n) + r.uniform(0, 360)
     return orbit(az, r.uniform(*elevation, n), FACELIFT_DISTANCE, FACELIFT_FOV, size)
 
-def scene_views(i:int, kind:str, size:int, n:int=VIEWS_PER_SCENE, elevation=(-5., 50.), samples:int=3, spread:SpreadSettings=SpreadSettings()) -> Views:
-    "Scene `i` of a kind in its `n` canonical cameras, or in cameras that stray from them."
-    scene, cams = canonical_scene(kind, i), canonical_cameras(n, size, i, elevation)
-    if spread.on: scene, cams = resized_scene(scene, spread, i), strayed(cams, spread, i)
-    return trace(scene, cams, samples)
+def scene_cameras(
+    i:int, # number of the scene
+    size:int, # pixels, square
+    n:int=VIEWS_PER_SCENE,
+    elevation=(-5., 50.), # degrees
+    spread:SpreadSettings=SpreadSettings(),
+    variety:VarietySettings=VarietySettings(),
+) -> Cameras:
+    "The cameras of scene `i`: canonical ones, or what `spread` or `variety` makes of them."
+    cams = canonical_cameras(n, size, i, elevation)
+    if variety.on: return varied_cameras(cams, variety, i)
+    return strayed(cams, spread, i) if spread.on else cams
 
-
+def scene_views(
+    i:int, # number of the scene
+    kind:str, # of `SCENES`
+    size:int, # pixels, square
+    n:int=VIEWS_PER_SCENE, # cameras
+    elevation=(-5., 50.), # degrees
+    samples:int=3, # rays per pixel and axis
+    spread:SpreadSettings=SpreadSettings(),
+    variety:VarietySettings=VarietySettings(),
+) -> Views:
+    "Scene `i` of a kind in its `n` canonical cameras, or in cameras that stray from them or vary."
+    scene = canonical_scene(kind, i)
+    if spread.on: scene = resized_scene(scene, spread, i)
+    return trace(scene, scene_cameras(i, size, n, elevation, spread, variety), samples)
 
 # %% ../nbs/12c_sources.ipynb #9ce03965
 def _draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
@@ -64,6 +84,40 @@ def strayed(cams:Cameras, spread:SpreadSettings, seed:int) -> Cameras: # canonic
 def resized_scene(scene, spread:SpreadSettings, seed:int):
     "The scene in a size drawn from the range, under the same light."
     return replace(scene.moved(Similarity(float(_draws(seed, 1, spread)["size"]))), light=scene.light)
+
+def varied_cameras(
+    cams:Cameras, # canonical ones
+    variety:VarietySettings,
+    seed:int, # of the scene
+) -> Cameras:
+    "Cameras in the same directions from the origin, of another field of view and at the distance from which they see the drawn width; a share of the scenes keeps its cameras."
+    rng = np.random.default_rng([seed, 79])
+    if rng.uniform() < variety.canonical_share: return cams
+    n = len(cams)
+    fov = np.radians(np.exp(rng.uniform(*np.log(variety.fov))))
+    canonical_width = 2*FACELIFT_DISTANCE*math.tan(math.radians(FACELIFT_FOV)/2)
+    visible = canonical_width*np.exp(rng.uniform(*np.log(variety.visible)))
+    distance = visible/2/math.tan(fov/2)*(1 + variety.distance*rng.uniform(-1, 1, n))
+    focal = cams.width/2/math.tan(fov/2)*(1 + variety.focal*rng.uniform(-1, 1, n))
+    aspect = 1 + variety.aspect*rng.uniform(-1, 1, n)
+    principal = cams.width*variety.principal*rng.uniform(-1, 1, (n, 2))
+    roll = np.radians(variety.roll)*rng.uniform(-1, 1, n)
+    narrowing = math.tan(fov/2)/math.tan(math.radians(FACELIFT_FOV)/2)
+    aim = np.radians(variety.aim)*narrowing*rng.uniform(-1, 1, (n, 2))
+
+    K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
+    K[:, 0, 0] = torch.from_numpy(focal/np.sqrt(aspect))
+    K[:, 1, 1] = torch.from_numpy(focal*np.sqrt(aspect))
+    K[:, :2, 2] += torch.from_numpy(principal)
+    w2c[:, :3, 3] *= torch.from_numpy(distance/FACELIFT_DISTANCE)[:, None]
+    turn = torch.linalg.matrix_exp(_cross_matrices(np.column_stack([-aim[:, 1], aim[:, 0], roll])))
+    w2c[:, :3] = turn @ w2c[:, :3]
+    return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
+
+def _cross_matrices(rotvec:np.ndarray) -> Tensor: # (n, 3) radians → (n, 3, 3)
+    x, y, z = torch.from_numpy(rotvec).unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
 # %% ../nbs/12c_sources.ipynb #bcebd66a
 def _kept(path:Path, make) -> np.ndarray: # the array that `make` returns, from `path` if it is there
@@ -88,18 +142,34 @@ class Scenes:
     n:int = 12000
     elevation:tuple = (-5., 50.)
     spread:SpreadSettings = SpreadSettings()
+    variety:VarietySettings = VarietySettings()
     n_views = VIEWS_PER_SCENE
 
     def __len__(self): return self.n
     def name(self, i): return f"{self.kinds[i % len(self.kinds)]} {i}"
-    def facts(self) -> dict: return dict(source="procedural", world=WORLD, kinds=list(self.kinds), n=self.n, elevation=list(self.elevation), **(dict(spread=asdict(self.spread)) if self.spread.on else {}))
+    def facts(self) -> dict:
+        facts = dict(source="procedural", world=WORLD, kinds=list(self.kinds), n=self.n, elevation=list(self.elevation))
+        if self.spread.on: facts["spread"] = asdict(self.spread)
+        if self.variety.on: facts["variety"] = asdict(self.variety)
+        return facts
+
     def held_out(self, n): return [HELD_OUT + i for i in range(n)]
 
+    @property
+    def _folder(self) -> Path:
+        name = f"{self.size}px_{self.elevation[0]:g}_{self.elevation[1]:g}_{WORLD}"
+        if self.kinds != ("head", "object"): name += "_" + "_".join(self.kinds)
+        if self.spread.on: name += "_" + _hash(asdict(self.spread))
+        if self.variety.on: name += "_" + _hash(asdict(self.variety))
+        return self.folder/name
+
     def __getitem__(self, i:int) -> Views:
-        world = ("" if self.kinds == ("head", "object") else "_" + "_".join(self.kinds)) + (f"_{_hash(asdict(self.spread))}" if self.spread.on else "")
-        path = self.folder/f"{self.size}px_{self.elevation[0]:g}_{self.elevation[1]:g}_{WORLD}{world}"/f"{i:07d}.npy"
-        make = lambda: _rgba8(scene_views(i, self.kinds[i % len(self.kinds)], self.size, elevation=self.elevation, spread=self.spread)); cams = canonical_cameras(VIEWS_PER_SCENE, self.size, i, self.elevation)
-        return _views(_kept(path, make), strayed(cams, self.spread, i) if self.spread.on else cams)
+        kind = self.kinds[i % len(self.kinds)]
+        def make():
+            views = scene_views(i, kind, self.size, elevation=self.elevation, spread=self.spread, variety=self.variety)
+            return _rgba8(views)
+        cams = scene_cameras(i, self.size, VIEWS_PER_SCENE, self.elevation, self.spread, self.variety)
+        return _views(_kept(self._folder/f"{i:07d}.npy", make), cams)
 
 # %% ../nbs/12c_sources.ipynb #2dd5ef00
 def recipe(d:DatasetSettings, m:MouseSettings, domain:CameraDomain, size:int): # Views → Views
@@ -189,7 +259,7 @@ def source_for(
     if d.method not in ("none", "exact"): method_named(d.method)
     prepare = recipe(d, m, domain, size)
     if path == "procedural":
-        if d.method == "none": return Scenes(folder, size, tuple(d.kinds), d.n_scenes, tuple(d.elevation), d.camera_spread)
+        if d.method == "none": return Scenes(folder, size, tuple(d.kinds), d.n_scenes, tuple(d.elevation), d.camera_spread, d.camera_variety)
         if d.kinds != ["mouse"]: raise ValueError(f"the method {d.method} needs a rig, and of the procedural kinds only mice are filmed by one; found {', '.join(d.kinds)}")
         return _film(d, prepare, folder, size, domain)
     p = Path(path); white = m.mask_threshold/255 if m.use_mouse_dataset and m.auto_generate_mask else None
