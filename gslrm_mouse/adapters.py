@@ -38,9 +38,13 @@ SPREAD = dict(focal=[.95, 1.6], aspect=[.95, 1.18], principal=.05, distance=[.88
 @dataclass(frozen=True)
 class How:
     "Length, rate and size of an adapter, and how it is kept from forgetting."
-    steps:int = 600; lr:float = 1e-3; rank:int = 16
-    replay:float = .25; distill:float = 0.
-    seed:int = 0; scenes:int = 400
+    steps:int = 600
+    lr:float = 1e-3
+    rank:int = 16
+    replay:float = .25
+    distill:float = 0.
+    seed:int = 0
+    scenes:int = 400
     background:float|None = None # weight of what is outside the mask, in a loss that looks at the animal; the plain loss when None
 
 def _run(how:How, config:GSLRMConfig, dataset:dict) -> Settings:
@@ -65,17 +69,20 @@ def chain_key(chain:tuple, checkpoint, cache) -> str: # of Settings
 def adapters_of(chain:tuple, checkpoint, cache) -> list[Path]: # of Settings; → folders, in the order of the chain
     "The kept adapters of a chain, trained where they are not there yet."
     if not chain: return []
-    below = adapters_of(chain[:-1], checkpoint, cache); folder = Path(cache)/"adapters"/chain_key(chain, checkpoint, cache)
+    below = adapters_of(chain[:-1], checkpoint, cache)
+    folder = Path(cache)/"adapters"/chain_key(chain, checkpoint, cache)
     if (folder/"gslrm_mouse.json").is_file(): return [*below, folder]
     with tempfile.TemporaryDirectory() as d:
-        model, card = load_checkpoint(checkpoint); start = save_checkpoint(Path(d)/"start.safetensors", merged(load_adapters(model, below)), card) if below else checkpoint
+        model, card = load_checkpoint(checkpoint)
+        start = save_checkpoint(Path(d)/"start.safetensors", merged(load_adapters(model, below)), card) if below else checkpoint
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): last = fit(chain[-1], Path(d)/"run", str(start), cache=Path(cache)/"moments")
         save_adapter(folder, trained(last)[0])
     return [*below, folder]
 
 def network_with(chain:tuple, checkpoint, cache): # network in eval mode
     "The checkpoint with a chain of adapters, or as it is when there is none."
-    model, _ = load_checkpoint(checkpoint); return load_adapters(model, adapters_of(chain, checkpoint, cache)) if chain else model
+    model, _ = load_checkpoint(checkpoint)
+    return load_adapters(model, adapters_of(chain, checkpoint, cache)) if chain else model
 
 # %% ../nbs/15h_adapters.ipynb #9b39a1a1
 ADAPTER_WAYS = ("similarity", "choose distance", "zoom 1.6")
@@ -93,7 +100,8 @@ def adapter_arms(full:bool, checkpoint) -> list[Arm]:
 
 def run_adapter(arm:Arm, checkpoint, cache) -> list[dict]:
     "Heads, and mice in every way."
-    s, card = arm.settings, read_card(checkpoint); model = network_with(chain_of(s["chain"], card.config, arm.seed, s.get("lengths", LENGTHS)), checkpoint, cache)
+    s, card = arm.settings, read_card(checkpoint)
+    model = network_with(chain_of(s["chain"], card.config, arm.seed, s.get("lengths", LENGTHS)), checkpoint, cache)
     return [dict(kind="head", step=0, **head_scores(model, s["heads"])), *(dict(kind="mouse", step=0, way=w, **r) for w in s["ways"] for r in mouse_scores(model, card.domain, range(s["mice"]), w))]
 
 # %% ../nbs/15h_adapters.ipynb #c6184502
@@ -101,36 +109,57 @@ def by_way(done:list[dict]) -> dict: # (name, way): dict(iou, psnr, psnr_fg: [pe
     "Scores per network and way, mouse by mouse, means over seeds."
     out = {}
     for name in dict.fromkeys(x["name"] for x in done):
-        mine = [x["records"] for x in done if x["name"] == name]; out[name] = float(np.mean([mean_of(r, "head")["psnr"] for r in mine]))
+        mine = [x["records"] for x in done if x["name"] == name]
+        out[name] = float(np.mean([mean_of(r, "head")["psnr"] for r in mine]))
         for way in dict.fromkeys(m["way"] for m in mine[0] if m["kind"] == "mouse"):
-            rows = [sorted((m for m in r if m["kind"] == "mouse" and m["way"] == way), key=lambda m: m["scene"]) for r in mine]; per = lambda part, k: np.mean([[m[part][k] for m in r] for r in rows], 0)
+            rows = [sorted((m for m in r if m["kind"] == "mouse" and m["way"] == way), key=lambda m: m["scene"]) for r in mine]
+            per = lambda part, k: np.mean([[m[part][k] for m in r] for r in rows], 0)
             out[name, way] = {**{k: per("novel", k) for k in ("iou", "psnr", "psnr_fg")}, "sized": per("sized", "iou"), "seeds": len(mine)}
     return out
 
 def adapter_table(done:list[dict]) -> str:
     "Networks by ways, as Markdown: IoU with its interval over mice, PSNR and foreground PSNR; heads beside."
-    b = by_way(done); cell = lambda v: f"{v['iou'].mean():.3f} [{interval(v['iou'])[0]:.3f}, {interval(v['iou'])[1]:.3f}] · {v['psnr'].mean():.2f} · {v['psnr_fg'].mean():.2f} · resized {v['sized'].mean():.3f}"
-    names = [n for n in b if isinstance(n, str)]; ways = list(dict.fromkeys(k[1] for k in b if isinstance(k, tuple)))
+    b = by_way(done)
+    cell = lambda v: f"{v['iou'].mean():.3f} [{interval(v['iou'])[0]:.3f}, {interval(v['iou'])[1]:.3f}] · {v['psnr'].mean():.2f} · {v['psnr_fg'].mean():.2f} · resized {v['sized'].mean():.3f}"
+    names = [n for n in b if isinstance(n, str)]
+    ways = list(dict.fromkeys(k[1] for k in b if isinstance(k, tuple)))
     return "\n".join(["| adapters | heads [dB] | " + " | ".join(f"`{w}`: IoU · PSNR · foreground" for w in ways) + " |", "|---"*(len(ways) + 2) + "|", *(f"| {n} | {b[n]:.2f} | " + " | ".join(cell(b[n, w]) for w in ways) + " |" for n in names)])
 
 def draw_adapters(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "IoU and foreground of each network in each way."
     import matplotlib.pyplot as plt
-    b = by_way(done); names = [n for n in b if isinstance(n, str)]
+    b = by_way(done)
+    names = [n for n in b if isinstance(n, str)]
     if not names: return []
-    ways = list(dict.fromkeys(k[1] for k in b if isinstance(k, tuple))); fig, axs = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[2, 2, 1])
+    ways = list(dict.fromkeys(k[1] for k in b if isinstance(k, tuple)))
+    fig, axs = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[2, 2, 1])
     for ax, k, title in zip(axs, ("iou", "psnr"), ("mice, novel views: IoU", "mice, novel views: PSNR [dB]")):
-        for j, w in enumerate(ways): v = [b[n, w][k] for n in names]; m = np.array([x.mean() for x in v]); ci = np.array([interval(x) for x in v]); ax.errorbar(np.arange(len(names)) + .12*(j - 1), m, abs(ci.T - m), fmt="o", ms=4, lw=1, label=w)
-        ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=7); ax.set_title(title, fontsize=8)
-    axs[0].legend(fontsize=6); axs[2].barh(names[::-1], [b[n] - b[names[0]] for n in names[::-1]]); axs[2].set_title("heads: change [dB]", fontsize=8); axs[2].tick_params(labelsize=6); fig.tight_layout(); fig.savefig(Path(folder)/"adapters.png", dpi=110); plt.close(fig)
+        for j, w in enumerate(ways):
+            v = [b[n, w][k] for n in names]
+            m = np.array([x.mean() for x in v])
+            ci = np.array([interval(x) for x in v])
+            ax.errorbar(np.arange(len(names)) + .12*(j - 1), m, abs(ci.T - m), fmt="o", ms=4, lw=1, label=w)
+        ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=7)
+        ax.set_title(title, fontsize=8)
+    axs[0].legend(fontsize=6)
+    axs[2].barh(names[::-1], [b[n] - b[names[0]] for n in names[::-1]])
+    axs[2].set_title("heads: change [dB]", fontsize=8)
+    axs[2].tick_params(labelsize=6)
+    fig.tight_layout()
+    fig.savefig(Path(folder)/"adapters.png", dpi=110)
+    plt.close(fig)
     return [("adapters.png", "A camera adapter that saw no mouse, mouse adapters, and both, on the raw rig (similarity), through the exact camera and with a zoom kept quiet; 95 % over mice.")]
 
 def say_adapters(done:list[dict]) -> list[Finding]:
     "Does a camera adapter beat warping, and do both together beat either?"
-    b = by_way(done); need = [("as it is", "similarity"), ("as it is", "choose distance"), ("camera", "similarity"), ("camera", "choose distance"), ("camera + mouse, exact", "choose distance"), ("mouse, exact", "choose distance")]
+    b = by_way(done)
+    need = [("as it is", "similarity"), ("as it is", "choose distance"), ("camera", "similarity"), ("camera", "choose distance"), ("camera + mouse, exact", "choose distance"), ("mouse, exact", "choose distance")]
     if any(k not in b for k in need): return [Finding("can the camera gap be closed without the animal?", f"{len(done)} arms so far", "open", "the arms are not finished")]
-    gap = lambda x, y, k="iou": (lambda d: f"{d.mean():+.3f} [{interval(d)[0]:+.3f}, {interval(d)[1]:+.3f}]")(b[x][k] - b[y][k]); sure = lambda x, y, k="iou": interval(b[x][k] - b[y][k])[0] > 0
-    raw, warp, cam, cam_warp, both, mouse = need; level = lambda x: f"{b[x]['iou'].mean():.3f}"; best_raw = ("camera + mouse, raw", "similarity")
+    gap = lambda x, y, k="iou": (lambda d: f"{d.mean():+.3f} [{interval(d)[0]:+.3f}, {interval(d)[1]:+.3f}]")(b[x][k] - b[y][k])
+    sure = lambda x, y, k="iou": interval(b[x][k] - b[y][k])[0] > 0
+    raw, warp, cam, cam_warp, both, mouse = need
+    level = lambda x: f"{b[x]['iou'].mean():.3f}"
+    best_raw = ("camera + mouse, raw", "similarity")
     out = [Finding("can the camera gap be closed without the animal?", f"raw rig, IoU {level(raw)} as it is, {level(cam)} with the camera adapter ({gap(cam, raw)}); exact camera without any: {level(warp)}; heads {b['camera'] - b['as it is']:+.2f} dB", "answered", (f"an adapter that saw no mouse closes {(b[cam]['iou'].mean() - b[raw]['iou'].mean())/(b[warp]['iou'].mean() - b[raw]['iou'].mean()):.0%} of what the raw rig lacks to the exact camera" if sure(cam, raw) else "an adapter that saw no mouse does not help the raw rig") + (" and beats warping" if sure(cam, warp) else ", and warping is still better" if sure(warp, cam) else ", to about what warping gives")),
            Finding("does a mouse adapter on top of a camera adapter beat either?", f"exact camera, IoU: mouse alone {level(mouse)}, camera alone {level(cam_warp)}, both {level(both)} (against mouse alone {gap(both, mouse)}, {gap(both, mouse, 'psnr')} dB)", "answered", "both together are better than either" if sure(both, mouse) and sure(both, cam_warp) else "the mouse adapter alone does as well through the exact camera" if not sure(both, mouse) else "both together beat the mouse adapter alone")]
     if best_raw in b: out.append(Finding("is warping needed at all?", f"raw rig with both adapters {level(best_raw)}, exact camera with both {level(both)} ({gap(both, best_raw)})", "answered", "the exact camera stays ahead" if sure(both, best_raw) else "the raw rig stays ahead" if sure(best_raw, both) else "with adapters for the rig, the two are about equal"))
@@ -159,7 +188,9 @@ def settled(
     domain:CameraDomain=CameraDomain(), # of the checkpoint
 ) -> Recorded: # nothing of it is None
     "The plan for one recording: the first three eighths teach, frames of the second half are asked, every other camera is left out in turn; ValueError where that cannot be."
-    rec = open_recording(recording); n, cams = rec.n_frames, len(rec.cameras); k = max(1, 3*n//8)
+    rec = open_recording(recording)
+    n, cams = rec.n_frames, len(rec.cameras)
+    k = max(1, 3*n//8)
     if cams < 3: raise ValueError(f"{recording}: three cameras were looked for, one to leave out, one to be asked for and one to see with; the rig has {cams}")
     if n < 2: raise ValueError(f"{recording}: frames that teach and later ones that are asked were looked for; the film has {n} frame")
     later = [f for f in truth_frames(truth) if f >= k] if truth else []
@@ -215,26 +246,41 @@ def measure_recording(
     device="cpu", # where networks are asked; they are trained where `fit` trains
 ) -> list[dict]: # arm, split ("novel" | "left out" | "head"), seed, frame, camera, scores, checkpoint; the first one: split "plan", how the recording was used
     "What every stage reaches on a recording; numbers only. Adapters are kept in the cache."
-    path = checkpoint_path(checkpoint); card = read_card(path); rec = open_recording(recording); plan = settled(plan, recording, truth, card.domain); film = {f: rec.frame(f) for f in sorted({*(plan.asked if truth else ()), *plan.alone})}
-    ways, out = _ways(plan), [dict(split="plan", **asdict(plan))]; truths = {f: read_truth(truth, f) for f in plan.asked} if truth else {}
-    def network(stage, seed, heldout=()): make = dict(camera=lambda: camera_run(card.config, replace(plan.camera, seed=seed)), mice=lambda: mice_run(card.config, plan, seed), film=lambda: film_run(card.config, recording, plan, seed, heldout)); return network_with(tuple(make[n]() for n in stage.chain), path, cache).to(device)
+    path = checkpoint_path(checkpoint)
+    card = read_card(path)
+    rec = open_recording(recording)
+    plan = settled(plan, recording, truth, card.domain)
+    film = {f: rec.frame(f) for f in sorted({*(plan.asked if truth else ()), *plan.alone})}
+    ways, out = _ways(plan), [dict(split="plan", **asdict(plan))]
+    truths = {f: read_truth(truth, f) for f in plan.asked} if truth else {}
+    def network(stage, seed, heldout=()):
+        make = dict(camera=lambda: camera_run(card.config, replace(plan.camera, seed=seed)), mice=lambda: mice_run(card.config, plan, seed), film=lambda: film_run(card.config, recording, plan, seed, heldout))
+        return network_with(tuple(make[n]() for n in stage.chain), path, cache).to(device)
     for seed in tqdm(list(seeds), desc="recording"):
         for arm, stage in stages.items():
             if seed and not stage.chain and not stage.alone: continue                     # nothing random in it
-            tag, c = dict(arm=arm, seed=seed, checkpoint=checkpoint_hash(path)), plan.left_out[seed % len(plan.left_out)]; asked = partial(_asked, domain=card.domain, prepare=ways[stage.way], blur=stage.fat/(plan.target if {"mice", "film"} & set(stage.chain) else 1), fit=stage.fit, **tag)
-            model = network(stage, seed); out.append(dict(**tag, split="head", **head_scores(model, heads))); model = model if stage.network else None
+            tag, c = dict(arm=arm, seed=seed, checkpoint=checkpoint_hash(path)), plan.left_out[seed % len(plan.left_out)]
+            asked = partial(_asked, domain=card.domain, prepare=ways[stage.way], blur=stage.fat/(plan.target if {"mice", "film"} & set(stage.chain) else 1), fit=stage.fit, **tag)
+            model = network(stage, seed)
+            out.append(dict(**tag, split="head", **head_scores(model, heads)))
+            model = model if stage.network else None
             for f in truths: out += asked(model, frame=f, views=film[f], truths=truths[f], split="novel")
             if not stage.alone: continue
             if "film" in stage.chain: model = network(stage, seed, (c,))
-            for f in plan.alone: v = film[f]; k = v.cameras; out += asked(model, frame=f, views=v[[i for i in range(len(v)) if i != c]], truths=[v[[c]].resized(k.width//4, k.height//4)], split="left out")
+            for f in plan.alone:
+                v = film[f]
+                k = v.cameras
+                out += asked(model, frame=f, views=v[[i for i in range(len(v)) if i != c]], truths=[v[[c]].resized(k.width//4, k.height//4)], split="left out")
     return out
 
 # %% ../nbs/15h_adapters.ipynb #6b4a0fd8
 def recording_table(records:list[dict]) -> str:
     "Stages as Markdown: cameras outside the rig, rig cameras left out, heads."
-    rows, records = [], [r for r in records if "arm" in r]; pictures = lambda arm, split: list(dict.fromkeys((r.get("frame"), r.get("camera")) for r in records if r["arm"] == arm and r["split"] == split))
+    rows, records = [], [r for r in records if "arm" in r]
+    pictures = lambda arm, split: list(dict.fromkeys((r.get("frame"), r.get("camera")) for r in records if r["arm"] == arm and r["split"] == split))
     at = lambda arm, split, k: [float(np.mean([r[k] for r in records if r["arm"] == arm and r["split"] == split and (r.get("frame"), r.get("camera")) == p])) for p in pictures(arm, split)]      # a picture is one, whatever the number of seeds
-    ci = lambda x: f"{np.mean(x):.3f} [{interval(x)[0]:.3f}, {interval(x)[1]:.3f}]" if x else "–"; dB = lambda x: f"{np.mean(x):.2f}" if x else "–"
+    ci = lambda x: f"{np.mean(x):.3f} [{interval(x)[0]:.3f}, {interval(x)[1]:.3f}]" if x else "–"
+    dB = lambda x: f"{np.mean(x):.2f}" if x else "–"
     base = next((np.mean(at(a, "head", "psnr")) for a in ("raw", "exact", "zoom") if at(a, "head", "psnr")), float("nan"))
     for arm in dict.fromkeys(r["arm"] for r in records): rows.append(f"| {arm} | {ci(at(arm, 'novel', 'iou'))} | {dB(at(arm, 'novel', 'psnr_fg'))} | {dB(at(arm, 'novel', 'psnr'))} ({dB(at(arm, 'novel', 'psnr_white'))}) | {ci(at(arm, 'left out', 'iou'))} | {dB(at(arm, 'left out', 'psnr_fg'))} | {np.mean(at(arm, 'head', 'psnr') or [float('nan')]) - base:+.2f} | {len({r['seed'] for r in records if r['arm'] == arm})} |")
     return "\n".join(["| stage | outside the rig: IoU | foreground [dB] | PSNR (white) | left out: IoU | foreground | heads [dB] | seeds |", "|---|---|---|---|---|---|---|---|", *rows])

@@ -28,7 +28,9 @@ def kept_arms(
     path, **given, # settings which an arm must have to be among them: checkpoint="0123456789ab"
 ) -> list[dict]: # Arm's fields, key, seconds, records
     "The finished arms of a file; ValueError where a line before the last cannot be read."
-    path = Path(path); lines = path.read_text().split("\n") if path.is_file() else []; out = []
+    path = Path(path)
+    lines = path.read_text().split("\n") if path.is_file() else []
+    out = []
     for i, line in enumerate(lines):
         if not line: continue
         try: out.append(json.loads(line))
@@ -42,10 +44,15 @@ def _plain(x): # NaN and infinity are no JSON; six digits are plenty
 
 def keep_arm(path, arm:Arm, records:list, seconds:float):
     "Append an arm that is finished; what a killed process left of another is taken away first."
-    path = Path(path); line = json.dumps(dict(key=arm.key, **asdict(arm), seconds=round(seconds, 1), records=_plain(records))) + "\n"
-    path.parent.mkdir(parents=True, exist_ok=True); torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
+    path = Path(path)
+    line = json.dumps(dict(key=arm.key, **asdict(arm), seconds=round(seconds, 1), records=_plain(records))) + "\n"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
     if torn: os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    with open(path, "a") as f: f.write(line); f.flush(); os.fsync(f.fileno())
+    with open(path, "a") as f:
+        f.write(line)
+        f.flush()
+        os.fsync(f.fileno())
 
 def measured(
     path, # the experiment's JSON lines
@@ -55,7 +62,9 @@ def measured(
     "The records of an arm: those in the file, or new ones, which the file then has."
     found = [x for x in kept_arms(path) if x["key"] == arm.key]
     if found: return found[-1]["records"]
-    t = time.perf_counter(); records = make(); keep_arm(path, arm, records, time.perf_counter() - t)
+    t = time.perf_counter()
+    records = make()
+    keep_arm(path, arm, records, time.perf_counter() - t)
     return _plain(records)
 
 # %% ../nbs/12f_arms.ipynb #9462861b
@@ -82,7 +91,8 @@ class Experiment:
 
 def finished(e:Experiment, path, arms:list) -> list[dict]:
     "Those of an experiment's arms that the file has, in the order of `arms`."
-    have = {x["key"]: x for x in kept_arms(path)}; return [have[a.key] for a in arms if a.key in have]
+    have = {x["key"]: x for x in kept_arms(path)}
+    return [have[a.key] for a in arms if a.key in have]
 
 def stored(e:Experiment, path, checkpoint) -> list[dict]:
     "An experiment's finished arms: those of the full study where the file has any, else those of the quick one."

@@ -73,49 +73,71 @@ def in_a_child(
     return json.loads(out.stdout)
 
 # %% ../nbs/01f_array_rigs.ipynb #d4f3f186
-def knows_dannce(data:bytes) -> bool: "Whether the bytes are a MATLAB file."; return data[:6] == b"MATLAB"
+def knows_dannce(data:bytes) -> bool:
+    "Whether the bytes are a MATLAB file."
+    return data[:6] == b"MATLAB"
 
 def read_dannce_files(files:dict, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of MATLAB files, by name: one with all cameras, or one per camera."
     for n, d in files.items():
         if d[:10] == b"MATLAB 7.3": raise ValueError(f"{n}: it was saved with MATLAB's -v7.3; save it again with -v7")
-    files = {n: files[n] for n in by_number(files)}; cams, names = [], []
+    files = {n: files[n] for n in by_number(files)}
+    cams, names = [], []
     for n, f in zip(files, in_a_child(_MAT, files, "scipy")):
         here = [c for c in f["cameras"] if "K" in c]
         if not here: raise ValueError(f"{n}: `params`, or K, r, t of one camera, were looked for, found {', '.join(f['found']) or 'nothing'}")
-        cams += here; names += f["names"] if len(f["names"]) == len(here) else [re.sub(r".*[/\\]|_params\.mat$|\.mat$", "", n)]*len(here)
-    where = [f"{name}, camera {i}" for i in range(len(cams))]; K, w2c, D = [], [], []
+        cams += here
+        names += f["names"] if len(f["names"]) == len(here) else [re.sub(r".*[/\\]|_params\.mat$|\.mat$", "", n)]*len(here)
+    where = [f"{name}, camera {i}" for i in range(len(cams))]
+    K, w2c, D = [], [], []
     for c, w in zip(cams, where):
         if gone := [k for k in ("r", "t") if k not in c and k.upper() not in c]: raise ValueError(f"{w}: {' and '.join(gone)} missing, found {', '.join(c)}")
-        k = matrix(c["K"], (3, 3), w, "K"); r = matrix(c.get("r", c.get("R")), (3, 3), w, "r"); rd, td = (vector(c.get(k, ()), w, k, lengths) for k, lengths in (("RDistort", (0, 2, 3)), ("TDistort", (0, 2))))
+        k = matrix(c["K"], (3, 3), w, "K")
+        r = matrix(c.get("r", c.get("R")), (3, 3), w, "r")
+        rd, td = (vector(c.get(k, ()), w, k, lengths) for k, lengths in (("RDistort", (0, 2, 3)), ("TDistort", (0, 2))))
         if k[0, 2] or k[1, 2]: raise ValueError(f"{w}: K has {k[0, 2]:.1f} and {k[1, 2]:.1f} in its last column; DANNCE multiplies rows, so cx and cy belong in the last row")
-        rd = np.pad(rd, (0, 3 - len(rd))); td = np.pad(td, (0, 2 - len(td)))
-        K.append(k.T.copy()); w2c.append(pose(r.T, c["t"], w)); D.append([*rd[:2], *td, rd[2]])
+        rd = np.pad(rd, (0, 3 - len(rd)))
+        td = np.pad(td, (0, 2 - len(td)))
+        K.append(k.T.copy())
+        w2c.append(pose(r.T, c["t"], w))
+        D.append([*rd[:2], *td, rd[2]])
     return make_rig(K, w2c, picture_size((), width, height, name), 1., "lab", name, "DANNCE", D, names=names, unit=unit)
 
-def read_dannce(data:bytes, name:str, width=None, height=None, unit=None) -> Rig: "The `Rig` of the bytes of one MATLAB file."; return read_dannce_files({name: data}, name, width, height, unit)
+def read_dannce(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
+    "The `Rig` of the bytes of one MATLAB file."
+    return read_dannce_files({name: data}, name, width, height, unit)
 
 # %% ../nbs/01f_array_rigs.ipynb #8105399b
 def dannce_bytes(rig:Cameras) -> bytes:
     "The bytes of a Label3D file with the cells `params` and `camnames`."
     if importlib.util.find_spec("scipy") is None: raise ValueError("scipy is needed to write a MATLAB file and not installed; pip install 'gslrm_mouse[formats]'")
     from scipy.io import savemat
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c)); K[:, :2, 2] += .5; V = len(K)
-    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 5)); d = np.pad(d, ((0, 0), (0, max(0, 5 - d.shape[1]))))
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
+    K[:, :2, 2] += .5
+    V = len(K)
+    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 5))
+    d = np.pad(d, ((0, 0), (0, max(0, 5 - d.shape[1]))))
     if lens and lens.model != "opencv" or d[:, 5:].any(): raise ValueError("DANNCE holds the coefficients k1 k2 p1 p2 k3 of OpenCV's model and no other lens; undistort the pictures and write `rig.cameras`")
     params, names, out = np.empty((V, 1), object), np.empty((1, V), object), io.BytesIO()
     for i, (k, m, c) in enumerate(zip(K, w2c, d)):
-        params[i, 0] = dict(K=k.T, r=m[:3, :3].T, t=m[None, :3, 3], RDistort=c[None, [0, 1, 4]], TDistort=c[None, 2:4]); names[0, i] = (getattr(rig, "names", ()) or [f"Camera{j + 1}" for j in range(V)])[i]
-    savemat(out, dict(params=params, camnames=names), do_compression=True); return out.getvalue()
+        params[i, 0] = dict(K=k.T, r=m[:3, :3].T, t=m[None, :3, 3], RDistort=c[None, [0, 1, 4]], TDistort=c[None, 2:4])
+        names[0, i] = (getattr(rig, "names", ()) or [f"Camera{j + 1}" for j in range(V)])[i]
+    savemat(out, dict(params=params, camnames=names), do_compression=True)
+    return out.getvalue()
 
 # %% ../nbs/01f_array_rigs.ipynb #d4d6c666
-def knows_pose_splatter(data:bytes) -> bool: "Whether the bytes are an HDF5 file."; return data[:8] == b"\x89HDF\r\n\x1a\n"
+def knows_pose_splatter(data:bytes) -> bool:
+    "Whether the bytes are an HDF5 file."
+    return data[:8] == b"\x89HDF\r\n\x1a\n"
 
 def read_pose_splatter(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of the bytes of a camera file of Pose Splatter."
-    d, = in_a_child(_HDF5, {name: data}, "h5py"); keys = "rotation", "translation", "intrinsic"
+    d, = in_a_child(_HDF5, {name: data}, "h5py")
+    keys = "rotation", "translation", "intrinsic"
     if gone := [k for k in keys if k not in d]: raise ValueError(f"{name}: camera_parameters with {', '.join(keys)} was looked for, {' and '.join(gone)} missing, found {', '.join(d['found']) or 'nothing'}")
-    V = len(d["intrinsic"]) if isinstance(d["intrinsic"], list) else 0; t = np.asarray(d["translation"], dtype=object)
+    V = len(d["intrinsic"]) if isinstance(d["intrinsic"], list) else 0
+    t = np.asarray(d["translation"], dtype=object)
     R, K, t = matrix(d["rotation"], (V, 3, 3), name, "rotation"), matrix(d["intrinsic"], (V, 3, 3), name, "intrinsic"), matrix(t.reshape(-1, 3).tolist() if t.shape == (V, 3, 1) else t.tolist(), (V, 3), name, "translation")
     D = [vector(c, name, "dist_coefs") for c in d.get("dist_coefs", [()]*V)] if isinstance(d.get("dist_coefs", []), list) else []
     if len(D) != V: raise ValueError(f"{name}: dist_coefs should be one row per camera, found {len(D)} rows for {V} cameras")
@@ -125,7 +147,10 @@ def pose_splatter_bytes(rig:Cameras) -> bytes:
     "The bytes of a camera file of Pose Splatter."
     if importlib.util.find_spec("h5py") is None: raise ValueError("h5py is needed to write an HDF5 file and not installed; pip install 'gslrm_mouse[formats]'")
     import h5py
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c)); K[:, :2, 2] -= .5; out = io.BytesIO()
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
+    K[:, :2, 2] -= .5
+    out = io.BytesIO()
     if lens and lens.model != "opencv": raise ValueError(f"a camera file of Pose Splatter cannot hold a {lens.model} lens")
     with h5py.File(out, "w") as f:
         for k, v in dict(rotation=w2c[:, :3, :3], translation=w2c[:, :3, 3], intrinsic=K, **(dict(dist_coefs=lens.distortion.double().cpu().numpy()) if lens else {})).items(): f[f"camera_parameters/{k}"] = v

@@ -71,7 +71,9 @@ def _mat_names(data:bytes) -> set:
     "Names of the variables of a MATLAB 5 file, from the beginning of each; none where the file is damaged."
     at, names = 128, set()
     while at + 8 <= len(data) and len(names) < 1000:
-        kind, n = (int.from_bytes(data[at + i:at + i + 4], "little") for i in (0, 4)); body = data[at + 8:at + 8 + min(n, 4096)]; at += 8 + n
+        kind, n = (int.from_bytes(data[at + i:at + i + 4], "little") for i in (0, 4))
+        body = data[at + 8:at + 8 + min(n, 4096)]
+        at += 8 + n
         try: body = zlib.decompressobj().decompress(body, 400) if kind == 15 else body[:0] + data[at - 8 - n:at - n + 392]
         except zlib.error: return set()
         names |= set(re.findall(rb"[A-Za-z]\w*", body[40:120]))
@@ -79,14 +81,17 @@ def _mat_names(data:bytes) -> set:
 
 def _holds_rig(path) -> str|None:
     "The name of the format of the rig in a file; None where it holds none, as far as its beginning tells."
-    with open(path, "rb") as f: data = f.read(64); data += f.read(MOST_SOUGHT) if data[4:8] != b"ftyp" else b""
+    with open(path, "rb") as f:
+        data = f.read(64)
+        data += f.read(MOST_SOUGHT) if data[4:8] != b"ftyp" else b""
     name = next((n for n, f in FORMATS.items() if f.knows(data)), None)
     return None if name == "DANNCE" and not {b"params", b"RDistort"} & _mat_names(data) or name == "Pose Splatter" and b"camera_parameters" not in data else name
 
 # %% ../nbs/01h_calibration.ipynb #6781ea5e
 def rigs_in(folder) -> dict: # name: function of (width, height, unit) which reads it
     "The rigs in a folder: sparse models, single files, and files of one camera each taken together."
-    folder = Path(folder); found = {str(d): partial(read_colmap, d) for d in (folder, folder/"sparse", folder/"sparse"/"0", folder/"colmap") if is_colmap(d)}
+    folder = Path(folder)
+    found = {str(d): partial(read_colmap, d) for d in (folder, folder/"sparse", folder/"sparse"/"0", folder/"colmap") if is_colmap(d)}
     for d in (folder, folder/"calibration"):
         files = {p: n for p in sorted(d.iterdir()) if p.is_file() and (n := _holds_rig(p))} if d.is_dir() else {}
         groups = {"OpenCV": [p for p, n in files.items() if n == "OpenCV"], "DANNCE": [p for p, n in files.items() if n == "DANNCE" and "params" in p.name]}
@@ -111,12 +116,14 @@ def read_calibration(
     found = rigs_in(path)
     if not found: raise FileNotFoundError(f"{path}: the rig of a known tool ({', '.join(FORMATS)}) was looked for; {listing(path)}")
     if len(found) > 1: raise ValueError(f"{path}: one rig was looked for and {len(found)} are there, {' and '.join(found)}; take the others away, or name the file")
-    read, = found.values(); return read(width, height, unit)
+    read, = found.values()
+    return read(width, height, unit)
 
 # %% ../nbs/01h_calibration.ipynb #5643ea53
 def _storable(cams, path):
     "The cameras of the pictures as they are stored; ValueError for a rig that was resized after reading."
-    lens = getattr(cams, "lens", None); K = lens and lens.K.clone()
+    lens = getattr(cams, "lens", None)
+    K = lens and lens.K.clone()
     if lens: K[:, 0, 1] = 0
     if lens and ((cams.width, cams.height) != (lens.width, lens.height) or not torch.allclose(K, cams.K)): raise ValueError(f"{path}: the rig was resized, so its lens is that of other pictures; write `rig.cameras`, the cameras of the undistorted ones")
     return check_cameras(cams, "cameras to write")
@@ -127,7 +134,8 @@ def write_calibration(
     format:str=None, # one of `FORMATS`, where the suffix does not say it (.json: FaceLift, or "nerfstudio")
 ) -> Path:
     "Write the rig as another tool does: all of it, or nothing."
-    path = Path(path); named = format or ("nerfstudio" if path.name == "transforms.json" else next((n for n, f in FORMATS.items() if path.suffix in f.suffixes), None))
+    path = Path(path)
+    named = format or ("nerfstudio" if path.name == "transforms.json" else next((n for n, f in FORMATS.items() if path.suffix in f.suffixes), None))
     if named not in FORMATS: raise ValueError(f"{path}: the format should be one of {', '.join(FORMATS)}, found {named!r}" if format else f"{path}: the suffix should be one of {', '.join(s for f in FORMATS.values() for s in f.suffixes if s)}, or none for COLMAP's folder; found {path.suffix!r}")
     f = FORMATS[named]
     if f.unit and cams.unit != f.unit: raise ValueError(f"{path}: a rig of {named} is in {f.unit!r}, the cameras are in {cams.unit!r}; move them with a Similarity first")

@@ -42,10 +42,14 @@ def to(self:Cameras, *args, **kwargs) -> Cameras:
 
 # %% ../nbs/00_cameras.ipynb #a4e0690c
 @patch(as_prop=True)
-def R(self:Cameras) -> Tensor: "(..., 3, 3) world-to-camera rotation."; return self.w2c[..., :3, :3]
+def R(self:Cameras) -> Tensor:
+    "(..., 3, 3) world-to-camera rotation."
+    return self.w2c[..., :3, :3]
 
 @patch(as_prop=True)
-def t(self:Cameras) -> Tensor: "(..., 3) world-to-camera translation."; return self.w2c[..., :3, 3]
+def t(self:Cameras) -> Tensor:
+    "(..., 3) world-to-camera translation."
+    return self.w2c[..., :3, 3]
 
 @patch(as_prop=True)
 def centers(self:Cameras) -> Tensor:
@@ -53,7 +57,9 @@ def centers(self:Cameras) -> Tensor:
     return -(self.R.mT @ self.t[..., None])[..., 0]
 
 @patch(as_prop=True)
-def axes(self:Cameras) -> Tensor: "(..., 3) unit optical axes in the world."; return self.w2c[..., 2, :3]
+def axes(self:Cameras) -> Tensor:
+    "(..., 3) unit optical axes in the world."
+    return self.w2c[..., 2, :3]
 
 # %% ../nbs/00_cameras.ipynb #a9951ae8
 @patch
@@ -121,10 +127,13 @@ def fit_similarity(
     target:str="model", # unit of y
 ) -> Similarity:
     "The similarity which takes `x` to `y` with the least squared error (Umeyama 1991); ValueError for fewer than three points off a line."
-    x, y = x.double(), y.double(); mx, my = x.mean(0), y.mean(0); dx, dy = x - mx, y - my
+    x, y = x.double(), y.double()
+    mx, my = x.mean(0), y.mean(0)
+    dx, dy = x - mx, y - my
     U, S, Vh = torch.linalg.svd(dy.T @ dx/len(x))
     if len(x) < 3 or S[1] < 1e-9*S[0]: raise ValueError(f"a similarity needs three points off one line, got {len(x)} points")
-    sign = torch.ones_like(S); sign[2] = torch.sign(torch.linalg.det(U @ Vh))
+    sign = torch.ones_like(S)
+    sign[2] = torch.sign(torch.linalg.det(U @ Vh))
     Q = U*sign @ Vh
     scale = float((S*sign).sum()/dx.square().sum(1).mean())
     return Similarity(scale, Q, my - scale*Q @ mx, source, target)
@@ -140,7 +149,8 @@ def look_at(
     z = torch.nn.functional.normalize(target - eye, dim=-1)
     x = torch.linalg.cross(z, up.expand_as(z), dim=-1)
     if (x.norm(dim=-1) < 1e-6).any(): raise ValueError("look_at: the view direction is parallel to `up`, so 'upright' is not defined")
-    x = torch.nn.functional.normalize(x, dim=-1); y = torch.linalg.cross(z, x, dim=-1)
+    x = torch.nn.functional.normalize(x, dim=-1)
+    y = torch.linalg.cross(z, x, dim=-1)
     R = torch.stack([x, y, z], -2)
     w2c = torch.eye(4, dtype=eye.dtype, device=eye.device).repeat(*eye.shape[:-1], 1, 1)
     w2c[..., :3, :3], w2c[..., :3, 3] = R, -(R @ eye[..., None])[..., 0]
@@ -187,7 +197,8 @@ MOUSE_RIG_AIM = (54., 54., 59.)
 def mouse_rig() -> Cameras:
     "The documented six-camera mouse rig in millimetres, 1152 × 1024; its published cx, cy count from the first pixel's centre, hence + 0.5."
     f = torch.tensor(MOUSE_RIG_FXFYCXCY, dtype=torch.float64)
-    K = torch.zeros(6, 3, 3, dtype=torch.float64); K[:, 0, 0], K[:, 1, 1], K[:, 2, 2] = f[:, 0], f[:, 1], 1
+    K = torch.zeros(6, 3, 3, dtype=torch.float64)
+    K[:, 0, 0], K[:, 1, 1], K[:, 2, 2] = f[:, 0], f[:, 1], 1
     K[:, :2, 2] = f[:, 2:] + .5
     eye = torch.tensor(MOUSE_RIG_CENTERS, dtype=torch.float64)
     return Cameras(K, look_at(eye, eye.new_tensor(MOUSE_RIG_AIM)), 1152, 1024, "mm")
@@ -209,10 +220,14 @@ def draw_cameras(
     rays = torch.einsum("vij,vpj->vpi", (cams.R.mT.double().cpu() @ torch.linalg.inv(cams.K.double().cpu())), uv.expand(len(c), 4, 3))
     corners = c[:, None] + size*rays
     for i, (o, q) in enumerate(zip(c, corners)):
-        path = torch.cat([q, q[:1]]); ax.plot(*path.T.numpy(), color=color, lw=.8, label=label if i == 0 else None)
+        path = torch.cat([q, q[:1]])
+        ax.plot(*path.T.numpy(), color=color, lw=.8, label=label if i == 0 else None)
         for p in q: ax.plot(*torch.stack([o, p]).T.numpy(), color=color, lw=.8)
         if names: ax.text(*o.tolist(), str(i if names is True else names[i]), color=color)
-    ax.set_aspect("equal"); ax.zaxis.set_major_locator(plt.MaxNLocator(2)); ax.set_xlabel(f"x ({cams.unit})"); ax.set_ylabel("y")
+    ax.set_aspect("equal")
+    ax.zaxis.set_major_locator(plt.MaxNLocator(2))
+    ax.set_xlabel(f"x ({cams.unit})")
+    ax.set_ylabel("y")
     return ax
 
 # %% ../nbs/00_cameras.ipynb #2658d495
@@ -233,18 +248,23 @@ FACELIFT_DOMAIN = CameraDomain()
 @patch
 def K(self:CameraDomain, size:int=None) -> Tensor: # (3, 3)
     "The domain's middle intrinsics for a square picture of `size` pixels (the checkpoint's own size when None)."
-    size = size or self.image_size; K = intrinsics(sum(self.fov)/2, size)
+    size = size or self.image_size
+    K = intrinsics(sum(self.fov)/2, size)
     K[1, 1] *= sum(self.aspect)/2
     K[:2, 2] = size*K.new_tensor(self.principal)
     return K
 
 @patch(as_prop=True)
-def middle_distance(self:CameraDomain) -> float: "The middle of the distance band, model units."; return sum(self.distance)/2
+def middle_distance(self:CameraDomain) -> float:
+    "The middle of the distance band, model units."
+    return sum(self.distance)/2
 
 # %% ../nbs/00_cameras.ipynb #b0046bce
 class CameraError(ValueError):
     "Cameras that cannot be; `problem` names the kind for machines: not_finite, mirrored, no_rotation, focal, skew, behind."
-    def __init__(self, problem:str, message:str): super().__init__(message); self.problem = problem
+    def __init__(self, problem:str, message:str):
+        super().__init__(message)
+        self.problem = problem
 
 def check_cameras(
     cams:Cameras,
@@ -252,7 +272,8 @@ def check_cameras(
 ) -> Cameras:
     "`cams` unchanged, or a CameraError (a ValueError) which says in one sentence what is wrong with which camera."
     for i in range(len(cams)):
-        K, w2c = cams.K[i].double(), cams.w2c[i].double(); R = w2c[:3, :3]
+        K, w2c = cams.K[i].double(), cams.w2c[i].double()
+        R = w2c[:3, :3]
         where, det = f"{name}, camera {i}", torch.linalg.det(R).item()
         if not (K.isfinite().all() and w2c.isfinite().all()): raise CameraError("not_finite", f"{where}: K or pose holds NaN or infinity")
         if not abs(det - 1) <= 1e-3: raise CameraError("mirrored" if det < 0 else "no_rotation", f"{where}: det(R) is {det:.4f}, a rotation has +1" + (" (the axes are mirrored)" if det < 0 else ""))

@@ -34,7 +34,8 @@ def rotation_homography(
     source:Cameras, target:Cameras, # (V,) each, pairwise at the same centre
 ) -> Tensor: # (V, 3, 3)
     "Target pixel → source pixel; ValueError when a pair does not share its centre."
-    gap = (source.centers.double() - target.centers.double()).norm(dim=-1).max().item(); size = source.centers.double().norm(dim=-1).max().item()
+    gap = (source.centers.double() - target.centers.double()).norm(dim=-1).max().item()
+    size = source.centers.double().norm(dim=-1).max().item()
     if gap > 1e-5*max(size, 1.): raise ValueError(f"a rotation homography needs cameras at one place, these are {gap:.3g} {source.unit} apart")
     return source.K.double() @ source.R.double() @ target.R.double().mT @ torch.linalg.inv(target.K.double())
 
@@ -47,7 +48,9 @@ def cropped(
     "The same views cut to a rectangle inside them; K goes along."
     W, H = views.cameras.width, views.cameras.height
     if not (0 <= x and 0 <= y and 0 < width <= W - x and 0 < height <= H - y): raise ValueError(f"a crop of {width} × {height} px at ({x}, {y}) does not fit into pictures of {W} × {H} px")
-    K = views.cameras.K.clone(); K[..., 0, 2] -= x; K[..., 1, 2] -= y
+    K = views.cameras.K.clone()
+    K[..., 0, 2] -= x
+    K[..., 1, 2] -= y
     part = slice(y, y + height), slice(x, x + width)
     return replace(views, images=views.images[:, *part], alpha=views.alpha[:, *part], cameras=replace(views.cameras, K=K, width=width, height=height))
 
@@ -135,7 +138,8 @@ def _rows(c):
 
 def _far(c):
     names = dict(fov=("field of view", "°"), principal=("principal point", ""), aspect=("aspect", ""), distance=("distance", ""), coverage=("size ratio", ""), elevation=("elevation", "°"))
-    percent = {"distance", "coverage", "principal", "aspect"}; said = []
+    percent = {"distance", "coverage", "principal", "aspect"}
+    said = []
     for k, (name, unit) in names.items():
         worst = max((gaps(v, c.domain)[k] for v in c.views), key=abs)
         if abs(worst) > (1e-3 if k in percent else .05): said.append(f"{name} by up to {worst:+.0%}" if k in percent else f"{name} by up to {worst:+.1f}{unit}")
@@ -183,19 +187,26 @@ def canonicalize(
     "The views as the checkpoint's own camera would have taken them from the same places: exact but for resampling, or with a bound on what is not."
     if choose not in EXACT + APPROXIMATE: raise ValueError(f"choose should be one of {', '.join(EXACT)} (exact), {', '.join(APPROXIMATE)} (approximate), got {choose!r}")
     if zoom is not None and (choose not in ("coverage", "zoom") or not 0 < zoom < math.inf): raise ValueError(f"zoom {zoom} was given with choose={choose!r}; it is a positive number for 'coverage' and 'zoom' only")
-    check_views(views); size = size or domain.image_size; up = None if up is None else torch.as_tensor(up, dtype=torch.float64)
-    found = triangulate(views); center = found.point if center is None else center.double()
+    check_views(views)
+    size = size or domain.image_size
+    up = None if up is None else torch.as_tensor(up, dtype=torch.float64)
+    found = triangulate(views)
+    center = found.point if center is None else center.double()
     check_in_front(views.cameras, center)
-    d = (views.cameras.centers.double() - center).norm(dim=-1); z = torch.ones_like(d); scale = 1.
+    d = (views.cameras.centers.double() - center).norm(dim=-1)
+    z = torch.ones_like(d)
+    scale = 1.
     if choose in ("size", "coverage", "zoom"):
         _, alpha = _seen(views, virtual_cameras(views.cameras, center, domain.K(size), size, up))
         now = (alpha > .5).double().mean((1, 2)).sqrt().mean().item()
         if choose == "size": scale = sum(domain.coverage)/2/max(now, 1e-9)
         else: z = z*(zoom or _zoom_to(sum(domain.coverage)/2, alpha, size))
     if choose == "equal_distances": z = d/d.mean()
-    K = domain.K(size).double().expand(len(d), 3, 3).clone(); K[:, :2, :2] *= z[:, None, None]          # what the pixels are resampled to: the truth
+    K = domain.K(size).double().expand(len(d), 3, 3).clone()
+    K[:, :2, :2] *= z[:, None, None]          # what the pixels are resampled to: the truth
     real = replace(virtual_cameras(views.cameras, center, domain.K(size), size, up), K=K)
-    img, alpha = _seen(views, real); sim = (Similarity() if up is None else _upright(up)) @ _about(views, center, domain.middle_distance*scale)
+    img, alpha = _seen(views, real)
+    sim = (Similarity() if up is None else _upright(up)) @ _about(views, center, domain.middle_distance*scale)
     return _presented(views, Views(img, alpha, sim.cameras(real), views.names), sim, domain, choose, z, center, found.residual_px)
 
 def _seen(views, virtual): return warp(views, rotation_homography(views.cameras, virtual), virtual.width, virtual.height)
@@ -203,7 +214,8 @@ def _seen(views, virtual): return warp(views, rotation_homography(views.cameras,
 # %% ../nbs/08_canonical.ipynb #be3ea729
 def _presented(views, exact, sim, domain, choose, z, center, residual):
     "The result with its certificate: `exact` itself, or the cameras which it is given out for."
-    cams = exact.cameras; given = cams if choose in EXACT else replace(cams, K=domain.K(cams.width).to(cams.K).expand_as(cams.K).clone())
+    cams = exact.cameras
+    given = cams if choose in EXACT else replace(cams, K=domain.K(cams.width).to(cams.K).expand_as(cams.K).clone())
     back = sim.inverse
     if choose == "zoom": back = back @ Similarity(1/z[0].item(), None, None, "model", "model")
     if choose == "equal_distances": given = replace(given, w2c=torch.cat([cams.w2c[:, :, :3], cams.w2c[:, :, 3:]*torch.cat([1/z[:, None].expand(-1, 3), torch.ones_like(z)[:, None]], 1)[..., None]], 2))
@@ -216,7 +228,8 @@ def _presented(views, exact, sim, domain, choose, z, center, residual):
 def _certify(views, exact, given, choose, z, sim, center):
     source, virtual, size = views.cameras, sim.inverse.cameras(exact.cameras), exact.cameras.width
     turned = torch.rad2deg(torch.acos((source.axes.double()*virtual.axes).sum(-1).clamp(-1, 1)))
-    homography = torch.linalg.inv(rotation_homography(source, virtual)); K, eye = given.K.double(), given.centers.double()
+    homography = torch.linalg.inv(rotation_homography(source, virtual))
+    K, eye = given.K.double(), given.centers.double()
     error = _errors(views, exact, given, homography, choose, z, sim, center) if choose in APPROXIMATE else [()]*len(views)
     return tuple(ViewCertificate(turned[i].item(), (source.K[i, 0, 0]/virtual.K[i, 0, 0]).item(), _outside(views.alpha[i], homography[i], size), _at_border(views.alpha[i]), eye[i].norm().item(),
                                  (exact.alpha[i] > .5).double().mean().sqrt().item(), math.degrees(2*math.atan(size/2/K[i, 0, 0])), (K[i, 0, 2].item()/size, K[i, 1, 2].item()/size),
@@ -227,26 +240,37 @@ def _carried(alpha, to_virtual, least): # (N, 3) homogeneous virtual pixels of t
     return torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
 
 def _outside(alpha, to_virtual, size):
-    q = _carried(alpha, to_virtual, .5); uv = q[:, :2]/q[:, 2:]
+    q = _carried(alpha, to_virtual, .5)
+    uv = q[:, :2]/q[:, 2:]
     return 1 - ((uv >= 0) & (uv <= size) & (q[:, 2:] > 0)).all(-1).double().mean().item()
 
 def _at_border(alpha):
-    inside = torch.nn.functional.pad((alpha > .5).float(), (1, 1, 1, 1)); outer = torch.nn.functional.max_pool2d(1 - inside[None, None], 3, 1, 1)[0, 0]
-    outline = (inside*outer)[1:-1, 1:-1] > 0; rim = torch.ones_like(outline); rim[1:-1, 1:-1] = False
+    inside = torch.nn.functional.pad((alpha > .5).float(), (1, 1, 1, 1))
+    outer = torch.nn.functional.max_pool2d(1 - inside[None, None], 3, 1, 1)[0, 0]
+    outline = (inside*outer)[1:-1, 1:-1] > 0
+    rim = torch.ones_like(outline)
+    rim[1:-1, 1:-1] = False
     return ((outline & rim).sum()/outline.sum().clamp(min=1)).item()
 
 # %% ../nbs/08_canonical.ipynb #94811950
 def _errors(views, exact, given, homography, choose, z, sim, center) -> list: # (bound px, bound °, measured px, measured °) per view
-    hull = visual_hull(views, center); points = sim(hull.points); half = hull.voxel*sim.scale*3**.5        # a voxel to spare, for tips thinner than a pixel
+    hull = visual_hull(views, center)
+    points = sim(hull.points)
+    half = hull.voxel*sim.scale*3**.5        # a voxel to spare, for tips thinner than a pixel
     if not len(points): return [(math.inf, 180., math.nan, math.nan)]*len(views)             # silhouettes that exclude each other bound nothing
-    size = exact.cameras.width; magnify = z[0].item() if choose == "zoom" else 1.; result = []
+    size = exact.cameras.width
+    magnify = z[0].item() if choose == "zoom" else 1.
+    result = []
     for i in range(len(views)):
-        true, there = exact.cameras[i], given[i]; d, m, f = true.centers.norm().item(), there.centers.norm().item(), there.K[0, 0, 0].item()
+        true, there = exact.cameras[i], given[i]
+        d, m, f = true.centers.norm().item(), there.centers.norm().item(), there.K[0, 0, 0].item()
         depth = (true.to_camera(points)[0, :, 2] - d).abs().max().item() + half
         seen, put = true.project(points)[0], there.project(magnify*points)[0]
-        q = _carried(views.alpha[i], homography[i], SOME); reach = ((q[:, :2]/q[:, 2:] - size/2).norm(dim=-1).max() + 1 + half*true.K[0, 0, 0]/(d - depth)).item()
+        q = _carried(views.alpha[i], homography[i], SOME)
+        reach = ((q[:, :2]/q[:, 2:] - size/2).norm(dim=-1).max() + 1 + half*true.K[0, 0, 0]/(d - depth)).item()
         bound, measured = max(misplaced(reach, s*depth, d, m, magnify) for s in (-1, 1)), (seen - put).norm(dim=-1).max().item()
-        c = there.K.new_tensor([size/2, size/2]); a, b = ((torch.cat([(p - c)/f, torch.ones_like(p[:, :1])], 1)) for p in (seen, put))
+        c = there.K.new_tensor([size/2, size/2])
+        a, b = ((torch.cat([(p - c)/f, torch.ones_like(p[:, :1])], 1)) for p in (seen, put))
         angle = torch.rad2deg(torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a*b).sum(-1))).max().item()
         result.append((bound, math.degrees(math.atan(bound/f)), measured, angle))
     return result
@@ -258,13 +282,29 @@ def show_choice(
 ):
     "The two ratios of a rig and an object beside a checkpoint's, and where each choice lands; returns the figure."
     import matplotlib.pyplot as plt
-    made = {k: canonicalize(views, domain, choose=k).certificate.views for k in EXACT}; mean = lambda c, k: sum(getattr(v, k) for v in c)/len(c)
+    made = {k: canonicalize(views, domain, choose=k).certificate.views for k in EXACT}
+    mean = lambda c, k: sum(getattr(v, k) for v in c)/len(c)
     home = dict(size=domain_size(domain), distance=domain.middle_distance, fov=sum(domain.fov)/2, coverage=sum(domain.coverage)/2)
-    here = ratios_of(mean(made["distance"], "coverage"), home["fov"]); fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.4))
-    s = torch.logspace(-1, .6, 30); a.loglog(s, s*here.distance_per_size, "C0", label=f"this rig: distance = {here.distance_per_size:.1f} sizes"); a.loglog(s, s*ratios_of(home["coverage"], home["fov"]).distance_per_size, "0.7", label="the checkpoint's heads")
-    f = torch.linspace(8, 90, 60); b.plot(f, math.tan(math.radians(here.angle_deg/2))/(f.deg2rad()/2).tan(), "C0", label=f"this rig: seen under {here.angle_deg:.1f}°"); b.plot(f, math.tan(math.radians(ratios_of(home["coverage"], home["fov"]).angle_deg/2))/(f.deg2rad()/2).tan(), "0.7")
+    here = ratios_of(mean(made["distance"], "coverage"), home["fov"])
+    fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.4))
+    s = torch.logspace(-1, .6, 30)
+    a.loglog(s, s*here.distance_per_size, "C0", label=f"this rig: distance = {here.distance_per_size:.1f} sizes")
+    a.loglog(s, s*ratios_of(home["coverage"], home["fov"]).distance_per_size, "0.7", label="the checkpoint's heads")
+    f = torch.linspace(8, 90, 60)
+    b.plot(f, math.tan(math.radians(here.angle_deg/2))/(f.deg2rad()/2).tan(), "C0", label=f"this rig: seen under {here.angle_deg:.1f}°")
+    b.plot(f, math.tan(math.radians(ratios_of(home["coverage"], home["fov"]).angle_deg/2))/(f.deg2rad()/2).tan(), "0.7")
     for k, c in made.items():
-        size = mean(c, "coverage")*_width_at(mean(c, "fov"), mean(c, "distance")); a.plot(size, mean(c, "distance"), "o", ms=9 if k == "coverage" else 5, mfc="none" if k == "coverage" else None, label=k); b.plot(mean(c, "fov"), mean(c, "coverage"), "o", ms=9 if k == "size" else 5, mfc="none" if k == "size" else None)
-    a.plot(home["size"], home["distance"], "k*", ms=11, label="checkpoint"); b.plot(home["fov"], home["coverage"], "k*", ms=11)
-    a.set_xlabel("object's size (model units)"); a.set_ylabel("distance (model units)"); b.set_xlabel("field of view (°)"); b.set_ylabel("coverage (size ratio)"); b.set_ylim(0, 1); a.legend(fontsize=7); b.legend(fontsize=7); fig.tight_layout()
+        size = mean(c, "coverage")*_width_at(mean(c, "fov"), mean(c, "distance"))
+        a.plot(size, mean(c, "distance"), "o", ms=9 if k == "coverage" else 5, mfc="none" if k == "coverage" else None, label=k)
+        b.plot(mean(c, "fov"), mean(c, "coverage"), "o", ms=9 if k == "size" else 5, mfc="none" if k == "size" else None)
+    a.plot(home["size"], home["distance"], "k*", ms=11, label="checkpoint")
+    b.plot(home["fov"], home["coverage"], "k*", ms=11)
+    a.set_xlabel("object's size (model units)")
+    a.set_ylabel("distance (model units)")
+    b.set_xlabel("field of view (°)")
+    b.set_ylabel("coverage (size ratio)")
+    b.set_ylim(0, 1)
+    a.legend(fontsize=7)
+    b.legend(fontsize=7)
+    fig.tight_layout()
     return fig

@@ -30,7 +30,8 @@ class Card:
     @classmethod
     def from_json(cls, s:str) -> Card:
         "Unknown fields are an error: a card of a later version is not half-read."
-        d = json.loads(s); tup = lambda x: {k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}
+        d = json.loads(s)
+        tup = lambda x: {k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}
         return cls(GSLRMConfig(**d["config"]), CameraDomain(**tup(d["domain"])), d.get("training", {}))
 
 # %% ../nbs/10_checkpoints.ipynb #1e3e8aad
@@ -40,7 +41,8 @@ def save_checkpoint(
     dtype=torch.float32, # of the stored weights
 ) -> Path:
     "Write weights and card as one safetensors file, whole or not at all."
-    path = Path(path); temp = path.with_name(path.name + ".part")
+    path = Path(path)
+    temp = path.with_name(path.name + ".part")
     save_file({k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}, temp, metadata={"card": card.to_json(), "format": "gslrm_mouse 1"})
     os.replace(temp, path)
     return path
@@ -59,7 +61,9 @@ def read_card(path) -> Card:
     except (TypeError, KeyError, ValueError) as e: raise ValueError(f"{path}: the camera card cannot be read ({e})") from None
 
 # %% ../nbs/10_checkpoints.ipynb #de7f8f54
-def _some(names): names = sorted(names); return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
+def _some(names):
+    names = sorted(names)
+    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
 
 def filled(
     config:GSLRMConfig,
@@ -69,10 +73,12 @@ def filled(
 ) -> GSLRM: # float32, eval mode
     "A network made of `state`, or a ValueError which names what is missing, extra, of another shape or no number."
     with torch.device("meta"): model = GSLRM(config)
-    want = model.state_dict(); missing, extra = want.keys() - state.keys(), state.keys() - want.keys()
+    want = model.state_dict()
+    missing, extra = want.keys() - state.keys(), state.keys() - want.keys()
     if missing or extra: raise ValueError(f"{name} does not fit {whose}: {len(missing)} weights are missing ({_some(missing)}), {len(extra)} are unknown ({_some(extra)})")
     if wrong := [k for k, v in state.items() if not isinstance(v, torch.Tensor) or not v.is_floating_point() or v.layout != torch.strided]: raise ValueError(f"{name}: no floating-point numbers in {_some(wrong)}")
-    embed = "patch_embedder.1.weight"; width, p2 = state[embed].shape[-1] if state[embed].ndim else 0, config.patch_size**2
+    embed = "patch_embedder.1.weight"
+    width, p2 = state[embed].shape[-1] if state[embed].ndim else 0, config.patch_size**2
     if width != p2*config.in_channels and width and width % p2 == 0: raise ValueError(f"{name}: {embed} takes {width//p2} channels a pixel, colour and rays={config.rays!r} make {config.in_channels}")
     if wrong := [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in want if state[k].shape != want[k].shape]: raise ValueError(f"{name} does not fit {whose}: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else ""))
     state = {k: state[k].float().contiguous() for k in want}
@@ -84,13 +90,16 @@ def load_checkpoint(
     path=None, # a file of `save_checkpoint`; the one that ships with the package when None
 ) -> tuple[GSLRM, Card]: # float32, eval mode
     "The network with its weights, every one of them, and its card."
-    path = checkpoint_path(path); card = read_card(path)
+    path = checkpoint_path(path)
+    card = read_card(path)
     with _open(path) as f: state = {k: f.get_tensor(k) for k in f.keys()}
     return filled(card.config, state, str(path)), card
 
 SHIPPED = ("gslrm_64", "gslrm_128") # 64 px; the same weights trained on at 128 px
 
-def shipped_checkpoint(name:str="gslrm_64") -> Path: "A checkpoint in this package, of `SHIPPED`."; return Path(__file__).parent/"weights"/f"{name}.safetensors"
+def shipped_checkpoint(name:str="gslrm_64") -> Path:
+    "A checkpoint in this package, of `SHIPPED`."
+    return Path(__file__).parent/"weights"/f"{name}.safetensors"
 
 def checkpoint_path(
     which=None, # a file, the name of a shipped checkpoint, or None: the 64-px one

@@ -25,7 +25,9 @@ def _numbers(text:str, what:str="frames") -> list[int]:
 def _vector(text:str):
     "`0,-1,0` as three numbers; ValueError in a sentence otherwise."
     import torch
-    try: v = torch.tensor([float(x) for x in text.split(",")], dtype=torch.float64); assert len(v) == 3 and v.isfinite().all() and v.any()
+    try:
+        v = torch.tensor([float(x) for x in text.split(",")], dtype=torch.float64)
+        assert len(v) == 3 and v.isfinite().all() and v.any()
     except (ValueError, AssertionError): raise ValueError(f"a direction is written 0,0,1, got {text!r}") from None
     return v
 
@@ -69,15 +71,20 @@ def study(
     from gslrm_mouse.checkpoints import checkpoint_path
     from gslrm_mouse.experiments import Plan
     from gslrm_mouse.report import report_from, study as run, verdicts
-    _start(device, threads); names = tuple(x.strip() for x in only.split(",")) if only else (); path = lambda p: None if p is None else str(p)
+    _start(device, threads)
+    names = tuple(x.strip() for x in only.split(",")) if only else ()
+    path = lambda p: None if p is None else str(p)
     if truth is not None and recording is None: raise ValueError("--truth belongs to a --recording, and none was given")
     if from_results is not None: parts, failed = report_from(from_results, out, checkpoint, names, _command()), []
     else:
         jobs = jobs or (1 if device.startswith("cuda") else min(2, os.cpu_count() or 1))
         plan = Plan(str(checkpoint_path(checkpoint)), full, names, tuple(_numbers(seeds, "seeds")) if seeds else (), path(recording), path(truth), tuple(_numbers(frames)) if frames else (), smooth, device)
         parts, failed = run(out, plan, results, cache, jobs, threads, _command(), say=lambda x: print(x, file=sys.stderr, flush=True))
-    print(verdicts(parts)); print(f"report: {out/'index.html'}")
-    if failed: print(f"gslrm_mouse: {len(failed)} arms failed, see {out/'failed.log'}; the same command tries them again", file=sys.stderr); sys.exit(1)
+    print(verdicts(parts))
+    print(f"report: {out/'index.html'}")
+    if failed:
+        print(f"gslrm_mouse: {len(failed)} arms failed, see {out/'failed.log'}; the same command tries them again", file=sys.stderr)
+        sys.exit(1)
 
 @taught
 def reconstruct(
@@ -123,8 +130,11 @@ def doctor(
     import torch
     torch.set_num_threads(1)                                       # small pictures: a second thread would only wait
     try: d = diagnose(path, checkpoint, size)
-    except (ValueError, OSError, ImportError) as e: print(f"gslrm_mouse: {e}", file=sys.stderr); sys.exit(3)
-    print(d.to_json() if json else d); sys.exit(d.status)
+    except (ValueError, OSError, ImportError) as e:
+        print(f"gslrm_mouse: {e}", file=sys.stderr)
+        sys.exit(3)
+    print(d.to_json() if json else d)
+    sys.exit(d.status)
 
 @taught
 def masks(
@@ -168,7 +178,9 @@ def preprocess(
     domain, options = read_card(checkpoint_path(checkpoint)).domain, {} if target_size_ratio is None else dict(ratio=target_size_ratio)
     made = preprocess_dataset(source, out, method, frames and _numbers(frames), size, val_share, gap, canonicalize if method == "exact" else None, domain, skip_bad, white_threshold, **options, **(dict(choose=choose, **({} if up is None else dict(up=_vector(up).tolist()))) if method == "exact" else {}))
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, {len(made['gap'])} between" + (f", {len(made['skipped'])} skipped" if made["skipped"] else ""))
-    print(made["statement"]); print(grade_folder(out, 12, domain)); print(f"written: {out}")
+    print(made["statement"])
+    print(grade_folder(out, 12, domain))
+    print(f"written: {out}")
 
 @taught
 def train(
@@ -190,7 +202,9 @@ def train(
     On several GPUs: accelerate launch -m gslrm_mouse.cli train --config …; on several CPUs: torchrun --nproc_per_node 2 -m gslrm_mouse.cli train --config …"""
     from gslrm_mouse.training import train as f
     _start(device, threads)
-    if policy is not None: from gslrm_mouse.freeze import policy_overrides; overrides = (*policy_overrides(policy), *overrides)
+    if policy is not None:
+        from gslrm_mouse.freeze import policy_overrides
+        overrides = (*policy_overrides(policy), *overrides)
     print(f"written: {f(config, overrides, out, scale, init, resume, device, stop_at, cache=cache, command=_command())}")
 
 @taught
@@ -201,7 +215,8 @@ def curves(
 ):
     """Draw runs over each other: PSNR, foreground, gradient norms with skipped updates, validation."""
     from gslrm_mouse.runs import curves as f
-    f(runs, smooth, out); print(f"written: {out}")
+    f(runs, smooth, out)
+    print(f"written: {out}")
 
 @taught
 def sensitivity(
@@ -271,7 +286,8 @@ def main(
     try: tyro.extras.subcommand_cli_from_dict({"doctor": doctor, "study": study, "reconstruct": reconstruct, "masks": masks, "preprocess": preprocess, "train": train, "curves": curves, "pretrain": pretrain, "sensitivity": sensitivity, "convert": convert, "demo": demo}, prog="gslrm_mouse", args=args,
                                               description="GS-LRM on a mouse rig: why it went white, and what to do. Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA")
     except (ValueError, OSError, ImportError) as e:
-        print(f"gslrm_mouse: {e}", file=sys.stderr); sys.exit(2)
+        print(f"gslrm_mouse: {e}", file=sys.stderr)
+        sys.exit(2)
 
 # %% ../nbs/18_cli.ipynb #b4a63302
 if __name__ == "__main__" and "__file__" in globals(): main()

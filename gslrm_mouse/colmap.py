@@ -26,8 +26,10 @@ def _model(m, where) -> tuple:
     return m
 
 def _camera(m, size, params, where) -> tuple: # K, size, model, coefficients
-    _, n, model, at = m; f, (cx, cy), rest = params[:n], params[n:n + 2], params[n + 2:]
-    d = np.zeros(4 if model == "fisheye" or max(at, default=0) < 4 else 8); d[list(at)] = rest
+    _, n, model, at = m
+    f, (cx, cy), rest = params[:n], params[n:n + 2], params[n + 2:]
+    d = np.zeros(4 if model == "fisheye" or max(at, default=0) < 4 else 8)
+    d[list(at)] = rest
     return matrix([[f[0], 0, cx], [0, f[-1], cy], [0, 0, 1]], (3, 3), where, "K"), size, model, d
 
 # %% ../nbs/01g_colmap.ipynb #bf922728
@@ -54,7 +56,8 @@ def _text_images(data, name) -> dict: # id: (qvec and tvec, camera's id, name)
         try: key, image = int(w[0]), ([float(x) for x in w[1:8]], int(w[8]), w[9])
         except (ValueError, IndexError): raise ValueError(f"{name}: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME were expected in a line, found {l[:80]!r}") from None
         if key in out: raise ValueError(f"{name}: image {key} is there twice")
-        out[key] = image; next(lines, "")                                        # its points
+        out[key] = image
+        next(lines, "")                                        # its points
     return out
 
 # %% ../nbs/01g_colmap.ipynb #13dd5602
@@ -62,19 +65,25 @@ class _Records:
     "Reads records from bytes; a ValueError where they end early."
     def __init__(self, data, name): self.data, self.name, self.at = data, name, 0
     def __call__(self, form):
-        s = struct.Struct("<" + form); self.skip(s.size); return s.unpack_from(self.data, self.at - s.size)
+        s = struct.Struct("<" + form)
+        self.skip(s.size)
+        return s.unpack_from(self.data, self.at - s.size)
     def skip(self, n):
         if n > len(self.data) - self.at: raise ValueError(f"{self.name}: it ends after {len(self.data)} bytes, in the middle of a record; it is cut off or damaged")
         self.at += n
     def text(self):
-        end = self.data.find(b"\0", self.at, self.at + 4096); end = end if end >= 0 else len(self.data)
-        s = self.data[self.at:end].decode("utf-8", errors="replace"); self.skip(end + 1 - self.at); return s
+        end = self.data.find(b"\0", self.at, self.at + 4096)
+        end = end if end >= 0 else len(self.data)
+        s = self.data[self.at:end].decode("utf-8", errors="replace")
+        self.skip(end + 1 - self.at)
+        return s
 
 # %% ../nbs/01g_colmap.ipynb #bcd4a1c0
 def _binary_cameras(data, name) -> dict:
     r, out = _Records(data, name), {}
     for _ in range(r("Q")[0]):
-        key, model, *size = r("iiQQ"); m = _model(COLMAP_MODELS.get(model), f"{name}, camera {key} (model {model})")
+        key, model, *size = r("iiQQ")
+        m = _model(COLMAP_MODELS.get(model), f"{name}, camera {key} (model {model})")
         out[key] = _camera(m, tuple(size), r(f"{m[1] + 2 + len(m[3])}d"), f"{name}, camera {key}")
     return out
 
@@ -83,37 +92,56 @@ def _binary_images(data, name) -> dict:
     for _ in range(r("Q")[0]):
         key, *qt, camera = r("i7di")
         if key in out: raise ValueError(f"{name}: image {key} is there twice")
-        out[key] = qt, camera, r.text(); r.skip(24*r("Q")[0])
+        out[key] = qt, camera, r.text()
+        r.skip(24*r("Q")[0])
     return out
 
 # %% ../nbs/01g_colmap.ipynb #7cf78778
-def is_colmap(folder) -> bool: "Whether a folder holds COLMAP's cameras and images."; return any(all((Path(folder)/f"{part}.{kind}").is_file() for part in ("cameras", "images")) for kind in ("bin", "txt"))
+def is_colmap(folder) -> bool:
+    "Whether a folder holds COLMAP's cameras and images."
+    return any(all((Path(folder)/f"{part}.{kind}").is_file() for part in ("cameras", "images")) for kind in ("bin", "txt"))
 
 def read_colmap(folder, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a sparse model: one camera per image, in the order of IMAGE_ID; binary is preferred, as COLMAP does."
-    folder = Path(folder); kind = next((k for k in ("bin", "txt") if all((folder/f"{p}.{k}").is_file() for p in ("cameras", "images"))), None)
+    folder = Path(folder)
+    kind = next((k for k in ("bin", "txt") if all((folder/f"{p}.{k}").is_file() for p in ("cameras", "images"))), None)
     if kind is None: raise FileNotFoundError(f"{folder}: cameras and images, .bin or .txt, were looked for; {listing(folder)}")
     cams, images = (f(read_bytes(folder/f"{p}.{kind}"), str(folder/f"{p}.{kind}")) for p, f in (("cameras", _binary_cameras if kind == "bin" else _text_cameras), ("images", _binary_images if kind == "bin" else _text_images)))
     K, w2c, sizes, models, D, names = [], [], [], set(), [], []
     for key, (qt, camera, name) in sorted(images.items()):
-        where = f"{folder}, image {key}"; q = matrix(qt[:4], (4,), where, "the quaternion", 10.); norm = np.linalg.norm(q)
+        where = f"{folder}, image {key}"
+        q = matrix(qt[:4], (4,), where, "the quaternion", 10.)
+        norm = np.linalg.norm(q)
         if camera not in cams: raise ValueError(f"{where}: it was taken with camera {camera}, cameras.{kind} holds {', '.join(map(str, sorted(cams)[:20]))}")
         if not abs(norm - 1) < .01: raise ValueError(f"{where}: its quaternion has length {norm:.3g} instead of 1")
-        k, size, model, d = cams[camera]; m = np.eye(4); m[:3, :3], m[:3, 3] = rotation_of(q/norm), matrix(qt[4:], (3,), where, "T")
-        K.append(k.copy()); w2c.append(m); sizes.append(size); models.add(model); D.append(d); names.append(str(Path(name).with_suffix("")))
+        k, size, model, d = cams[camera]
+        m = np.eye(4)
+        m[:3, :3], m[:3, 3] = rotation_of(q/norm), matrix(qt[4:], (3,), where, "T")
+        K.append(k.copy())
+        w2c.append(m)
+        sizes.append(size)
+        models.add(model)
+        D.append(d)
+        names.append(str(Path(name).with_suffix("")))
     if len(models) > 1: raise ValueError(f"{folder}: the cameras should have lenses of one kind, found {' and '.join(sorted(models))}")
     return make_rig(K, w2c, picture_size(sizes, width, height, str(folder)) if K else (1, 1), .5, "model", str(folder), "COLMAP", D, models.pop() if models else "opencv", names, unit)
 
 # %% ../nbs/01g_colmap.ipynb #e5f7a8bb
 def colmap_files(rig:Cameras, binary:bool=False) -> dict: # name: bytes
     "The files of a sparse model; its pictures are NAME.png after the rig's names."
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy() for x in (lens.K if lens else rig.K, rig.w2c)); V = len(K)
-    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 0)); names = getattr(rig, "names", ()) or [f"cam_{i:03d}" for i in range(V)]
-    key = 1 if not d.any() and not (lens and lens.model == "fisheye") else 5 if lens.model == "fisheye" else 4 if not d[:, 4:].any() else 6; model, n, _, at = COLMAP_MODELS[key]
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy() for x in (lens.K if lens else rig.K, rig.w2c))
+    V = len(K)
+    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 0))
+    names = getattr(rig, "names", ()) or [f"cam_{i:03d}" for i in range(V)]
+    key = 1 if not d.any() and not (lens and lens.model == "fisheye") else 5 if lens.model == "fisheye" else 4 if not d[:, 4:].any() else 6
+    model, n, _, at = COLMAP_MODELS[key]
     if K[:, 0, 1].any() or d[:, 8:].any(): raise ValueError("COLMAP holds no " + ("skew" if K[:, 0, 1].any() else "thin prism and no tilt") + "; undistort the pictures and write `rig.cameras`")
     if any(set(str(x)) & set("\0\n\r") for x in names): raise ValueError("names of pictures should be in one line")
-    d = np.pad(d, ((0, 0), (0, max(0, 8 - d.shape[1])))); params = [[k[0, 0], k[1, 1], k[0, 2], k[1, 2], *c[list(at)]] for k, c in zip(K, d)]
-    poses = [[*quaternion_of(m[:3, :3]), *m[:3, 3]] for m in w2c]; said = lambda x: " ".join(repr(float(v)) for v in x)
+    d = np.pad(d, ((0, 0), (0, max(0, 8 - d.shape[1]))))
+    params = [[k[0, 0], k[1, 1], k[0, 2], k[1, 2], *c[list(at)]] for k, c in zip(K, d)]
+    poses = [[*quaternion_of(m[:3, :3]), *m[:3, 3]] for m in w2c]
+    said = lambda x: " ".join(repr(float(v)) for v in x)
     if not binary: return {"cameras.txt": "".join(f"{i} {model} {rig.width} {rig.height} {said(p)}\n" for i, p in enumerate(params, 1)).encode(), "images.txt": "".join(f"{i} {said(p)} {i} {x}.png\n\n" for i, (p, x) in enumerate(zip(poses, names), 1)).encode(), "points3D.txt": b""}
     cameras = b"".join(struct.pack(f"<iiQQ{len(p)}d", i, key, rig.width, rig.height, *p) for i, p in enumerate(params, 1))
     images = b"".join(struct.pack("<i7di", i, *p, i) + f"{x}.png".encode() + b"\0" + bytes(8) for i, (p, x) in enumerate(zip(poses, names), 1))

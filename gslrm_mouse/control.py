@@ -24,11 +24,13 @@ CONTROL_ARMS = {**METHODS, "exact": canonicalize}
 
 def control_views(i:int) -> tuple[Views, Views]:
     "Mouse `i` in the rig, at half its size, and in the study's novel cameras."
-    rig = mouse_rig(); return trace(mouse_scene(i), rig.resized(rig.width//2, rig.height//2), 2), trace(mouse_scene(i), asked_cameras(), 3)
+    rig = mouse_rig()
+    return trace(mouse_scene(i), rig.resized(rig.width//2, rig.height//2), 2), trace(mouse_scene(i), asked_cameras(), 3)
 
 def scored_in(g:Gaussians, truths) -> dict: # mean scores
     "Scores of a cloud in pictures of one size or of several: `Views` with as many cameras each."
-    x = [scored(g, t) for t in truths]; return {k: sum(r[k] for r in x)/len(x) for k in x[0]}
+    x = [scored(g, t) for t in truths]
+    return {k: sum(r[k] for r in x)/len(x) for k in x[0]}
 
 def run_control(
     arm:str, # of `CONTROL_ARMS`
@@ -36,8 +38,11 @@ def run_control(
     domain:CameraDomain, seed:int=0, how:Fit=Fit(),
 ) -> dict: # "input", "held", "novel": mean scores
     "Scores of free Gaussians fitted to an animal as recipe `arm` stores it."
-    p = CONTROL_ARMS[arm](film, domain); out = seed % len(film); keep = [v for v in range(len(film)) if v != out]
-    g = fit_gaussians(p.views[keep], how, seed); blur = EPS2D**.5*pixel_at(p.views.cameras[keep], g.means.double().median(0).values)
+    p = CONTROL_ARMS[arm](film, domain)
+    out = seed % len(film)
+    keep = [v for v in range(len(film)) if v != out]
+    g = fit_gaussians(p.views[keep], how, seed)
+    blur = EPS2D**.5*pixel_at(p.views.cameras[keep], g.means.double().median(0).values)
     parts = dict(input=scored(g, p.views[keep]), held=scored(g, p.views[[out]]), **(dict(novel=scored_in(smoothed(g, blur).moved(p.back), truths)) if truths else {}))
     return dict(arm=arm, left_out=out, **{k: {q: round(v, 4) for q, v in x.items()} for k, x in parts.items()})
 

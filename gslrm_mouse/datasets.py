@@ -26,7 +26,8 @@ def time_blocks(
 ) -> tuple[range, range, range]: # train, gap, val
     "Three consecutive blocks; ValueError where nothing would be left to train on."
     if not 0 <= val_share < 1: raise ValueError(f"val_share should lie in [0, 1), got {val_share}")
-    val = max(1, round(n*val_share)) if val_share and n > 1 else 0; val = min(val, n - 1)
+    val = max(1, round(n*val_share)) if val_share and n > 1 else 0
+    val = min(val, n - 1)
     between = gap if gap is not None else min(max(1, n//50), n - val - 1)
     between = between if val else 0
     if between < 0 or n - val - between < 1: raise ValueError(f"{n} samples, {val} of them for validation behind a gap of {between}, leave nothing to train on")
@@ -37,7 +38,8 @@ def _normalization(views:Views, p:Prepared) -> dict:
     "`normalization_info` where the cameras moved by one similarity that is not the identity."
     was, now = views.cameras.centers.double(), p.views.cameras.centers.double()
     if p.back.scale == 1 or (p.back(now) - was).norm(dim=-1).max() > 1e-4*was.norm(dim=-1).max(): return {}
-    c = p.back.c; mean = (was - c).norm(dim=-1).mean().item()
+    c = p.back.c
+    mean = (was - c).norm(dim=-1).mean().item()
     return dict(normalization_info=dict(scene_center=c.tolist(), original_avg_distance=mean, target_distance=now.norm(dim=-1).mean().item(), scale_factor=1/p.back.scale))
 
 def write_prepared(
@@ -46,16 +48,21 @@ def write_prepared(
     **record, # more for the key `gslrm_mouse`
 ) -> Path:
     "Write what a recipe made as a sample folder: all of it, or nothing."
-    folder = Path(folder); check_views(p.views, f"{folder.name}, made by the recipe"); part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}"); frames = []
+    folder = Path(folder)
+    check_views(p.views, f"{folder.name}, made by the recipe")
+    part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
+    frames = []
     info, b = getattr(p, "info", None), p.back
     info = _normalization(views, p) if info is None else info
     record |= dict(statement=p.statement, exact=p.exact, zoom=list(p.zoom), back=dict(scale=b.scale, Q=b.Q.tolist(), c=b.c.tolist(), source=b.source, target=b.target))
     try:
         (part/"images").mkdir(parents=True)
         for i, rgba in enumerate(_straight(p.views)):
-            file = f"images/cam_{i:03d}.png"; Image.fromarray(rgba).save(part/file)
+            file = f"images/cam_{i:03d}.png"
+            Image.fromarray(rgba).save(part/file)
             frames.append(facelift_frame(p.views.cameras[i], file_path=file, view_id=i))
-        (part/"opencv_cameras.json").write_text(json.dumps(dict(id=folder.name, frames=frames, **info, gslrm_mouse=record), indent=1)); part.rename(folder)
+        (part/"opencv_cameras.json").write_text(json.dumps(dict(id=folder.name, frames=frames, **info, gslrm_mouse=record), indent=1))
+        part.rename(folder)
     finally: shutil.rmtree(part, ignore_errors=True)
     return folder
 
@@ -73,10 +80,13 @@ def moments(
 ) -> tuple[list, object]: # numbers in the order of time; function of numbers (and positions of views) which yields the `Views` of each
     "What there is to read at a place, whichever kind it is; one sentence in a ValueError or FileNotFoundError otherwise."
     source = Path(source)
-    if is_recording(source): rec = open_recording(source); n, what, read = rec.n_frames, "frame", lambda todo, v=None: (rec if v is None else rec[v]).frames(todo)
+    if is_recording(source):
+        rec = open_recording(source)
+        n, what, read = rec.n_frames, "frame", lambda todo, v=None: (rec if v is None else rec[v]).frames(todo)
     else:
         if not source.exists(): raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; {listing(source.parent)}")
-        found = sample_folders(source); n, what, read = len(found), "sample", lambda todo, v=None: (read_sample(found[i], v, white_threshold=white_threshold) for i in todo)
+        found = sample_folders(source)
+        n, what, read = len(found), "sample", lambda todo, v=None: (read_sample(found[i], v, white_threshold=white_threshold) for i in todo)
     numbers = sorted(set(range(n) if frames is None else map(int, frames)))
     if not numbers: raise ValueError(f"{source}: no {what}s were asked for, it has {n}")
     if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what} {wrong[0]} was asked for, it has {n} {what}s (0 to {n - 1})")
@@ -105,14 +115,17 @@ def _opened(out:Path, settings:dict):
         try: had = json.loads(manifest.read_bytes())["settings"]
         except (ValueError, KeyError, TypeError): raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
         if differ := [k for k in settings if had.get(k) != settings[k]]:
-            k = differ[0]; raise ValueError(f"{out} holds a data set with another {k} ({str(had.get(k))[:60]}, not {str(settings[k])[:60]}); choose another folder")
+            k = differ[0]
+            raise ValueError(f"{out} holds a data set with another {k} ({str(had.get(k))[:60]}, not {str(settings[k])[:60]}); choose another folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise FileExistsError(f"{out} exists, is not empty and has no preprocess.json to go on from; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     for p in out.iterdir():
         if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", p.name): shutil.rmtree(p)
 
 def _put(path:Path, text:str):
-    part = path.with_name(f".{path.name}.part"); part.write_text(text, encoding="utf-8"); os.replace(part, path)
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
 
 # %% ../nbs/07c_datasets.ipynb #7712ae1a
 def preprocess_dataset(
@@ -130,15 +143,21 @@ def preprocess_dataset(
     **options, # of the recipe: ratio, by, true_k, …
 ) -> dict: # what `preprocess.json` holds
     "Write a data set of samples through one recipe, with lists split by time. Resumable."
-    recipe = recipe or method_named(method); out = Path(out); options = {**AS_WAS.get(method, {}), **options}
+    recipe = recipe or method_named(method)
+    out = Path(out)
+    options = {**AS_WAS.get(method, {}), **options}
     if size < 8: raise ValueError(f"pictures of {size} px were asked for, at least 8 are needed")
-    numbers, read = moments(source, frames, white_threshold); train, between, val = time_blocks(len(numbers), val_share, gap)
-    settings = _settings(source, method, recipe, size, numbers, val_share, gap, options); _opened(out, settings)
-    _put(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1)); skipped = {}
+    numbers, read = moments(source, frames, white_threshold)
+    train, between, val = time_blocks(len(numbers), val_share, gap)
+    settings = _settings(source, method, recipe, size, numbers, val_share, gap, options)
+    _opened(out, settings)
+    _put(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
+    skipped = {}
     todo = {number: folder for k, number in enumerate(numbers) if not _whole(folder := out/f"sample_{k:06d}")}
     with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="preprocess", unit="sample") as bar:
         for number, views in one_by_one(read, todo):
-            shutil.rmtree(folder := todo[number], ignore_errors=True); bar.update()
+            shutil.rmtree(folder := todo[number], ignore_errors=True)
+            bar.update()
             try: _one(views, recipe, method, replace(domain, image_size=size), options, folder, number, settings["source"])
             except (ValueError, FileNotFoundError) as e:
                 if not skip_bad: raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(f"{folder.name} (number {number}): {e}; leave such out with skip_bad") from None
@@ -152,9 +171,11 @@ def _one(views, recipe, method, domain, options, folder, number, source):
 
 def _finished(out, settings, blocks, skipped) -> dict:
     "Lists and manifest, last of all."
-    named = {k: [n for i in b if (n := f"sample_{i:06d}") not in skipped] for k, b in blocks.items()}; first = next((n for k in named.values() for n in k), None)
+    named = {k: [n for i in b if (n := f"sample_{i:06d}") not in skipped] for k, b in blocks.items()}
+    first = next((n for k in named.values() for n in k), None)
     if first is None: raise ValueError(f"{out}: no sample could be made; the first was {next(iter(skipped.values()))}")
     statement = json.loads((out/first/"opencv_cameras.json").read_bytes())["gslrm_mouse"]["statement"]
     for k in ("train", "val"): _put(out/f"data_mouse_{k}.txt", "".join(f"{n}\n" for n in named[k]))
     made = dict(settings=settings, complete=True, statement=f"{first}: {statement}", samples=sum(map(len, named.values())), **named, skipped=skipped)
-    _put(out/"preprocess.json", json.dumps(made, indent=1)); return made
+    _put(out/"preprocess.json", json.dumps(made, indent=1))
+    return made

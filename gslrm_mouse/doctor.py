@@ -65,21 +65,26 @@ class Diagnosis:
     seconds:float
 
 @patch(as_prop=True)
-def status(self:Diagnosis) -> int: "0: fit, 1: will fail."; return int(bool(self.findings))
+def status(self:Diagnosis) -> int:
+    "0: fit, 1: will fail."
+    return int(bool(self.findings))
 
 # %% ../nbs/16_doctor.ipynb #a44ce8e1
 LOOK, GUESS = 320, 144 # pixels: pictures are looked at, and guesses are tried, this small
 
 def _small(views:Views, most:int=LOOK) -> Views:
-    c = views.cameras; n = max(1, math.ceil(max(c.width, c.height)/most))
+    c = views.cameras
+    n = max(1, math.ceil(max(c.width, c.height)/most))
     return views if n == 1 else views.resized(round(c.width/n), round(c.height/n))
 
 def _middle_key(path) -> int:
     "Number of the key frame nearest to the middle of a video."
     with _video(path) as f:
-        stamps = _stamps(f, path); f.seek(0, stream=f.streams.video[0])
+        stamps = _stamps(f, path)
+        f.seek(0, stream=f.streams.video[0])
         keys = [p.pts for p in f.demux(f.streams.video[0]) if p.is_keyframe and p.pts is not None]
-    at = {t: i for i, t in enumerate(stamps)}; return min((at[k] for k in keys if k in at), key=lambda i: abs(i - len(stamps)/2), default=0)
+    at = {t: i for i, t in enumerate(stamps)}
+    return min((at[k] for k in keys if k in at), key=lambda i: abs(i - len(stamps)/2), default=0)
 
 def _caught(call, *args) -> tuple: # (result or None, findings)
     "A camera or a mask that is wrong is a finding; everything else an error."
@@ -92,11 +97,16 @@ def _caught(call, *args) -> tuple: # (result or None, findings)
 def _recording(path, size) -> Evidence:
     videos, masks = _layout(path)
     if not masks.is_dir():
-        first = sorted(videos.glob("*.mp4"))[:1]; width, height, n = _video_size(first[0]) if first else (*(size or (None, None)), 0); _, read = find_rig(path); cams, bad = _caught(read, width, height, None)
+        first = sorted(videos.glob("*.mp4"))[:1]
+        width, height, n = _video_size(first[0]) if first else (*(size or (None, None)), 0)
+        _, read = find_rig(path)
+        cams, bad = _caught(read, width, height, None)
         return Evidence(path, "recording", f"a recording without masks, {n} frame{'s'*(n != 1)}", cams, None, (*bad, Finding("masks_missing", f"there is no folder {masks.name} with masks; {listing(path)}", "Without silhouettes nothing tells animal from cage: a missing mask was once filled with 'everything is foreground'", f"gslrm_mouse masks {path}")))
     rec, bad = _caught(open_recording, path)
     if rec is None: return Evidence(path, "recording", "a recording", None, None, bad)
-    i = _middle_key(next(iter(rec.videos.values()))); i = min(i, rec.n_frames - 1); views, bad = _caught(rec.frame, i)
+    i = _middle_key(next(iter(rec.videos.values())))
+    i = min(i, rec.n_frames - 1)
+    views, bad = _caught(rec.frame, i)
     return Evidence(path, "recording", f"a recording, {len(rec.cameras)} cameras, {rec.n_frames} frame{'s'*(rec.n_frames != 1)} of {rec.cameras.width} × {rec.cameras.height} px, frame {i} looked at", rec.cameras, views and _small(views), bad)
 
 def _info(folder) -> dict:
@@ -104,11 +114,13 @@ def _info(folder) -> dict:
     except (OSError, ValueError, AttributeError): return {}
 
 def _sample(path) -> Evidence:
-    views, bad = _caught(read_sample, path); cams = views.cameras if views else _caught(read_calibration, path/"opencv_cameras.json")[0]
+    views, bad = _caught(read_sample, path)
+    cams = views.cameras if views else _caught(read_calibration, path/"opencv_cameras.json")[0]
     return Evidence(path, "sample", f"a sample of {len(cams) if cams else 'unreadable'} views" + (f", {cams.width} × {cams.height} px" if cams else ""), cams, views and _small(views), bad, (path,), {}, _info(path))
 
 def _data_set(path) -> Evidence:
-    folders = sample_folders(path); one = _sample(folders[len(folders)//2])
+    folders = sample_folders(path)
+    one = _sample(folders[len(folders)//2])
     lists = {k: [Path(x).name for x in p.read_text().split()] for k in ("train", "val") for p in sorted(path.glob(f"*_{k}.txt"))[:1]}
     return replace(one, path=path, kind="data set", says=f"a data set of {len(folders)} samples; {one.path.name} looked at: {one.says}", folders=tuple(folders), lists=lists)
 
@@ -133,39 +145,52 @@ def _aim(cams:Cameras) -> Tensor: # (3,)
     except ValueError: return cams.centers.double().mean(0)
 
 def units(e, center, domain, table):
-    d = (e.cameras.centers.double() - center).norm(dim=-1); ratio = (d.mean()/domain.middle_distance).item()
+    d = (e.cameras.centers.double() - center).norm(dim=-1)
+    ratio = (d.mean()/domain.middle_distance).item()
     if e.cameras.unit == "mm": yield Finding("units", f"the world is in millimetres: the object is {d.mean():.0f} from the cameras, the checkpoint's is {domain.middle_distance:g}", f"Fed as it is, no Gaussian reaches the animal and the picture is white from the first step (predicted IoU {_told(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
     elif not .8 < ratio < 1.25: yield Finding("units", f"the object is {d.mean():.2f} from the cameras, the checkpoint's is {domain.middle_distance:g}", f"Fed as it is, depths and sizes are off by that factor (predicted IoU {_told(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
 
 def origin(e, center, domain, table):
-    d = (e.cameras.centers.double() - center).norm(dim=-1).mean(); off = (center.norm()/d*domain.middle_distance).item()
+    d = (e.cameras.centers.double() - center).norm(dim=-1).mean()
+    off = (center.norm()/d*domain.middle_distance).item()
     if off > .2: yield Finding("origin", f"the {'object' if e.views else 'common aim'} is {center.norm():.3g} {e.cameras.unit} from the world's origin, {off:.2f} in the checkpoint's unit", f"The network puts every Gaussian within reach of the origin (predicted IoU {_told(table, 'origin', off)} if fed as it is), and distances measured from there say nothing about the rig", EXACT, True, number=off)
 
 def per_camera_scaling(e, center, domain, table):
-    d, true = e.cameras.centers.double().norm(dim=-1), (e.cameras.centers.double() - center).norm(dim=-1); even = lambda x: (x.std(correction=0)/x.mean()).item()
+    d, true = e.cameras.centers.double().norm(dim=-1), (e.cameras.centers.double() - center).norm(dim=-1)
+    even = lambda x: (x.std(correction=0)/x.mean()).item()
     miss = torch.linalg.cross(e.cameras.axes.double(), -e.cameras.centers.double()).norm(dim=-1).mean().item()/d.mean().item()
     if len(d) > 2 and even(d) < 2e-3 and miss > .03: yield Finding("per_camera_scaling", f"all cameras are exactly {d.mean():.3g} from the origin, though their axes pass it by {miss:.0%} of that", f"Each camera was scaled by itself, which is no similarity: their baselines no longer agree (distances to the object now spread by {even(true):.0%})",
                                                                        "go back to the calibration and use one similarity for all cameras: gslrm_mouse preprocess RECORDING OUT --method exact", cost=_cost(table, "distance_spread", even(true), "lie"), number=even(true))
 
 def aspect(e, center, domain, table):
-    a = (e.cameras.K[:, 1, 1]/e.cameras.K[:, 0, 0]).double(); worst = a[(a - 1).abs().argmax()].item()
+    a = (e.cameras.K[:, 1, 1]/e.cameras.K[:, 0, 0]).double()
+    worst = a[(a - 1).abs().argmax()].item()
     if abs(worst - 1) > .02: yield Finding("aspect", f"fy/fx is {worst:.3f}", "Lenses have square pixels to a few per mille, so the picture was stretched; if K was stretched with it, this is harmless", EXACT, True, number=worst)
 
 def another_size(e, center, domain, table):
-    c = e.cameras; r = torch.stack([2*c.K[:, 0, 2]/c.width, 2*c.K[:, 1, 2]/c.height], -1).double().mean(0)
+    c = e.cameras
+    r = torch.stack([2*c.K[:, 0, 2]/c.width, 2*c.K[:, 1, 2]/c.height], -1).double().mean(0)
     if (r > 1.3).all() or (r < .7).all(): yield Finding("another_size", f"the principal points lie at {r[0]/2:.2f} of the width and {r[1]/2:.2f} of the height", f"K seems to be that of pictures of {r[0]*c.width:.0f} × {r[1]*c.height:.0f} px, not of these {c.width} × {c.height}: every ray is off", "scale K with the pictures (its first row by the width's factor, its second by the height's)", cost=_cost(table, "focal", r.mean().item(), "lie"), number=r.mean().item())
 
 def up_axis(e, center, domain, table):
-    up = -e.cameras.R[:, 1].double().mean(0); up = up/up.norm(); off = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
+    up = -e.cameras.R[:, 1].double().mean(0)
+    up = up/up.norm()
+    off = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
     if off > 45: yield Finding("up_axis", f"up in the pictures is {[round(x, 2) for x in up.tolist()]} in the world, {off:.0f}° from +z", "The animal would be handed over lying on its side or upside down, as the checkpoint has never seen anything", f"say which way is up: gslrm_mouse reconstruct {e.path} --up {','.join(f'{x:.0f}' for x in up.round().tolist())}", number=off)
 
 def duplicates(e, center, domain, table):
-    d = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1); a = torch.rad2deg(torch.acos((d @ d.T).clamp(-1, 1))) + 180*torch.eye(len(d)); least = a.min().item()
+    d = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1)
+    a = torch.rad2deg(torch.acos((d @ d.T).clamp(-1, 1))) + 180*torch.eye(len(d))
+    least = a.min().item()
     i, j = divmod(a.argmin().item(), len(d))
     if least < 3: yield Finding("duplicates", f"cameras {i} and {j} see the object from directions {least:.1f}° apart", f"{len(d)} views count as {len(d) - 1} (predicted IoU {_told(table, 'views', len(d) - 1)} instead of {_told(table, 'views', len(d))})" + ("; two cameras with one pose are usually a copy" if least < .1 else ""), "check whether a camera was copied in the calibration", least >= .1, cost=_cost(table, "views", len(d) - 1), number=least)
 
 def view_order(e, center, domain, table):
-    p = e.cameras.centers.double() - center; az = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0])); order = az.argsort().tolist(); k = order.index(0); ring = order[k:] + order[:k]
+    p = e.cameras.centers.double() - center
+    az = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0]))
+    order = az.argsort().tolist()
+    k = order.index(0)
+    ring = order[k:] + order[:k]
     if len(ring) > 2 and ring not in (list(range(len(ring))), [0, *range(len(ring) - 1, 0, -1)]): yield Finding("view_order", f"around the object the cameras stand in the order {', '.join(map(str, ring))}", "The network has no notion of a view's number, so any order will do; code that takes camera i to stand at i·60° is wrong", "", True)
 
 def inconsistent_rotations(e, center, domain, table):
@@ -177,12 +202,14 @@ CAMERA_CHECKS = (units, origin, per_camera_scaling, aspect, another_size, up_axi
 def _told(table, knob, value, kind="honest") -> str:
     "The measured IoU for a message."
     if table is None: return "not measured for this checkpoint"
-    p = table.predict(knob, value, kind); return f"{p.iou:.2f}" if math.isfinite(p.iou) else "not measured so far out"
+    p = table.predict(knob, value, kind)
+    return f"{p.iou:.2f}" if math.isfinite(p.iou) else "not measured so far out"
 
 def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
     "Novel-view IoU that goes; all of it beyond the measured range."
     if table is None: return math.nan
-    p = table.predict(knob, value, kind, subject); home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
+    p = table.predict(knob, value, kind, subject)
+    home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
     return home - p.iou if math.isfinite(p.iou) else home
 
 # %% ../nbs/16_doctor.ipynb #11efef6c
@@ -199,18 +226,24 @@ AGAIN = "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method
 def _with(views, **K): return replace(views, cameras=replace(views.cameras, **K))
 
 def _zoomed(views, x, y):
-    K = views.cameras.K.clone(); K[:, 0, 0] *= x; K[:, 1, 1] *= y; return _with(views, K=K)
+    K = views.cameras.K.clone()
+    K[:, 0, 0] *= x
+    K[:, 1, 1] *= y
+    return _with(views, K=K)
 
 def undone(views:Views): # yields (name, number, views)
     "The views with each of the old mistakes undone, in turn."
     for s in torch.logspace(-.3, .3, 13).tolist():
         if abs(s - 1) > .04: yield "overwritten_k", s, _zoomed(views, s, s)
     for a in (.75, .8, .85, .89, .93, 1.07, 1.125, 1.18, 1.25, 1.33):
-        yield "anisotropic_k", a, _zoomed(views, 1., a); yield "anisotropic_k", a, _with(views, K=views.cameras.K*views.cameras.K.new_tensor([1., a, 1.])[:, None])
+        yield "anisotropic_k", a, _zoomed(views, 1., a)
+        yield "anisotropic_k", a, _with(views, K=views.cameras.K*views.cameras.K.new_tensor([1., a, 1.])[:, None])
     yield "flipped", 1., replace(views, images=views.images.flip(2), alpha=views.alpha.flip(2))
     for i in range(len(views)):
         for j in range(i):
-            k = list(range(len(views))); k[i], k[j] = j, i; yield "swapped", float(10*j + i), replace(views, cameras=views.cameras[k])
+            k = list(range(len(views)))
+            k[i], k[j] = j, i
+            yield "swapped", float(10*j + i), replace(views, cameras=views.cameras[k])
 
 _MEANT = dict(overwritten_k=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if all focal lengths are multiplied by {x:.2f}", "K was overwritten, or the pictures were resampled without it: every ray but the axis is wrong"),
               anisotropic_k=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if K's second row (fy) is multiplied by {x:.2f}", "K was scaled along one axis and the pixels were not, or the other way round"),
@@ -221,20 +254,29 @@ def contradiction(views:Views, table) -> Finding|None:
     "What makes the silhouettes contradict each other, or None where they agree."
     base = _agree(views)
     if base >= SOUND: return None
-    tiny = _small(views, GUESS); was = _agree(tiny, 16, 250); iou, name, x = max(((_agree(v, 16, 250), name, x) for name, x, v in undone(tiny)), default=(0, "", 0.))
+    tiny = _small(views, GUESS)
+    was = _agree(tiny, 16, 250)
+    iou, name, x = max(((_agree(v, 16, 250), name, x) for name, x, v in undone(tiny)), default=(0, "", 0.))
     if 1 - iou > .4*(1 - was): return Finding("disagreement", f"the hull of the silhouettes explains {base:.0%} of them", "Cameras, K and pixels do not belong together: recentred or rescaled pictures, cameras of another rig, or a calibration of another day", AGAIN, number=base)
-    says, means = _MEANT[name]; i, j = divmod(int(x), 10); cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
+    says, means = _MEANT[name]
+    i, j = divmod(int(x), 10)
+    cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
     return Finding(name, says.format(iou=iou, base=was, x=x, i=i, j=j), means, AGAIN, cost=cost, number=x)
 
 # %% ../nbs/16_doctor.ipynb #02073172
 def signature(e) -> Finding|None:
     "The mistake whose trace the pictures, the cameras or the file bear."
-    ratio = size_ratios(e.views); cv = (ratio.std(correction=0)/ratio.mean()).item(); off = float(com_offsets(e.views).mean()); K = e.views.cameras.K.double()
-    recorded = next((k for k in ("pixel_based_preprocessing", "uniform_scale_info") if isinstance(v := e.info.get(k), dict) and not v.get("intrinsics_updated")), None); said = f", and the file says {recorded}" if recorded else ""
+    ratio = size_ratios(e.views)
+    cv = (ratio.std(correction=0)/ratio.mean()).item()
+    off = float(com_offsets(e.views).mean())
+    K = e.views.cameras.K.double()
+    recorded = next((k for k in ("pixel_based_preprocessing", "uniform_scale_info") if isinstance(v := e.info.get(k), dict) and not v.get("intrinsics_updated")), None)
+    said = f", and the file says {recorded}" if recorded else ""
     if cv < .015 and len(K) > 2: return Finding("per_view_zoom", f"the animal has one size in all views (CV {cv:.1%}){said}", "Each view was zoomed by its own factor, which neither K nor pose knows of: the views disagree on the object's size", AGAIN, number=cv)
     if off < 25: return Finding("recentred", f"the animal is {off:.0f} px (of 512) from the middle of every view{said}", "Each picture was shifted and the camera was not turned: rays go beside the animal", AGAIN, number=off)
     if recorded: return Finding("rescaled", f"the file says {recorded}", "The pictures were rescaled, K was not", AGAIN)
-    middle = (K[:, :2, 2]/K.new_tensor([e.views.cameras.width, e.views.cameras.height]) - .5).abs().max().item(); same = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
+    middle = (K[:, :2, 2]/K.new_tensor([e.views.cameras.width, e.views.cameras.height]) - .5).abs().max().item()
+    same = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
     if middle < 2e-3 and same < 1e-4: return Finding("overwritten_k", f"all cameras have one K with its principal point exactly in the middle (field of view {2*math.degrees(math.atan(e.views.cameras.width/2/K[0, 0, 0])):.1f}°), which no calibration of {len(K)} lenses gives", "K was overwritten, or these cameras were assumed and never calibrated: rays go beside the animal, in each view by another amount", AGAIN, number=K[0, 0, 0].item()/e.views.cameras.width)
 
 def silhouettes(e, center, domain, table):
@@ -242,13 +284,20 @@ def silhouettes(e, center, domain, table):
     found = contradiction(e.views, table)
     if found and found.name in ("disagreement", "anisotropic_k", "overwritten_k") and (mark := signature(e)) and (found.name == "disagreement" or mark.name in ("per_view_zoom", "recentred")):
         found = replace(mark, says=f"{mark.says}; the hull of the silhouettes explains {_agree(e.views):.0%} of them")
-    t = triangulate(e.views); apart = t.residual_px/(size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height)); cut = int((border_share(e.views) > 0).sum())
-    if found and found.name == "disagreement" and cut > 1 and found.number > UNDECIDED: yield Finding("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number); return
-    if found: yield found; return
+    t = triangulate(e.views)
+    apart = t.residual_px/(size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height))
+    cut = int((border_share(e.views) > 0).sum())
+    if found and found.name == "disagreement" and cut > 1 and found.number > UNDECIDED:
+        yield Finding("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number)
+        return
+    if found:
+        yield found
+        return
     yield Finding("residual", f"the centroids of the silhouettes meet to {apart:.1%} of the object's size", "For a long body that is inherent: the centroid of a silhouette is no projection of one point", "", True, number=apart)
 
 def clipped(e, center, domain, table):
-    share = border_share(e.views); bad = [i for i, s in enumerate(share) if s > 0]
+    share = border_share(e.views)
+    bad = [i for i, s in enumerate(share) if s > 0]
     if bad: yield Finding("clipped", f"in view{'s'*(len(bad) > 1)} {', '.join(map(str, bad))} the animal runs into the border", "What is cut off is background to the network, and the size in that view is a lower bound" + (", as in the checkpoint's own heads" if domain.coverage[0] > .5 else ""), "take frames in which the whole animal is in view, or crop less", True, number=float(max(share)))
 
 VIEW_CHECKS = (silhouettes, clipped)
@@ -257,7 +306,8 @@ VIEW_CHECKS = (silhouettes, clipped)
 def split(e):
     "Neighbours in time on both sides of the split."
     n = lambda name: int(m[-1]) if (m := re.findall(r"\d+", name)) else None
-    train, val = ({n(x) for x in e.lists.get(k, ())} - {None} for k in ("train", "val")); near = [i for i in val if i - 1 in train or i + 1 in train or i in train]
+    train, val = ({n(x) for x in e.lists.get(k, ())} - {None} for k in ("train", "val"))
+    near = [i for i in val if i - 1 in train or i + 1 in train or i in train]
     if val and len(near) > max(2, .1*len(val)): yield Finding("adjacent_split", f"{len(near)} of {len(val)} validation samples have a neighbour in time among the training ones", "They are nearly the same pictures: validation then measures memory", "split by time blocks, as gslrm_mouse preprocess does", number=len(near)/len(val))
 
 def lost_views(e):
@@ -265,7 +315,9 @@ def lost_views(e):
     def count(p):
         try: return len(json.loads((p/"opencv_cameras.json").read_bytes())["frames"])
         except (OSError, ValueError, KeyError, TypeError): return 0
-    some = e.folders[::max(1, len(e.folders)//50)]; n = [count(p) for p in some]; few = [p.name for p, k in zip(some, n) if k < max(n)]
+    some = e.folders[::max(1, len(e.folders)//50)]
+    n = [count(p) for p in some]
+    few = [p.name for p, k in zip(some, n) if k < max(n)]
     if few: yield Finding("lost_views", f"{len(few)} of {len(some)} samples have fewer than {max(n)} views, {few[0]} first", "A view that failed was dropped without a word: the samples are not alike", "make the data set anew with gslrm_mouse preprocess, which names the frame instead")
 
 DATA_CHECKS = (split, lost_views)
@@ -273,8 +325,12 @@ DATA_CHECKS = (split, lost_views)
 # %% ../nbs/16_doctor.ipynb #1835e044
 def expected(e, domain, table) -> tuple: # (Prediction or None, notes)
     "What the network is predicted to make of the rig after canonicalising, and how far the rig is from what it knows."
-    cert = canonicalize(e.views, domain).certificate; v = cert.views; mean = lambda k: sum(getattr(x, k) for x in v)/len(v)
-    d = torch.tensor([x.distance for x in v]); spread = (d.std(correction=0)/d.mean()).item(); notes = []
+    cert = canonicalize(e.views, domain).certificate
+    v = cert.views
+    mean = lambda k: sum(getattr(x, k) for x in v)/len(v)
+    d = torch.tensor([x.distance for x in v])
+    spread = (d.std(correction=0)/d.mean()).item()
+    notes = []
     far = lambda x, band, slack: not band[0] - slack <= x <= band[1] + slack
     if far(mean("coverage"), domain.coverage, .02): notes.append(Finding("coverage", f"seen by the checkpoint's camera the object has a size ratio of {mean('coverage'):.3f}, the checkpoint knows {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}", f"Distance and angular size are physics (predicted IoU {_told(table, 'coverage', mean('coverage'))})", "choose=\"coverage\" or \"zoom\" of canonicalize trades it for field of view, or for exactness", True, number=mean("coverage")))
     if spread > .02: notes.append(Finding("distance_spread", f"the cameras stand {d.min():.2f} to {d.max():.2f} from the object (CV {spread:.1%}), the checkpoint knows {domain.distance[0]:g} to {domain.distance[1]:g}", f"Kept as it is (predicted IoU {_told(table, 'distance_spread', spread)})", "", True, number=spread))
@@ -293,19 +349,25 @@ def diagnose(
     size:tuple=None, # (width, height) of the pictures, for calibrations that do not hold it
 ) -> Diagnosis:
     "Findings and notes on what is at `path`, for the cameras that a checkpoint knows; FileNotFoundError or ValueError where nothing can be read."
-    start = time.perf_counter(); checkpoint = checkpoint_path(checkpoint); domain, e = read_card(checkpoint).domain, look(path, size)
+    start = time.perf_counter()
+    checkpoint = checkpoint_path(checkpoint)
+    domain, e = read_card(checkpoint).domain, look(path, size)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
     found, predicted = list(e.broken), None
-    if e.views: (center, bad) = _caught(lambda: triangulate(e.views).point); found += bad
+    if e.views:
+        (center, bad) = _caught(lambda: triangulate(e.views).point)
+        found += bad
     else: center = None
-    sees = center is not None; aim = center if sees else _aim(e.cameras) if e.cameras is not None else None
+    sees = center is not None
+    aim = center if sees else _aim(e.cameras) if e.cameras is not None else None
     if e.cameras is not None:
         if not sees and len(e.cameras) > 1: found += _caught(check_in_front, e.cameras, aim)[1]
         for check in CAMERA_CHECKS: found += check(e, aim, domain, table)
     if sees:
         for check in VIEW_CHECKS: found += check(e, center, domain, table)
-        predicted, notes = expected(e, domain, table); found += notes
+        predicted, notes = expected(e, domain, table)
+        found += notes
         if predicted and predicted.iou < LEAST*_home(table): found.append(Finding("out_of_domain", f"after canonicalising exactly, {predicted.said}", f"The network is predicted to lose more than half of the silhouette (IoU {predicted.iou:.2f})", "adapt it to such cameras, or film closer", cost=_home(table) - predicted.iou))
     if len(e.folders) > 1 or e.lists:
         for check in DATA_CHECKS: found += check(e)
@@ -314,7 +376,8 @@ def diagnose(
 def _home(table): return table.curve("focal")[0]["iou_undisturbed"]
 
 def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
-    names = {f.name for f in found if not f.note}; found = list({f.name: f for f in found if f.note and not (f.name == "aspect" and "anisotropic_k" in names)}.values()) + list({f.name: f for f in reversed(found) if not f.note}.values())
+    names = {f.name for f in found if not f.note}
+    found = list({f.name: f for f in found if f.note and not (f.name == "aspect" and "anisotropic_k" in names)}.values()) + list({f.name: f for f in reversed(found) if not f.note}.values())
     if names & {"another_size", "per_camera_scaling", "transposed", "duplicates", "behind"}: found = [f for f in found if f.name != "disagreement"]     # it has its explanation
     cost = lambda f: -(f.cost if math.isfinite(f.cost) else 2.)                # what nobody measured comes first: it contradicts itself
     return Diagnosis(e, tuple(sorted((f for f in found if not f.note), key=cost)), tuple(f for f in found if f.note), predicted, domain, seconds)
@@ -330,7 +393,8 @@ def __str__(self:Diagnosis):
 @patch(as_prop=True)
 def verdict(self:Diagnosis) -> str:
     "One plain sentence."
-    p = self.predicted; expected = f"novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; {p.said}" if p and math.isfinite(p.iou) else f"no prediction: {p.said}" if p else "no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse sensitivity makes one)"
+    p = self.predicted
+    expected = f"novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; {p.said}" if p and math.isfinite(p.iou) else f"no prediction: {p.said}" if p else "no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse sensitivity makes one)"
     return f"will fail: {', '.join(f.name for f in self.findings)}" if self.findings else f"fit: {expected}"
 
 @patch

@@ -46,11 +46,15 @@ class Plan:
     smooth:bool = True # the six recipes with the training camera's blur
     device:str = "cpu"
 
-def decides(checkpoint, **more) -> dict: "Settings of an arm that asks a checkpoint about the procedural world."; return dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, **more)
+def decides(checkpoint, **more) -> dict:
+    "Settings of an arm that asks a checkpoint about the procedural world."
+    return dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, **more)
 
 def film_hash(recording, truth=None) -> str:
     "What identifies a recording: its cameras, the sizes of its files, and the cameras of its truth."
-    rec = open_recording(recording); sizes = [p.stat().st_size for p in (*rec.videos.values(), *rec.masks.values())]; said = [rec.cameras.K.tolist(), rec.cameras.w2c.tolist(), rec.n_frames, sizes]
+    rec = open_recording(recording)
+    sizes = [p.stat().st_size for p in (*rec.videos.values(), *rec.masks.values())]
+    said = [rec.cameras.K.tolist(), rec.cameras.w2c.tolist(), rec.n_frames, sizes]
     return hashlib.sha256(repr([*said, _truth_json(Path(truth)/"heldout_cameras.json")] if truth else said).encode()).hexdigest()[:12]
 
 def chosen_frames(plan:Plan, most:int=4) -> list[int]:
@@ -60,18 +64,23 @@ def chosen_frames(plan:Plan, most:int=4) -> list[int]:
     if not len(have): raise FileNotFoundError(f"{plan.truth}: pictures of frames were looked for (frame_…_view_….png), there are none")
     return [have[i] for i in sorted({int(i) for i in np.linspace(0, len(have) - 1, most)})]
 
-def filmed(plan:Plan, checkpoint, **more) -> dict: "Settings of an arm that asks a checkpoint about a recording."; return dict(checkpoint=checkpoint_hash(checkpoint), recording=film_hash(plan.recording, plan.truth), called=Path(plan.recording).name, truth=plan.truth is not None, **more)
+def filmed(plan:Plan, checkpoint, **more) -> dict:
+    "Settings of an arm that asks a checkpoint about a recording."
+    return dict(checkpoint=checkpoint_hash(checkpoint), recording=film_hash(plan.recording, plan.truth), called=Path(plan.recording).name, truth=plan.truth is not None, **more)
 
 def records_of(done:list, *keys) -> list[dict]: # those which have all the keys
     "The records of finished arms, one after the other."
     return [r for x in done for r in x["records"] if all(k in r for k in keys)]
 
-def markdown(head, rows) -> str: "A table in Markdown."; return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in (head, ["---"]*len(head), *rows))
+def markdown(head, rows) -> str:
+    "A table in Markdown."
+    return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in (head, ["---"]*len(head), *rows))
 
 def _ci(x, digits=3): return f"{x[0]:.{digits}f}" + (f" [{x[1]:.{digits}f}, {x[2]:.{digits}f}]" if x[2] > x[1] else "") # one scene has no interval
 def _figure(fig, path):
     import matplotlib.pyplot as plt
-    fig.savefig(path, dpi=100); plt.close(fig)
+    fig.savefig(path, dpi=100)
+    plt.close(fig)
 
 # %% ../nbs/17b_experiments.ipynb #88fc1f53
 def recipes_arms(full, checkpoint, plan:Plan):
@@ -85,10 +94,18 @@ def filmed_recipes_arms(full, checkpoint, plan:Plan):
 
 def recipes_run(arm, checkpoint, cache, plan:Plan):
     "All recipes on one mouse or frame; two mice with their pictures."
-    model, card = load_checkpoint(checkpoint); model.to(plan.device); i = arm.settings["frame"]; recorded = "recording" in arm.settings; out = []
+    model, card = load_checkpoint(checkpoint)
+    model.to(plan.device)
+    i = arm.settings["frame"]
+    recorded = "recording" in arm.settings
+    out = []
     for n, frame in enumerate(recorded_frames(plan.recording, [i], plan.truth) if recorded else [procedural_frame(i)]):
-        runs = {a: run_arm(model, card.domain, a, frame, plan.smooth) for a in arm.settings["recipes"]}; out += [r for x, _ in runs.values() for r in x]; shown = {a: p for a, (_, p) in runs.items()}
-        if recorded and not n: Path(cache).mkdir(parents=True, exist_ok=True); (Path(cache)/f"recipes_{arm.key}.jpg").write_bytes(sheet(frame, shown))
+        runs = {a: run_arm(model, card.domain, a, frame, plan.smooth) for a in arm.settings["recipes"]}
+        out += [r for x, _ in runs.values() for r in x]
+        shown = {a: p for a, (_, p) in runs.items()}
+        if recorded and not n:
+            Path(cache).mkdir(parents=True, exist_ok=True)
+            (Path(cache)/f"recipes_{arm.key}.jpg").write_bytes(sheet(frame, shown))
         if not recorded and i < 2: out.append(dict(picture=base64.b64encode(sheet(frame, shown)).decode()))
     return out
 
@@ -96,7 +113,8 @@ def recipes_draw(done, folder, cache=None):
     "The pictures that were kept."
     out = []
     for x in done:
-        name, kept = f"recipes_{x['key']}.jpg", records_of([x], "picture"); lies = Path(cache)/name if cache else None
+        name, kept = f"recipes_{x['key']}.jpg", records_of([x], "picture")
+        lies = Path(cache)/name if cache else None
         if kept: (Path(folder)/name).write_bytes(base64.b64decode(kept[0]["picture"]))
         elif lies and lies.is_file(): (Path(folder)/name).write_bytes(lies.read_bytes())
         else: continue
@@ -105,7 +123,11 @@ def recipes_draw(done, folder, cache=None):
 
 def recipes_says(done) -> list[Finding]:
     "What six arms of a frozen network say about the note's cameras."
-    records = records_of(done, "iou"); r = {x["arm"]: x for x in summary(records)}; i = {a: x["iou"][0] for a, x in r.items()}; mm = r["mm"]; blank = i["mm"] < .1 and abs(mm["psnr"] - mm["psnr_white"]) < 1
+    records = records_of(done, "iou")
+    r = {x["arm"]: x for x in summary(records)}
+    i = {a: x["iou"][0] for a, x in r.items()}
+    mm = r["mm"]
+    blank = i["mm"] < .1 and abs(mm["psnr"] - mm["psnr_white"]) < 1
     score = lambda *arms: ", ".join(f"`{a}` {_ci(r[a]['iou'], 2)}" for a in arms)
     return [
         Finding("In millimetres the network cannot show the animal, whatever the intrinsics (a later check of the note)", f"not trained at all, millimetres: IoU {i['mm']:.2f}, PSNR {mm['psnr']:.1f} dB (white {mm['psnr_white']:.1f}); the same cameras with the same K under one similarity: IoU {_ci(r['similarity']['iou'], 2)}", "reproduced" if i["mm"] < .1 and i["similarity"] > i["mm"] + .2 else "not reproduced",
@@ -119,11 +141,15 @@ def recipes_says(done) -> list[Finding]:
 
 def filmed_recipes_says(done) -> list[Finding]:
     "The order of the recipes on a recording."
-    r = {x["arm"]: x for x in summary(records_of(done, "iou"))}; names = sorted(r, key=lambda a: -r[a]["iou"][0]); settings = done[0]["settings"]
+    r = {x["arm"]: x for x in summary(records_of(done, "iou"))}
+    names = sorted(r, key=lambda a: -r[a]["iou"][0])
+    settings = done[0]["settings"]
     how = "cameras that were never shown" if settings["truth"] else "each of its cameras left out in turn"
     return [Finding(f"Which way of handing over its cameras suits the recording {settings['called']}?", f"{how}, IoU: " + ", ".join(f"`{a}` {_ci(r[a]['iou'], 2)}" for a in names) + f"; PSNR of `{names[0]}` {r[names[0]]['psnr']:.1f} dB (white {r[names[0]]['psnr_white']:.1f})", "answered", verdict(records_of(done, "iou")))]
 
-def recipes_table(done): "The six arms."; return table(records_of(done, "iou"))
+def recipes_table(done):
+    "The six arms."
+    return table(records_of(done, "iou"))
 
 def recipes(plan:Plan, cache=None) -> Experiment:
     "Experiment 5, first half, on mice or on a recording."
@@ -136,7 +162,9 @@ def factors_arms(full, checkpoint):
     groups, fraction = (APART, 1.) if full else (FACTORS, 1/8)
     return [Arm("factors", f"mouse {i}", 0, decides(checkpoint, scene=i, factors={k: list(v) for k, v in groups.items()}, fraction=fraction)) for i in range(12 if full else 4)]
 
-def factors_run(arm, checkpoint, cache): s = arm.settings; return factorial(*load_checkpoint(checkpoint), [s["scene"]], s["fraction"], factors={k: tuple(v) for k, v in s["factors"].items()})
+def factors_run(arm, checkpoint, cache):
+    s = arm.settings
+    return factorial(*load_checkpoint(checkpoint), [s["scene"]], s["fraction"], factors={k: tuple(v) for k, v in s["factors"].items()})
 
 WITHIN = dict(factors={k: v for k, v in APART.items() if k not in ("units", "appearance")}, given=("appearance",))
 
@@ -149,16 +177,23 @@ def factors_draw(done, folder):
 
 def factors_table(done):
     "Shares in IoU and in decibels over a white picture."
-    shares = {t: shapley(records_of(done), measures=("iou", "over"), **kw) for t, kw in _games(done).items()}; names = list(dict.fromkeys(k for s in shares.values() for k in s))
+    shares = {t: shapley(records_of(done), measures=("iou", "over"), **kw) for t, kw in _games(done).items()}
+    names = list(dict.fromkeys(k for s in shares.values() for k in s))
     cell = lambda s, k, m: "%+.3f [%+.3f, %+.3f]" % s[k][m] if k in s else "–"
     return markdown(["factor", *(f"{t}: {dict(iou='IoU', over='dB over white')[m]}" for t in shares for m in ("iou", "over"))], [[f"`{k}`", *(cell(s, k, m) for s in shares.values() for m in ("iou", "over"))] for k in names] + [["all", *(f"{sum(x[m][0] for x in s.values()):+.3f}" for s in shares.values() for m in ("iou", "over"))]])
 
 def factors_says(done) -> list[Finding]:
     "Who is to blame, by shares that add up."
-    s = shapley(records_of(done), measures=("iou", "over")); total = sum(x["iou"][0] for x in s.values()); share = {k: x["iou"][0]/total for k, x in s.items()}; note = share["aspect"] + share["principal"]; order = sorted(share, key=share.get, reverse=True)
+    s = shapley(records_of(done), measures=("iou", "over"))
+    total = sum(x["iou"][0] for x in s.values())
+    share = {k: x["iou"][0]/total for k, x in s.items()}
+    note = share["aspect"] + share["principal"]
+    order = sorted(share, key=share.get, reverse=True)
     games, inner = _games(done), ""
     if "mice, right unit" in games:
-        w = shapley(records_of(done), measures=("iou",), **WITHIN); worst = sorted(w, key=lambda k: w[k]["iou"][0]); inner = "; with the right unit, mice: " + ", ".join(f"{k} {w[k]['iou'][0]:+.3f}" for k in dict.fromkeys((*worst[:3], "aspect", "principal")))
+        w = shapley(records_of(done), measures=("iou",), **WITHIN)
+        worst = sorted(w, key=lambda k: w[k]["iou"][0])
+        inner = "; with the right unit, mice: " + ", ".join(f"{k} {w[k]['iou'][0]:+.3f}" for k in dict.fromkeys((*worst[:3], "aspect", "principal")))
     return [
         Finding("fx ≠ fy and cx, cy off the middle are to blame", f"of the whole loss of {-total:.2f} IoU: aspect {share['aspect']:.1%} ({s['aspect']['iou'][0]:+.3f}), principal point {share['principal']:.1%} ({s['principal']['iou'][0]:+.3f}){inner}", "not reproduced" if note < .05 else "partly" if note < .5 else "reproduced",
                 f"{order[0]} {share[order[0]]:.0%}, then {order[1]} {share[order[1]]:.0%}; fx ≠ fy comes from stretching 1152 × 1024 px to a square, not from a lens, and costs next to nothing" if note < .05 else f"the largest share has {order[0]}, {share[order[0]]:.0%}"),
@@ -169,16 +204,20 @@ FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, asp
 # %% ../nbs/17b_experiments.ipynb #cbc11281
 def control_arms(full, checkpoint):
     "A mouse and a seed each: four times three, or one."
-    size = 64; same = dict(world=WORLD, size=size, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
+    size = 64
+    same = dict(world=WORLD, size=size, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
     return [Arm("control", f"mouse {i}", s, same | dict(scene=i)) for i in range(4 if full else 1) for s in range(3 if full else 1)]
 
 def filmed_control_arms(full, checkpoint, plan:Plan):
     "A frame and a seed each; the seed says which camera is left out."
-    same = filmed(plan, checkpoint, size=64, fit=vars(Fit()), recipes=list(ARMS)); return [Arm("recording_control", f"frame {f}", s, same | dict(scene=f)) for f in chosen_frames(plan, 4 if full else 2) for s in range(3 if full else 1)]
+    same = filmed(plan, checkpoint, size=64, fit=vars(Fit()), recipes=list(ARMS))
+    return [Arm("recording_control", f"frame {f}", s, same | dict(scene=f)) for f in chosen_frames(plan, 4 if full else 2) for s in range(3 if full else 1)]
 
 def control_run(arm, checkpoint, cache, plan:Plan):
     "Free Gaussians fitted to one frame as every recipe stores it."
-    s = arm.settings; i = s["scene"]; domain = replace(read_card(checkpoint).domain, image_size=s["size"])
+    s = arm.settings
+    i = s["scene"]
+    domain = replace(read_card(checkpoint).domain, image_size=s["size"])
     if "recording" in s: film, truths = open_recording(plan.recording).frame(i), recorded_frames(plan.recording, [i], plan.truth)[0].truths if plan.truth else ()
     else: film, *truths = control_views(i)
     return [dict(scene=i, seed=arm.seed, **run_control(a, film, truths, domain, arm.seed, Fit(**s["fit"]))) for a in s["recipes"]]
@@ -186,27 +225,45 @@ def control_run(arm, checkpoint, cache, plan:Plan):
 _SAID = {"psnr": "PSNR", "psnr_white": "white", "iou": "IoU"}
 def control_rows(done):
     "The recipes, best first."
-    t = control_table(records_of(done)); cell = lambda x: f"{x[0]:.2f}" if x[0] > 2 else _ci(x, 2)
+    t = control_table(records_of(done))
+    cell = lambda x: f"{x[0]:.2f}" if x[0] > 2 else _ci(x, 2)
     return markdown(["recipe", *(f"{dict(input='input', held='left out', novel='novel')[p]}: {_SAID[k]}" for p, k in next(iter(t.values())))], [[f"`{a}`", *map(cell, row.values())] for a, row in t.items()])
 
 def control_draw(done, folder):
     "IoU of the view left out and of novel views, recipe by recipe."
     import matplotlib.pyplot as plt
-    t = control_table(records_of(done)); parts = [k for k in (("held", "iou"), ("novel", "iou")) if k in next(iter(t.values()))]; fig, axs = plt.subplots(1, len(parts), figsize=(4.5*len(parts), 3.2), squeeze=False); y = np.arange(len(t))
-    for k, ax in zip(parts, axs[0]): x = np.array([t[a][k] for a in t]); ax.barh(y, x[:, 0], xerr=[x[:, 0] - x[:, 1], x[:, 2] - x[:, 0]], height=.6, error_kw=dict(lw=.8)); ax.set_yticks(y, list(t), fontsize=7); ax.invert_yaxis(); ax.set_xlim(0, 1); ax.set_xlabel(dict(held="IoU of the view left out, in the recipe's own cameras", novel="IoU of novel views, in the true world")[k[0]], fontsize=8)
-    fig.tight_layout(); _figure(fig, Path(folder)/f"{'recording_'*('recording' in done[0]['settings'])}control.png")
+    t = control_table(records_of(done))
+    parts = [k for k in (("held", "iou"), ("novel", "iou")) if k in next(iter(t.values()))]
+    fig, axs = plt.subplots(1, len(parts), figsize=(4.5*len(parts), 3.2), squeeze=False)
+    y = np.arange(len(t))
+    for k, ax in zip(parts, axs[0]):
+        x = np.array([t[a][k] for a in t])
+        ax.barh(y, x[:, 0], xerr=[x[:, 0] - x[:, 1], x[:, 2] - x[:, 0]], height=.6, error_kw=dict(lw=.8))
+        ax.set_yticks(y, list(t), fontsize=7)
+        ax.invert_yaxis()
+        ax.set_xlim(0, 1)
+        ax.set_xlabel(dict(held="IoU of the view left out, in the recipe's own cameras", novel="IoU of novel views, in the true world")[k[0]], fontsize=8)
+    fig.tight_layout()
+    _figure(fig, Path(folder)/f"{'recording_'*('recording' in done[0]['settings'])}control.png")
     return [(f"{'recording_'*('recording' in done[0]['settings'])}control.png", "Free Gaussians fitted to the pictures and cameras as each recipe stores them: where even they cannot explain the view that was left out, pixels and cameras disagree")]
 
 def control_says(done) -> list[Finding]:
     "What the data say of themselves."
-    t = control_table(records_of(done)); held = {a: x["held", "iou"][0] for a, x in t.items()}; agree = [a for a in t if held[a] > held["exact"] - .05]; fits = t["pixel_based"]; gap = held["exact"] - held["pixel_based"]; white = t["mm"].get(("novel", "iou"), t["mm"]["held", "iou"])
+    t = control_table(records_of(done))
+    held = {a: x["held", "iou"][0] for a, x in t.items()}
+    agree = [a for a in t if held[a] > held["exact"] - .05]
+    fits = t["pixel_based"]
+    gap = held["exact"] - held["pixel_based"]
+    white = t["mm"].get(("novel", "iou"), t["mm"]["held", "iou"])
     return [
         Finding("Pixel-based preprocessing makes the data fit the camera", f"free Gaussians explain a view that was left out to IoU {_ci(fits['held', 'iou'], 2)} (pixel-based) and {_ci(t['exact']['held', 'iou'], 2)} (exact camera)", "not reproduced" if gap > .05 else "reproduced", "each picture was moved and zoomed by itself, which no camera knows of: the views contradict each other, and no network can be right about them" if gap > .05 else "the stored views agree with their cameras"),
         Finding("Bad data or a bad model? (never asked)", f"data whose left-out view can be explained: {', '.join(f'`{a}`' for a in agree)}; millimetres reach IoU {_ci(white, 2)} with free Gaussians", "answered", "millimetres are good data that this network cannot read; a K that was written over, and cameras that were copied, are bad data" if "mm" in agree else "see the table")]
 
 def filmed_control_says(done) -> list[Finding]:
     "Whether a recording's pixels and cameras agree."
-    t = control_table(records_of(done)); x = t["exact"]["held", "iou"]; name = done[0]["settings"]["called"]
+    t = control_table(records_of(done))
+    x = t["exact"]["held", "iou"]
+    name = done[0]["settings"]["called"]
     return [Finding(f"Do pixels and cameras of the recording {name} agree?", f"free Gaussians fitted to all cameras but one explain that one to IoU {_ci(x, 2)} (`exact`), {_ci(t['overwritten_k']['held', 'iou'], 2)} with K written over", "answered", "yes: what fails on it is the model" if x[0] > .8 else "not well: either there are too few views to explain another one, or calibration and masks are off, which gslrm_mouse doctor would say; look before any training")]
 
 def control(plan:Plan, cache=None) -> Experiment:
@@ -221,37 +278,56 @@ def zoom_arms(full, checkpoint):
 
 def filmed_zoom_arms(full, checkpoint, plan:Plan):
     "A frame each; a few zooms, or all."
-    zooms = ZOOMS if full else (1., 1.25, 1.6); ways = [f"choose {c}" for c in CHOICES] + [f"{k} {z:g}" for k in ("zoom", "coverage") for z in zooms]
+    zooms = ZOOMS if full else (1., 1.25, 1.6)
+    ways = [f"choose {c}" for c in CHOICES] + [f"{k} {z:g}" for k in ("zoom", "coverage") for z in zooms]
     return [Arm("recording_zoom", f"frame {f}", 0, filmed(plan, checkpoint, ways=ways, scene=f)) for f in chosen_frames(plan)]
 
 def zoom_run(arm, checkpoint, cache, plan:Plan):
     "All ways of making the data fit, on one mouse or frame."
-    model, card = load_checkpoint(checkpoint); model.to(plan.device); s = arm.settings; i = s["scene"]
-    if "recording" in s: frame = recorded_frames(plan.recording, [i], plan.truth, every=False)[0]; film, truths = frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths] if plan.truth else frame.truths
+    model, card = load_checkpoint(checkpoint)
+    model.to(plan.device)
+    s = arm.settings
+    i = s["scene"]
+    if "recording" in s:
+        frame = recorded_frames(plan.recording, [i], plan.truth, every=False)[0]
+        film, truths = frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths] if plan.truth else frame.truths
     else: film, *truths = control_views(i)
     return [dict(scene=i, **zero_shot(model, card.domain, w, film, truths)) for w in s["ways"]]
 
-def _mean(done, way, part="novel", k="iou"): x = [r[part][k] for r in records_of(done) if r["arm"] == way]; return (float(np.mean(x)), *interval(x)) if x else None
+def _mean(done, way, part="novel", k="iou"):
+    x = [r[part][k] for r in records_of(done) if r["arm"] == way]
+    return (float(np.mean(x)), *interval(x)) if x else None
 def _zooms(done, kind): return sorted(float(w.split()[1]) for w in {r["arm"] for r in records_of(done)} if w.startswith(kind + " "))
 
 def zoom_draw(done, folder):
     "Novel IoU and foreground over the zoom, kept quiet and told."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, 2, figsize=(9, 3.2)); name = f"{'recording_'*('recording' in done[0]['settings'])}zoom.png"
+    fig, axs = plt.subplots(1, 2, figsize=(9, 3.2))
+    name = f"{'recording_'*('recording' in done[0]['settings'])}zoom.png"
     for ax, k, title in zip(axs, ("iou", "psnr_fg"), ("novel IoU", "novel foreground PSNR [dB]")):
-        for kind, part, label in (("zoom", "novel", "kept quiet"), ("coverage", "novel", "told"), ("coverage", "sized", "told, grains resized")): z = _zooms(done, kind); x = np.array([_mean(done, f"{kind} {v:g}", part, k) for v in z]); ax.plot(z, x[:, 0], "o-", ms=3, label=label); ax.fill_between(z, x[:, 1], x[:, 2], alpha=.12, lw=0)
-        ax.set_xlabel("zoom"); ax.set_ylabel(title, fontsize=8)
-    axs[0].legend(fontsize=7); fig.tight_layout(); _figure(fig, Path(folder)/name)
+        for kind, part, label in (("zoom", "novel", "kept quiet"), ("coverage", "novel", "told"), ("coverage", "sized", "told, grains resized")):
+            z = _zooms(done, kind)
+            x = np.array([_mean(done, f"{kind} {v:g}", part, k) for v in z])
+            ax.plot(z, x[:, 0], "o-", ms=3, label=label)
+            ax.fill_between(z, x[:, 1], x[:, 2], alpha=.12, lw=0)
+        ax.set_xlabel("zoom")
+        ax.set_ylabel(title, fontsize=8)
+    axs[0].legend(fontsize=7)
+    fig.tight_layout()
+    _figure(fig, Path(folder)/name)
     return [(name, "How far to zoom: a zoom that is kept quiet about, a longer focal length that is told, and the same with each Gaussian resized to its pixel; bands are 95 % intervals")]
 
 def zoom_table(done):
     "Ways that are no mere zoom, best first."
-    ways = sorted({r["arm"] for r in records_of(done)} - {f"{k} {z:g}" for k in ("zoom", "coverage") for z in ZOOMS if z != 1}, key=lambda w: (-_mean(done, w)[0], w)); f = lambda *a: f"{_mean(done, *a)[0]:.2f}"
+    ways = sorted({r["arm"] for r in records_of(done)} - {f"{k} {z:g}" for k in ("zoom", "coverage") for z in ZOOMS if z != 1}, key=lambda w: (-_mean(done, w)[0], w))
+    f = lambda *a: f"{_mean(done, *a)[0]:.2f}"
     return markdown(["way", "novel: IoU", "PSNR", "white", "foreground", "IoU, grains resized", "input: IoU", "PSNR", "white"], [[f"`{w}`", _ci(_mean(done, w)), f(w, "novel", "psnr"), f(w, "novel", "psnr_white"), f(w, "novel", "psnr_fg"), f(w, "sized"), f(w, "input"), f(w, "input", "psnr"), f(w, "input", "psnr_white")] for w in ways])
 
 def zoom_says(done) -> list[Finding]:
     "How good zero-shot is, and what white scores on the note's data."
-    exact, turned, was, given = (_mean(done, *w) for w in (("choose distance",), ("pixel_based",), ("pixel_based_as_was",), ("pixel_based_as_was", "input"))); white = {w: _mean(done, w, "input", "psnr_white")[0] for w in ("pixel_based_as_was", "uniform_per_sample")}; best = max(_zooms(done, "zoom"), key=lambda z: _mean(done, f"zoom {z:g}")[0])
+    exact, turned, was, given = (_mean(done, *w) for w in (("choose distance",), ("pixel_based",), ("pixel_based_as_was",), ("pixel_based_as_was", "input")))
+    white = {w: _mean(done, w, "input", "psnr_white")[0] for w in ("pixel_based_as_was", "uniform_per_sample")}
+    best = max(_zooms(done, "zoom"), key=lambda z: _mean(done, f"zoom {z:g}")[0])
     return [
         Finding("How good is zero-shot on pixel-based data? (open in the note)", f"novel IoU {_ci(was, 2)} as the data set was, while its own input views flatter it ({given[0]:.2f}); {_ci(turned, 2)} with the cameras turned to the animal; {_ci(exact, 2)} in the exact camera", "answered", "pixels that were moved and zoomed without their cameras cannot be right for the network either" if exact[0] > was[0] + .05 else "as good as the exact camera"),
         Finding("Zero-shot on data made to fit is a way out", f"novel IoU {_ci(exact, 2)} with the exact camera; best quiet zoom {best:g}: {_ci(_mean(done, f'zoom {best:g}'), 2)}", "reproduced" if exact[0] > .8 else "partly" if exact[0] > .4 else "not reproduced", f"without any training, if the pixels are resampled with their cameras; showing the animal larger brings {_mean(done, f'zoom {best:g}')[0] - exact[0]:+.2f}"),
@@ -259,7 +335,8 @@ def zoom_says(done) -> list[Finding]:
 
 def filmed_zoom_says(done) -> list[Finding]:
     "What should stay canonical for a recording."
-    ways = sorted({r["arm"] for r in records_of(done)}, key=lambda w: (-_mean(done, w)[0], w)); choices = [w for w in ways if w.startswith("choose")]
+    ways = sorted({r["arm"] for r in records_of(done)}, key=lambda w: (-_mean(done, w)[0], w))
+    choices = [w for w in ways if w.startswith("choose")]
     return [Finding(f"How should the recording {done[0]['settings']['called']} be brought to the checkpoint's camera?", f"novel IoU: `{ways[0]}` {_ci(_mean(done, ways[0]), 2)}; of the choices, " + ", ".join(f"`{w}` {_mean(done, w)[0]:.2f}" for w in choices), "answered", "the exact choices are distance, size and coverage; zoom and equal_distances buy resolution or equality with views that disagree a little")]
 
 def zoom(plan:Plan, cache=None) -> Experiment:
@@ -268,9 +345,13 @@ def zoom(plan:Plan, cache=None) -> Experiment:
     return Experiment(name, "Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much zoom pays?", a, partial(zoom_run, plan=plan), zoom_draw, s, zoom_table)
 
 # %% ../nbs/17b_experiments.ipynb #e7093229
-def gap_arms(full, checkpoint): "A kind of object each."; return [Arm("gap", k, 0, dict(world=WORLD, n=24 if full else 8, size=256)) for k in ("head", "object", "mouse")]
+def gap_arms(full, checkpoint):
+    "A kind of object each."
+    return [Arm("gap", k, 0, dict(world=WORLD, n=24 if full else 8, size=256)) for k in ("head", "object", "mouse")]
 def gap_run(arm, checkpoint, cache): return [world_gap(arm.name, arm.settings["n"], arm.settings["size"])]
-def gap_draw(done, folder): "No pictures."; return []
+def gap_draw(done, folder):
+    "No pictures."
+    return []
 
 def gap_table(done):
     "The note's table, with numbers."
@@ -279,7 +360,9 @@ def gap_table(done):
 
 def gap_says(done) -> list[Finding]:
     "The note's table, judged."
-    m = {x["name"]: {k: v[0] for k, v in x["records"][0].items()} for x in done}; h, q = m["head"], m["mouse"]; wide = h["symmetry"] > q["symmetry"] + .1 and q["poses"] > 2*h["poses"] and q["contrast"] < h["contrast"]
+    m = {x["name"]: {k: v[0] for k, v in x["records"][0].items()} for x in done}
+    h, q = m["head"], m["mouse"]
+    wide = h["symmetry"] > q["symmetry"] + .1 and q["poses"] > 2*h["poses"] and q["contrast"] < h["contrast"]
     return [
         Finding("Faces are frontal, symmetric and in few poses; mice asymmetric, uniformly dark, in many", f"symmetry of the silhouette {h['symmetry']:.2f} and {q['symmetry']:.2f}, spread of poses {h['poses']:.2f} and {q['poses']:.2f}, contrast {h['contrast']:.3f} and {q['contrast']:.3f} (heads and mice of our world)", "reproduced" if wide else "partly", "what is foreign about mice is shape, size and pose; their even fur makes shading more symmetric, not less"),
         Finding("Size ratio 0.3 to 0.4 of faces, 0.1 to 0.6 of mice", f"in the canonical camera: heads {h['size']:.2f}, mice {q['size']:.2f} (spread over views {q['size_spread']:.0%})", "reproduced" if .3 <= h["size"] <= .4 and .1 <= q["size"] <= .6 else "partly" if .1 <= q["size"] <= .6 else "not reproduced", "distance over size of the animal is physics; a range as wide as the note's belongs to pictures that were cropped by hand")]
@@ -290,15 +373,19 @@ GAP_EXPERIMENT = Experiment("gap", "How far is a mouse from a head, in numbers?"
 def doctor(plan:Plan, cache=None) -> Experiment:
     "What the doctor says of a recording."
     def says(done):
-        r = done[0]["records"][0]; return [Finding(f"Will the recording {done[0]['settings']['called']} fail, and why?", r["verdict"], "answered", "; ".join(r["findings"]) or "nothing in it contradicts itself")]
+        r = done[0]["records"][0]
+        return [Finding(f"Will the recording {done[0]['settings']['called']} fail, and why?", r["verdict"], "answered", "; ".join(r["findings"]) or "nothing in it contradicts itself")]
     return Experiment("recording_doctor", "What does the data say before any network is asked?", partial(doctor_arms, plan=plan), partial(doctor_run, plan=plan), gap_draw, says, doctor_table)
 
 def doctor_arms(full, checkpoint, plan:Plan): return [Arm("recording_doctor", "doctor", 0, filmed(plan, checkpoint))]
 def doctor_run(arm, checkpoint, cache, plan:Plan):
     "Verdict, findings and notes; no paths."
-    d = diagnose(plan.recording, checkpoint); plain = lambda x: str(x).replace(str(plan.recording), "RECORDING")
+    d = diagnose(plan.recording, checkpoint)
+    plain = lambda x: str(x).replace(str(plan.recording), "RECORDING")
     return [dict(status=d.status, verdict=plain(d.verdict), findings=[plain(f) for f in d.findings], notes=[plain(f) for f in d.notes])]
-def doctor_table(done): r = done[0]["records"][0]; return markdown(["", "what was found"], [["finding", x] for x in r["findings"]] + [["note", x] for x in r["notes"]])
+def doctor_table(done):
+    r = done[0]["records"][0]
+    return markdown(["", "what was found"], [["finding", x] for x in r["findings"]] + [["note", x] for x in r["notes"]])
 
 # %% ../nbs/17b_experiments.ipynb #0f08d816
 def adapters_arms(full, checkpoint, plan:Plan):
@@ -312,7 +399,9 @@ def adapters_run(arm, checkpoint, cache, plan:Plan):
     from gslrm_mouse.adapters import measure_recording
     return measure_recording(plan.recording, plan.truth, checkpoint, cache, (arm.seed,), device=plan.device)
 
-def _ladder(done, split): r = [r for r in records_of(done, "arm", "iou") if r["split"] == split]; return {a: [x for x in r if x["arm"] == a] for a in dict.fromkeys(x["arm"] for x in r)}
+def _ladder(done, split):
+    r = [r for r in records_of(done, "arm", "iou") if r["split"] == split]
+    return {a: [x for x in r if x["arm"] == a] for a in dict.fromkeys(x["arm"] for x in r)}
 
 def adapters_table(done):
     "A row per step of the ladder: cameras outside the rig, rig cameras left out, heads."
@@ -321,7 +410,10 @@ def adapters_table(done):
 
 def adapters_says(done) -> list[Finding]:
     "What adapters bring to a recording: in cameras outside the rig, or, without a truth, in rig cameras left out of everything."
-    split = "novel" if _ladder(done, "novel") else "left out"; i, fg = ({a: float(np.mean([r[k] for r in x])) for a, x in _ladder(done, split).items()} for k in ("iou", "psnr_fg")); best = max(i, key=i.get); most = max((a for a in i if i[a] >= min(.7, i[best])), key=fg.get)
+    split = "novel" if _ladder(done, "novel") else "left out"
+    i, fg = ({a: float(np.mean([r[k] for r in x])) for a, x in _ladder(done, split).items()} for k in ("iou", "psnr_fg"))
+    best = max(i, key=i.get)
+    most = max((a for a in i if i[a] >= min(.7, i[best])), key=fg.get)
     return [Finding(f"What do adapters bring to the recording {done[0]['settings']['called']}?", f"IoU and foreground, {'cameras outside the rig' if split == 'novel' else 'rig cameras left out'}: " + ", ".join(f"{a} {v:.2f} {fg[a]:.1f} dB" for a, v in i.items()), "answered", f"the outline is best with {best}; of what keeps an IoU of {min(.7, i[best]):.2f}, {most} shows most of the animal")]
 
 def adapters(plan:Plan, cache=None) -> Experiment:
@@ -360,5 +452,7 @@ def experiments(
     if unknown := [n for n in plan.only if n not in known]: raise ValueError(f"there is no experiment {unknown[0]!r}" + (" for a recording" if plan.recording else "") + f"; there are {', '.join(known)}")
     out = []
     for name in plan.only or [n for n, (_, quick) in known.items() if plan.full or quick]:
-        module, _, attribute = known[name][0].partition(":"); e = getattr(importlib.import_module(module), attribute); out.append(e if isinstance(e, Experiment) else e(plan, cache))
+        module, _, attribute = known[name][0].partition(":")
+        e = getattr(importlib.import_module(module), attribute)
+        out.append(e if isinstance(e, Experiment) else e(plan, cache))
     return out

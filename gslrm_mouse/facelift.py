@@ -79,20 +79,27 @@ def convert(
     if dtype not in dtypes: raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
     if out.exists() and not overwrite: raise FileExistsError(f"{out} exists: pass --overwrite to replace it")
     config = GSLRMConfig() if config is None else GSLRMConfig.from_yaml(config)
-    model = load_facelift(path, config); steps = {k: v for k, v in facelift_contents(path).items() if k in ("fwdbwd_pass_step", "param_update_step") and isinstance(v, int)}
+    model = load_facelift(path, config)
+    steps = {k: v for k, v in facelift_contents(path).items() if k in ("fwdbwd_pass_step", "param_update_step") and isinstance(v, int)}
     facts = dict(source=Path(path).name, sha256=checkpoint_hash(path), licence="that of the source; FaceLift's own weights are under the Adobe Research License", **steps)
     return save_checkpoint(out, model, Card(config, replace(FACELIFT_DOMAIN, image_size=config.image_size), facts), dtypes[dtype])
 
 # %% ../nbs/10b_facelift.ipynb #9264abd2
-def inference_rig(size:int=512) -> Cameras: "The six cameras of FaceLift's inference, in its order: front, then -135°, 180°, back, 0°, -45°."; return orbit([-90., -135., 180., 90., 0., -45.], 0., FACELIFT_DISTANCE, FACELIFT_FOV, size)
+def inference_rig(size:int=512) -> Cameras:
+    "The six cameras of FaceLift's inference, in its order: front, then -135°, 180°, back, 0°, -45°."
+    return orbit([-90., -135., 180., 90., 0., -45.], 0., FACELIFT_DISTANCE, FACELIFT_FOV, size)
 
 def splat_matrices(
     cams:Cameras, # (...)
     near:float=.01, far:float=100., # of the projection; its third row is read by nobody
 ) -> dict: # view, projection, full: (..., 4, 4), transposed; tanfov (..., 2) x and y; center (..., 3)
     "What the INRIA rasterizer is given for each camera."
-    K, w2c = cams.K.double(), cams.w2c.double(); size = K.new_tensor([cams.width, cams.height]); f, c = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1), K[..., :2, 2]
-    P = torch.zeros_like(w2c); P[..., 0, 0], P[..., 1, 1] = (2*f/size).unbind(-1); P[..., 0, 2], P[..., 1, 2] = (2*c/size - 1).unbind(-1)
+    K, w2c = cams.K.double(), cams.w2c.double()
+    size = K.new_tensor([cams.width, cams.height])
+    f, c = torch.stack([K[..., 0, 0], K[..., 1, 1]], -1), K[..., :2, 2]
+    P = torch.zeros_like(w2c)
+    P[..., 0, 0], P[..., 1, 1] = (2*f/size).unbind(-1)
+    P[..., 0, 2], P[..., 1, 2] = (2*c/size - 1).unbind(-1)
     P[..., 2, 2], P[..., 2, 3], P[..., 3, 2] = -(far + near)/(far - near), -2*far*near/(far - near), 1.
     return {k: v.float() for k, v in dict(view=w2c.mT, projection=P.mT, full=(P @ w2c).mT, tanfov=size/(2*f), center=cams.to(torch.float64).centers).items()}
 
@@ -105,7 +112,10 @@ def facelift_picture(
 ) -> Tensor: # (size, size, 4 or 3) float32
     "A picture as FaceLift's data set makes it: Pillow's LANCZOS on RGBA, pasted on `background` in 8 bits."
     if rgba.ndim != 3 or rgba.shape[0] != rgba.shape[1] or rgba.shape[2] != 4 or rgba.dtype != np.uint8: raise ValueError(f"a square RGBA picture in uint8 was expected, found {rgba.shape} {rgba.dtype}")
-    im = Image.fromarray(rgba).resize((size, size), Image.LANCZOS); base = Image.new("RGB", (size, size), (int(255*background),)*3); a = im.getchannel("A"); base.paste(im, mask=a)
+    im = Image.fromarray(rgba).resize((size, size), Image.LANCZOS)
+    base = Image.new("RGB", (size, size), (int(255*background),)*3)
+    a = im.getchannel("A")
+    base.paste(im, mask=a)
     return torch.from_numpy(np.dstack([np.asarray(base)] + [np.asarray(a)]*alpha)).float()/255
 
 # %% ../nbs/10b_facelift.ipynb #c49f75f3
@@ -117,8 +127,11 @@ def facelift_ply(
     "The bytes of a PLY file as FaceLift writes it."
     from plyfile import PlyData, PlyElement
     import io
-    p = {k: v.detach().cpu().float() for k, v in p.items()}; scale = p["scaling"] if scaling_modifier is None else torch.log(torch.exp(p["scaling"])*scaling_modifier)
-    rest = p["features"][:, 1:].transpose(1, 2); rest = torch.nn.functional.pad(rest, (0, 15 - rest.shape[-1])) if viewer else rest; rest = rest.flatten(1)
+    p = {k: v.detach().cpu().float() for k, v in p.items()}
+    scale = p["scaling"] if scaling_modifier is None else torch.log(torch.exp(p["scaling"])*scaling_modifier)
+    rest = p["features"][:, 1:].transpose(1, 2)
+    rest = torch.nn.functional.pad(rest, (0, 15 - rest.shape[-1])) if viewer else rest
+    rest = rest.flatten(1)
     rgb = (255*(.5 + C0*p["features"][:, 0].double())).clamp(0, 255).byte()
     columns = {**dict(zip("xyz", p["xyz"].T)), **dict(zip(("red", "green", "blue"), rgb.T)), **{f"f_dc_{i}": x for i, x in enumerate(p["features"][:, 0].T)}, **{f"f_rest_{i}": x for i, x in enumerate(rest.T)},
                "opacity": p["opacity"][:, 0], **{f"scale_{i}": x for i, x in enumerate(scale.T)}, **{f"rot_{i}": x for i, x in enumerate(p["rotation"].T)}}

@@ -26,7 +26,9 @@ __all__ = ['SWITCHES', 'FACTORS', 'APART', 'MEASURES', 'Switch', 'cell_name', 'c
 @dataclass(frozen=True)
 class Switch:
     "One difference between the rig and what the checkpoint knows."
-    says:str; known:str; rig:str
+    says:str
+    known:str
+    rig:str
 
 SWITCHES = {
     "units": Switch("unit of length", "2.7 units to the cameras on average", "millimetres, called units"),
@@ -41,8 +43,12 @@ SWITCHES = {
 FACTORS = {"units": ("units",), "centring": ("origin", "aim"), "focal": ("focal",), "aspect": ("aspect",), "principal": ("principal",), "distances": ("distances",), "appearance": ("appearance",)}
 APART = {k: (k,) for k in SWITCHES}
 
-def cell_name(on) -> str: "One digit per switch, 1 where it is as the rig has it."; return "".join("01"[k in on] for k in SWITCHES)
-def cell_set(name:str) -> frozenset: "The switches that are as the rig has them."; return frozenset(k for k, c in zip(SWITCHES, name, strict=True) if c == "1")
+def cell_name(on) -> str:
+    "One digit per switch, 1 where it is as the rig has it."
+    return "".join("01"[k in on] for k in SWITCHES)
+def cell_set(name:str) -> frozenset:
+    "The switches that are as the rig has them."
+    return frozenset(k for k, c in zip(SWITCHES, name, strict=True) if c == "1")
 
 # %% ../nbs/15b_factors.ipynb #b9ff6622
 def filming_cameras(
@@ -51,13 +57,21 @@ def filming_cameras(
     on, # switches which are as the rig has them
 ) -> Cameras: # square, of the checkpoint's size, in the rig's unit
     "The honest cameras of a cell, at their places about the animal."
-    size = domain.image_size; away = rig.centers.double() - center; d = away.norm(dim=-1, keepdim=True)
-    eye = center + (away if "distances" in on else away/d*d.mean()); K = domain.K(size).double().expand(len(eye), 3, 3); was = rig.resized(size, size).K.double()
-    level = lambda x: (x[:, 0, 0]*x[:, 1, 1]).sqrt(); aspect = lambda x: x[:, 1, 1]/x[:, 0, 0]
+    size = domain.image_size
+    away = rig.centers.double() - center
+    d = away.norm(dim=-1, keepdim=True)
+    eye = center + (away if "distances" in on else away/d*d.mean())
+    K = domain.K(size).double().expand(len(eye), 3, 3)
+    was = rig.resized(size, size).K.double()
+    level = lambda x: (x[:, 0, 0]*x[:, 1, 1]).sqrt()
+    aspect = lambda x: x[:, 1, 1]/x[:, 0, 0]
     f, a, c = level(was if "focal" in on else K), aspect(was if "aspect" in on else K).sqrt(), (was if "principal" in on else K)[:, :2, 2]
-    K = torch.eye(3, dtype=torch.float64).repeat(len(eye), 1, 1); K[:, 0, 0], K[:, 1, 1], K[:, :2, 2] = f/a, f*a, c
+    K = torch.eye(3, dtype=torch.float64).repeat(len(eye), 1, 1)
+    K[:, 0, 0], K[:, 1, 1], K[:, :2, 2] = f/a, f*a, c
     w2c = look_at(eye, center.expand_as(eye))
-    if "aim" in on: w2c = rig.w2c.double().clone(); w2c[:, :3, 3] = -(w2c[:, :3, :3] @ eye[..., None])[..., 0]
+    if "aim" in on:
+        w2c = rig.w2c.double().clone()
+        w2c[:, :3, 3] = -(w2c[:, :3, :3] @ eye[..., None])[..., 0]
     return Cameras(K, w2c, size, size, rig.unit)
 
 def told_world(rig:Cameras, domain:CameraDomain, center:Tensor, on) -> Similarity:
@@ -67,7 +81,8 @@ def told_world(rig:Cameras, domain:CameraDomain, center:Tensor, on) -> Similarit
 
 def filmed_scene(i:int, on, rig:Cameras, domain:CameraDomain) -> tuple[Scene, Tensor]: # and (3,) its middle
     "Mouse `i`, or in its place a held-out head as large, for its cameras, as the checkpoint's heads were."
-    mouse = mouse_scene(i); c = mouse.center
+    mouse = mouse_scene(i)
+    c = mouse.center
     return (mouse, c) if "appearance" in on else (head_scene(HELD_OUT + i).moved(Similarity((rig.centers.double() - c).norm(dim=-1).mean().item()/domain.middle_distance, None, c, "model", rig.unit)), c)
 
 # %% ../nbs/15b_factors.ipynb #f44ecb15
@@ -79,12 +94,19 @@ def asked_cameras() -> Cameras:
 def _truth(i, mouse, rig, domain): return trace(filmed_scene(i, ("appearance",) if mouse else (), rig, domain)[0], asked_cameras(), 3)
 
 @lru_cache(maxsize=64)
-def _pictures(i, seen, rig, domain): scene, c = filmed_scene(i, seen, rig, domain); return trace(scene, filming_cameras(rig, domain, c, seen))
+def _pictures(i, seen, rig, domain):
+    scene, c = filmed_scene(i, seen, rig, domain)
+    return trace(scene, filming_cameras(rig, domain, c, seen))
 
 def run_cell(model, domain:CameraDomain, i:int, on, rig:Cameras) -> dict:
     "Mean novel-view scores of mouse or head `i` in one cell; `sized` holds IoU, PSNR and foreground PSNR of the resized cloud."
-    on = frozenset(on); views = _pictures(i, on - {"units", "origin"}, rig, domain); c = mouse_scene(i).center; world = told_world(rig, domain, c, on); cams = world.cameras(views.cameras)
-    g = predict(model, Prepared(replace(views, cameras=cams), SAME, ""), training_blur(domain)).to("cpu"); truth = _truth(i, "appearance" in on, rig, domain)
+    on = frozenset(on)
+    views = _pictures(i, on - {"units", "origin"}, rig, domain)
+    c = mouse_scene(i).center
+    world = told_world(rig, domain, c, on)
+    cams = world.cameras(views.cameras)
+    g = predict(model, Prepared(replace(views, cameras=cams), SAME, ""), training_blur(domain)).to("cpu")
+    truth = _truth(i, "appearance" in on, rig, domain)
     plain, sized = (scored(x.moved(world.inverse), truth) for x in (g, pixel_sized(g, cams, domain)))
     return {k: round(v, 4) for k, v in plain.items()} | {"sized": [round(sized[k], 4) for k in ("iou", "psnr", "psnr_fg")]}
 
@@ -98,7 +120,9 @@ def design(
     if not 1 <= n <= 8: raise ValueError(f"a design has 1 to 8 factors, got {n}")
     if not 0 < fraction <= 1: raise ValueError(f"the fraction of all cells should be over 0 and at most 1, got {fraction}")
     code = sorted({tuple((u0 + sum(a*(p >> k & 1) for k, a in enumerate(u))) % 2 for p in range(8 - n, 8)) for u0 in (0, 1) for u in itertools.product((0, 1), repeat=3)})
-    left = list(itertools.product((0, 1), repeat=n)); order = [left[0], *(left[i] for i in np.random.default_rng([seed, 19]).permutation(len(left)))]; cells = {}
+    left = list(itertools.product((0, 1), repeat=n))
+    order = [left[0], *(left[i] for i in np.random.default_rng([seed, 19]).permutation(len(left)))]
+    cells = {}
     for shift in order:
         if len(cells) >= max(fraction*len(left), 1) - 1e-9: break
         if shift not in cells: cells |= dict.fromkeys(tuple(a ^ b for a, b in zip(w, shift)) for w in code)
@@ -113,7 +137,8 @@ def factorial(
     rig:Cameras=None, # the documented one when None
 ) -> list[dict]: # one per cell and scene
     "Film and score the cells of a design."
-    rig = rig or mouse_rig(); cells = [cell_name({s for name, b in zip(factors, bits) if b for s in factors[name]}) for bits in design(len(factors), fraction, seed)]
+    rig = rig or mouse_rig()
+    cells = [cell_name({s for name, b in zip(factors, bits) if b for s in factors[name]}) for bits in design(len(factors), fraction, seed)]
     return [dict(cell=cell, scene=int(i), **run_cell(model, card.domain, i, cell_set(cell), rig)) for i in scenes for cell in sorted(cells, key=lambda x: x[2:])]        # cells of the same pictures together
 
 # %% ../nbs/15b_factors.ipynb #18b0d75c
@@ -121,12 +146,22 @@ def shapley_weights(
     bits, # (m, n) cells: 1 where a factor is on; nothing and all among them
 ) -> np.ndarray: # (n, m): shares = weights @ values
     "The linear map from the cells' values to Shapley's shares, exact for all 2^n cells."
-    Z = np.asarray(bits, float); n = Z.shape[1]; size = Z.sum(1); none, every = (np.flatnonzero(size == k) for k in (0, n))
+    Z = np.asarray(bits, float)
+    n = Z.shape[1]
+    size = Z.sum(1)
+    none, every = (np.flatnonzero(size == k) for k in (0, n))
     if len(none) != 1 or len(every) != 1: raise ValueError(f"shares need the cell with nothing and the one with everything once each, got {len(none)} and {len(every)}")
-    total = np.zeros(len(Z)); total[every], total[none] = 1, -1
+    total = np.zeros(len(Z))
+    total[every], total[none] = 1, -1
     if n == 1: return total[None]
-    mid = (size > 0) & (size < n); w = np.zeros(len(Z)); w[mid] = [(n - 1)/(math.comb(n, int(k))*k*(n - k)) for k in size[mid]]
-    B = Z.T*w; B[:, none[0]] -= B.sum(1); A = Z.T @ (Z*w[:, None]); inv = np.linalg.inv(A); ones = inv.sum(1)
+    mid = (size > 0) & (size < n)
+    w = np.zeros(len(Z))
+    w[mid] = [(n - 1)/(math.comb(n, int(k))*k*(n - k)) for k in size[mid]]
+    B = Z.T*w
+    B[:, none[0]] -= B.sum(1)
+    A = Z.T @ (Z*w[:, None])
+    inv = np.linalg.inv(A)
+    ones = inv.sum(1)
     return inv @ B + np.outer(ones, total - ones @ B)/ones.sum()
 
 def shapley_by_orders(v:dict, n:int) -> np.ndarray: # v: frozenset of factor numbers → value
@@ -150,9 +185,11 @@ def game(
     sized:bool=False, # of the clouds resized to their pixels
 ) -> tuple[list, np.ndarray]: # cells (m bits of n), values (m, scenes)
     "The cells of a game between `factors` and their scores, scene by scene; ValueError where a scene lacks a cell."
-    held = set(SWITCHES) - {s for g in factors.values() for s in g}; table = {}
+    held = set(SWITCHES) - {s for g in factors.values() for s in g}
+    table = {}
     for r in records:
-        on = cell_set(r["cell"]); bits = tuple(int(g[0] in on) for g in factors.values())
+        on = cell_set(r["cell"])
+        bits = tuple(int(g[0] in on) for g in factors.values())
         if all(len({s in on for s in g}) == 1 for g in factors.values()) and all((s in on) == (s in given) for s in held): table.setdefault(bits, {})[r["scene"]] = _value(r, measure, sized)
     scenes = sorted({i for row in table.values() for i in row})
     if not table: raise ValueError(f"no record belongs to a game between {', '.join(factors)} with {', '.join(given) or 'nothing'} held as the rig has it")
@@ -163,7 +200,9 @@ def shapley(records:list[dict], factors:dict=FACTORS, measures=("iou", "psnr"), 
     "What each factor costs (negative) in each measure, with intervals by bootstrap over scenes; the shares add up to the whole loss."
     out = {k: {} for k in factors}
     for m in measures:
-        cells, v = game(records, factors, m, given, sized); shares = shapley_weights(cells) @ v; size = [sum(c) for c in cells]
+        cells, v = game(records, factors, m, given, sized)
+        shares = shapley_weights(cells) @ v
+        size = [sum(c) for c in cells]
         assert np.abs(shares.sum(0) - (v[size.index(len(factors))] - v[size.index(0)])).max() < 1e-9
         for k, x in zip(factors, shares): out[k][m] = (float(x.mean()), *interval(x, seed))
     return out
@@ -171,7 +210,10 @@ def shapley(records:list[dict], factors:dict=FACTORS, measures=("iou", "psnr"), 
 # %% ../nbs/15b_factors.ipynb #f7715aeb
 def pair_effects(bits, v) -> np.ndarray: # (n, n), nan on the diagonal
     "How much more two factors cost together than apart, mean over all settings of the others; of a whole design."
-    s = 2*np.asarray(bits, float) - 1; out = 4*(s.T*np.asarray(v)) @ s/len(s); np.fill_diagonal(out, np.nan); return out
+    s = 2*np.asarray(bits, float) - 1
+    out = 4*(s.T*np.asarray(v)) @ s/len(s)
+    np.fill_diagonal(out, np.nan)
+    return out
 
 def draw_shares(records:list[dict], games:dict, measures=("iou", "over")):
     "A waterfall for each game (title: arguments of `shapley`), one row per measure; returns the figure."
@@ -180,10 +222,22 @@ def draw_shares(records:list[dict], games:dict, measures=("iou", "over")):
     for col, (title, kw) in zip(axs.T, games.items()):
         shares = shapley(records, measures=measures, **kw)
         for ax, m in zip(col, measures):
-            cells, v = game(records, measure=m, **kw); at = start = v[[sum(c) for c in cells].index(0)].mean(); order = sorted(shares, key=lambda k: shares[k][m][0])
+            cells, v = game(records, measure=m, **kw)
+            at = start = v[[sum(c) for c in cells].index(0)].mean()
+            order = sorted(shares, key=lambda k: shares[k][m][0])
             for k, name in enumerate(order):
-                x, lo, hi = shares[name][m]; ax.bar(k + 1, x, bottom=at, color="C3" if x < 0 else "C2"); ax.errorbar(k + 1, at + x, [[x - lo], [hi - x]], color="k", lw=.8, capsize=2); ax.text(k + 1, max(at, at + x), f"{x:+.2f}" if m != "iou" else f"{x:+.3f}", ha="center", va="bottom", fontsize=6.5); at += x
-            ax.bar(0, start, color="0.7"); ax.bar(len(order) + 1, at, color="0.7"); ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7); ax.set_ylabel(MEASURES[m], fontsize=8); ax.tick_params(axis="y", labelsize=7); ax.set_ylim(top=1.12*start); ax.axhline(0, color="k", lw=.4)
+                x, lo, hi = shares[name][m]
+                ax.bar(k + 1, x, bottom=at, color="C3" if x < 0 else "C2")
+                ax.errorbar(k + 1, at + x, [[x - lo], [hi - x]], color="k", lw=.8, capsize=2)
+                ax.text(k + 1, max(at, at + x), f"{x:+.2f}" if m != "iou" else f"{x:+.3f}", ha="center", va="bottom", fontsize=6.5)
+                at += x
+            ax.bar(0, start, color="0.7")
+            ax.bar(len(order) + 1, at, color="0.7")
+            ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7)
+            ax.set_ylabel(MEASURES[m], fontsize=8)
+            ax.tick_params(axis="y", labelsize=7)
+            ax.set_ylim(top=1.12*start)
+            ax.axhline(0, color="k", lw=.4)
         col[0].set_title(title, fontsize=9)
     fig.tight_layout()
     return fig

@@ -37,12 +37,15 @@ def rig_within(
     elevation:tuple=None, # degrees; the checkpoint's own range when None
 ) -> Cameras:
     "`n` cameras of the format a checkpoint knows, spread evenly around the origin with jitter."
-    size = size or domain.image_size; c = moved_to(canonical_cameras(n, size, seed, elevation or domain.elevation), domain.middle_distance)
+    size = size or domain.image_size
+    c = moved_to(canonical_cameras(n, size, seed, elevation or domain.elevation), domain.middle_distance)
     return replace(c, K=domain.K(size).expand(n, 3, 3).clone())
 
 def moved_to(cams:Cameras, distance) -> Cameras: # (V,) or one
     "Cameras slid along the line to the origin to `distance`; what they look at stays in the middle."
-    w2c = cams.w2c.clone(); t = w2c[..., :3, 3]; w2c[..., :3, 3] = t/t.norm(dim=-1, keepdim=True)*torch.as_tensor(distance).to(t).view(-1, 1)
+    w2c = cams.w2c.clone()
+    t = w2c[..., :3, 3]
+    w2c[..., :3, 3] = t/t.norm(dim=-1, keepdim=True)*torch.as_tensor(distance).to(t).view(-1, 1)
     return replace(cams, w2c=w2c)
 
 # %% ../nbs/15_failure.ipynb #ede9138f
@@ -71,25 +74,33 @@ SAME = Similarity()
 
 def zoomed(cams:Cameras, x, y=None) -> Cameras: # (V,) or one, each
     "Focal lengths times `x` and `y` (`x` again when None)."
-    K = cams.K.clone(); K[..., 0, 0] *= torch.as_tensor(x).to(K); K[..., 1, 1] *= torch.as_tensor(x if y is None else y).to(K)
+    K = cams.K.clone()
+    K[..., 0, 0] *= torch.as_tensor(x).to(K)
+    K[..., 1, 1] *= torch.as_tensor(x if y is None else y).to(K)
     return replace(cams, K=K)
 
 def shifted(cams:Cameras, x:float, y:float) -> Cameras: # shares of the picture's width and height
     "Principal point moved right and down."
-    K = cams.K.clone(); K[..., 0, 2] += x*cams.width; K[..., 1, 2] += y*cams.height
+    K = cams.K.clone()
+    K[..., 0, 2] += x*cams.width
+    K[..., 1, 2] += y*cams.height
     return replace(cams, K=K)
 
 def turned(cams:Cameras, degrees:float, seed:int) -> Cameras:
     "Each camera turned about its own centre by the same angle, in a direction of its own: what it aimed at moves off the middle."
-    phi = torch.from_numpy(np.random.default_rng([seed, 15]).uniform(0, 2*math.pi, len(cams))); a = math.radians(degrees)
-    w = torch.zeros(len(cams), 3, 3, dtype=torch.float64); x, y = a*phi.cos(), a*phi.sin()
+    phi = torch.from_numpy(np.random.default_rng([seed, 15]).uniform(0, 2*math.pi, len(cams)))
+    a = math.radians(degrees)
+    w = torch.zeros(len(cams), 3, 3, dtype=torch.float64)
+    x, y = a*phi.cos(), a*phi.sin()
     w[:, 0, 2], w[:, 2, 0], w[:, 1, 2], w[:, 2, 1] = y, -y, -x, x
-    turn = torch.eye(4, dtype=torch.float64).repeat(len(cams), 1, 1); turn[:, :3, :3] = torch.linalg.matrix_exp(w)
+    turn = torch.eye(4, dtype=torch.float64).repeat(len(cams), 1, 1)
+    turn[:, :3, :3] = torch.linalg.matrix_exp(w)
     return replace(cams, w2c=(turn @ cams.w2c.double()).to(cams.w2c))
 
 def uneven(n:int, cv:float, seed:int) -> Tensor: # (n,)
     "Factors of mean 1 and coefficient of variation `cv`, evenly spaced, in random order."
-    z = torch.from_numpy(np.random.default_rng([seed, 16]).permutation(np.linspace(-1., 1., n))); return 1 + cv*z/z.std(correction=0)
+    z = torch.from_numpy(np.random.default_rng([seed, 16]).permutation(np.linspace(-1., 1., n)))
+    return 1 + cv*z/z.std(correction=0)
 
 # %% ../nbs/15_failure.ipynb #8a06c797
 @dataclass(frozen=True)
@@ -107,7 +118,9 @@ KINDS = {"honest": "honest", "lie": "lie: undisturbed K and pose", "sized": "hon
 
 def _size_ratio(t): return trace(t.scene, t.cameras, 2).alpha.mean((-2, -1)).sqrt().mean().item()
 
-def _direction(t): d = np.random.default_rng([t.seed, 17]).normal(size=3); return torch.from_numpy(d/np.linalg.norm(d))
+def _direction(t):
+    d = np.random.default_rng([t.seed, 17]).normal(size=3)
+    return torch.from_numpy(d/np.linalg.norm(d))
 
 def _in_world(t, sim): return sim.cameras(t.cameras), sim
 
@@ -135,12 +148,14 @@ KNOBS = {
 def disturbed(t:Trial, knob:str, value:float) -> tuple[Views, Similarity]:
     "What the rig films with one knob turned, and the similarity from the undisturbed world to the one its cameras are written in."
     if knob not in KNOBS: raise ValueError(f"a knob is one of {', '.join(KNOBS)}, got {knob!r}")
-    cams, sim = KNOBS[knob].turn(t, value); return trace(t.scene.moved(sim), cams), sim
+    cams, sim = KNOBS[knob].turn(t, value)
+    return trace(t.scene.moved(sim), cams), sim
 
 # %% ../nbs/15_failure.ipynb #74efe9c6
 def scored(g:Gaussians, truth:Views) -> dict: # means over the views
     "psnr, psnr_fg, iou and psnr_white of a cloud against true views, as everywhere but without the SSIM, which would take a third of the time."
-    image, alpha = render(g, truth.cameras); x = truth.images
+    image, alpha = render(g, truth.cameras)
+    x = truth.images
     return {k: v.mean().item() for k, v in dict(psnr=psnr(image, x), psnr_fg=psnr(image, x, truth.alpha > .5), iou=iou(alpha, truth.alpha), psnr_white=psnr(torch.ones_like(x), x)).items()}
 
 def respond(
@@ -148,7 +163,9 @@ def respond(
     smooth:bool=True, # with the training camera's blur, as in the study
 ) -> dict: # kind → mean scores over the novel views, with the size ratio in the input pictures
     "Every kind of answer of one frozen network to one knob of one trial."
-    views, sim = disturbed(t, knob, value); k = KNOBS[knob]; blur = training_blur(t.domain)*smooth
+    views, sim = disturbed(t, knob, value)
+    k = KNOBS[knob]
+    blur = training_blur(t.domain)*smooth
     told = lambda cams: predict_cloud(model, Prepared(replace(views, cameras=cams), SAME, ""), blur).to("cpu")
     clouds = {"honest": told(views.cameras)}
     if "sized" in k.kinds: clouds["sized"] = pixel_sized(clouds["honest"], views.cameras, t.domain)
@@ -160,7 +177,8 @@ def respond(
 # %% ../nbs/15_failure.ipynb #1a3d35d8
 def interval(x, seed:int=0, n:int=2000) -> tuple[float, float]:
     "95 % bootstrap interval of the mean of `x`."
-    x = np.asarray(x, float); return tuple(np.quantile(np.random.default_rng(seed).choice(x, (n, len(x))).mean(1), [.025, .975]).tolist())
+    x = np.asarray(x, float)
+    return tuple(np.quantile(np.random.default_rng(seed).choice(x, (n, len(x))).mean(1), [.025, .975]).tolist())
 
 def sensitivity(
     model, card:Card,
@@ -173,23 +191,30 @@ def sensitivity(
     values:dict=None, # knob → values, where not all
 ) -> list[dict]: # one record per subject, knob, kind and value
     "Turn every knob through its values and score every kind of answer in undisturbed cameras."
-    seen, values = {}, values or {}; points = [(k, v) for k in knobs for v in values.get(k, KNOBS[k].values)]
+    seen, values = {}, values or {}
+    points = [(k, v) for k in knobs for v in values.get(k, KNOBS[k].values)]
     with tqdm(total=len(subjects)*scenes*len(points), desc="sensitivity", mininterval=1) as bar:
         for subject in subjects:
             for i in range(HELD_OUT, HELD_OUT + scenes):
-                t = trial(subject, i, card.domain, n_views, size); home = respond(model, t, "aim", 0., smooth)["honest"]["iou"]
+                t = trial(subject, i, card.domain, n_views, size)
+                home = respond(model, t, "aim", 0., smooth)["honest"]["iou"]
                 for knob, value in points:
-                    bar.set_postfix_str(f"{subject} {i - HELD_OUT}, {knob}", refresh=False); bar.update()
+                    bar.set_postfix_str(f"{subject} {i - HELD_OUT}, {knob}", refresh=False)
+                    bar.update()
                     for kind, r in respond(model, t, knob, value, smooth).items(): seen.setdefault((subject, knob, kind, value), []).append({**r, "home": home})
     return [_row(*key, r, seed) for key, r in seen.items()]
 
 def _row(subject, knob, kind, value, r, seed):
-    mean = lambda k: round(float(np.mean([x[k] for x in r])), 4); per = [round(x["iou"], 4) for x in r]; low, high = interval(per, seed)
+    mean = lambda k: round(float(np.mean([x[k] for x in r])), 4)
+    per = [round(x["iou"], 4) for x in r]
+    low, high = interval(per, seed)
     return dict(subject=subject, knob=knob, kind=kind, value=value, n=len(r), iou=mean("iou"), low=round(low, 4), high=round(high, 4), iou_undisturbed=mean("home"),
                 **{k: mean(k) for k in ("psnr", "psnr_fg", "psnr_white", "coverage")}, scenes=per)
 
 # %% ../nbs/15_failure.ipynb #59b49260
-def sensitivity_file(checkpoint) -> Path: "Where the table of a checkpoint lies: beside it."; return Path(checkpoint).with_suffix(".sensitivity.json")
+def sensitivity_file(checkpoint) -> Path:
+    "Where the table of a checkpoint lies: beside it."
+    return Path(checkpoint).with_suffix(".sensitivity.json")
 
 def measure_sensitivity(
     checkpoint=None, # a file with a camera card; the shipped one when None
@@ -201,19 +226,25 @@ def measure_sensitivity(
     **kwargs, # of `sensitivity`
 ) -> Path:
     "Measure the sensitivity table of a checkpoint and write it, whole or not at all."
-    path = checkpoint_path(checkpoint); out = Path(out or sensitivity_file(path)); temp = out.with_name(out.name + ".part")
+    path = checkpoint_path(checkpoint)
+    out = Path(out or sensitivity_file(path))
+    temp = out.with_name(out.name + ".part")
     if out.exists() and not overwrite: raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
-    model, card = load_checkpoint(path); t = time.perf_counter(); rows = sensitivity(model.to(device), card, scenes, seed, **kwargs)
+    model, card = load_checkpoint(path)
+    t = time.perf_counter()
+    rows = sensitivity(model.to(device), card, scenes, seed, **kwargs)
     facts = dict(checkpoint=checkpoint_hash(path), file=path.name, world=WORLD, command=command or "measure_sensitivity()", seed=seed, scenes=[HELD_OUT, HELD_OUT + scenes], n_views=kwargs.get("n_views", 6),
                  input_px=card.domain.image_size, scored_px=kwargs.get("size") or 2*card.domain.image_size, smooth=kwargs.get("smooth", True), seconds=round(time.perf_counter() - t), threads=torch.get_num_threads())
-    temp.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + ",\n".join(json.dumps(r) for r in rows) + "\n]}\n"); os.replace(temp, out)
+    temp.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + ",\n".join(json.dumps(r) for r in rows) + "\n]}\n")
+    os.replace(temp, out)
     return out
 
 # %% ../nbs/15_failure.ipynb #d930dea4
 class Prediction(NamedTuple):
     "What the table says a rig will score."
     iou:float # nan outside the measured range
-    low:float; high:float # 95 % over scenes
+    low:float
+    high:float # 95 % over scenes
     said:str # one sentence: where the number comes from
 
 @dataclass(frozen=True)
@@ -227,9 +258,13 @@ def load_sensitivity(
     path=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
 ) -> Sensitivity:
     "The table of exactly this checkpoint; ValueError for the table of another."
-    checkpoint = checkpoint_path(checkpoint); path = Path(path or sensitivity_file(checkpoint))
+    checkpoint = checkpoint_path(checkpoint)
+    path = Path(path or sensitivity_file(checkpoint))
     if not path.is_file(): raise FileNotFoundError(f"no sensitivity table at {path}; measure_sensitivity({str(checkpoint)!r}) makes one in some minutes")
-    try: facts = json.loads(path.read_text()); rows = tuple(facts.pop("rows")); theirs = facts["checkpoint"]
+    try:
+        facts = json.loads(path.read_text())
+        rows = tuple(facts.pop("rows"))
+        theirs = facts["checkpoint"]
     except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{path} is not a sensitivity table ({type(e).__name__}: {e})") from None
     if theirs != (mine := checkpoint_hash(checkpoint)): raise ValueError(f"{path} was measured with checkpoint {theirs}, {checkpoint.name} is {mine}: curves of another network predict nothing here")
     return Sensitivity(facts, rows)
@@ -246,10 +281,14 @@ def curve(self:Sensitivity, knob:str, kind:str="honest", subject:str="mouse") ->
 @patch
 def predict(self:Sensitivity, knob:str, value:float, kind:str="honest", subject:str="mouse") -> Prediction:
     "IoU with its interval at `value`, interpolated between measured points, never beyond them."
-    rows = self.curve(knob, kind, subject); x = [r["value"] for r in rows]; said = KNOBS[knob].says
+    rows = self.curve(knob, kind, subject)
+    x = [r["value"] for r in rows]
+    said = KNOBS[knob].says
     if not x[0] <= value <= x[-1]:
-        end = rows[0] if value < x[0] else rows[-1]; return Prediction(math.nan, math.nan, math.nan, f"{said}: {value:g} lies outside the measured {x[0]:g} to {x[-1]:g}; at {end['value']:g} it was {end['iou']:.3f}, beyond nobody has looked")
-    way = np.log if KNOBS[knob].log else np.asarray; at = lambda k: float(np.interp(way(value), way(x), [r[k] for r in rows]))
+        end = rows[0] if value < x[0] else rows[-1]
+        return Prediction(math.nan, math.nan, math.nan, f"{said}: {value:g} lies outside the measured {x[0]:g} to {x[-1]:g}; at {end['value']:g} it was {end['iou']:.3f}, beyond nobody has looked")
+    way = np.log if KNOBS[knob].log else np.asarray
+    at = lambda k: float(np.interp(way(value), way(x), [r[k] for r in rows]))
     return Prediction(at("iou"), at("low"), at("high"), f"{said}: {'measured at' if value in x else 'interpolated to'} {value:g}, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}")
 
 @patch
@@ -259,27 +298,44 @@ def together(self:Sensitivity,
 ) -> Prediction:
     "Several knobs at once, as if each cost its share independently; focal length and distance count as a dolly and what zoom is left."
     v = dict(values)
-    if {"focal", "distance"} <= v.keys(): v["dolly"] = v.pop("distance"); v["focal"] *= KNOBS["dolly"].home/v["dolly"]
-    base = next(r["iou_undisturbed"] for r in self.rows if r["subject"] == subject); out = np.full(3, base); parts = []
+    if {"focal", "distance"} <= v.keys():
+        v["dolly"] = v.pop("distance")
+        v["focal"] *= KNOBS["dolly"].home/v["dolly"]
+    base = next(r["iou_undisturbed"] for r in self.rows if r["subject"] == subject)
+    out = np.full(3, base)
+    parts = []
     for k, x in v.items():
-        p = self.predict(k, x, kind if kind in KNOBS[k].kinds else "honest", subject); out *= np.array(p[:3])/base; parts.append(f"{k} {x:.3g}: ×{p.iou/base:.2f}" if math.isfinite(p.iou) else p.said)
+        p = self.predict(k, x, kind if kind in KNOBS[k].kinds else "honest", subject)
+        out *= np.array(p[:3])/base
+        parts.append(f"{k} {x:.3g}: ×{p.iou/base:.2f}" if math.isfinite(p.iou) else p.said)
     return Prediction(*out.tolist(), f"undisturbed {base:.3f}; " + "; ".join(parts))
 
 # %% ../nbs/15_failure.ipynb #9efe4f24
 def draw_sensitivity(s:Sensitivity, knobs=tuple(KNOBS)):
     "One panel per knob, one line per subject and kind; returns the figure."
     import matplotlib.pyplot as plt
-    n = min(5, len(knobs)); fig, axs = plt.subplots(-(-len(knobs)//n), n, figsize=(2.7*n, 2.2*-(-len(knobs)//n)), squeeze=False, sharey=True); style = dict(zip(KINDS, ("-", "--", ":", "-.")))
+    n = min(5, len(knobs))
+    fig, axs = plt.subplots(-(-len(knobs)//n), n, figsize=(2.7*n, 2.2*-(-len(knobs)//n)), squeeze=False, sharey=True)
+    style = dict(zip(KINDS, ("-", "--", ":", "-.")))
     for ax, knob in zip(axs.flat, knobs):
         k = KNOBS[knob]
         for subject, color in (("head", "C1"), ("mouse", "C0")):
             for kind in k.kinds:
-                r = s.curve(knob, kind, subject); x = [q["value"] for q in r]
-                ax.plot(x, [q["iou"] for q in r], style[kind], color=color, lw=1.2, marker=".", ms=3); ax.fill_between(x, [q["low"] for q in r], [q["high"] for q in r], color=color, alpha=.12, lw=0)
+                r = s.curve(knob, kind, subject)
+                x = [q["value"] for q in r]
+                ax.plot(x, [q["iou"] for q in r], style[kind], color=color, lw=1.2, marker=".", ms=3)
+                ax.fill_between(x, [q["low"] for q in r], [q["high"] for q in r], color=color, alpha=.12, lw=0)
             ax.axhline(r[0]["iou_undisturbed"], color=color, lw=.4)
         if k.home is not None: ax.axvline(k.home, color="k", lw=.4)
-        if k.log: ticks = [v for v in (.1, .2, .5, 1, 2, 5, 10, 30, 100) if x[0] <= v <= x[-1]]; ax.set_xscale("log"); ax.set_xticks(ticks, [f"{v:g}" for v in ticks]); ax.minorticks_off()
-        ax.set_title(knob, fontsize=8); ax.set_xlabel(k.says, fontsize=7); ax.tick_params(labelsize=7); ax.set_ylim(0, 1)
+        if k.log:
+            ticks = [v for v in (.1, .2, .5, 1, 2, 5, 10, 30, 100) if x[0] <= v <= x[-1]]
+            ax.set_xscale("log")
+            ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
+            ax.minorticks_off()
+        ax.set_title(knob, fontsize=8)
+        ax.set_xlabel(k.says, fontsize=7)
+        ax.tick_params(labelsize=7)
+        ax.set_ylim(0, 1)
     for a in axs[:, 0]: a.set_ylabel("novel IoU", fontsize=7)
     for a in axs.flat[len(knobs):]: a.axis("off")
     fig.legend(handles=[plt.Line2D([], [], color=c, label=l) for c, l in (("C0", "mouse"), ("C1", "head"))] + [plt.Line2D([], [], color="k", ls=style[k], label=v) for k, v in KINDS.items()], fontsize=7, ncols=6, loc="upper center")

@@ -28,10 +28,14 @@ class Fit:
 
 def starting_points(views:Views, n:int, tries:int, seed:int) -> tuple[Tensor, float]: # (n, 3) float64, radius of the ball
     "Points of a ball about the object that most views see inside its silhouette."
-    c, inside = views.cameras.to(torch.float64), views.alpha > .5; middle = triangulate(views).point; radius = _reach(c, inside, middle)
-    g = torch.Generator().manual_seed(seed); d = torch.randn(tries*n, 3, generator=g, dtype=torch.float64)
+    c, inside = views.cameras.to(torch.float64), views.alpha > .5
+    middle = triangulate(views).point
+    radius = _reach(c, inside, middle)
+    g = torch.Generator().manual_seed(seed)
+    d = torch.randn(tries*n, 3, generator=g, dtype=torch.float64)
     p = middle + radius*torch.nn.functional.normalize(d, dim=1)*torch.rand(tries*n, 1, generator=g, dtype=torch.float64)**(1/3)
-    x, y = c.project(p).floor().long().unbind(-1); seen = (x >= 0) & (x < c.width) & (y >= 0) & (y < c.height)
+    x, y = c.project(p).floor().long().unbind(-1)
+    seen = (x >= 0) & (x < c.width) & (y >= 0) & (y < c.height)
     hits = (inside[torch.arange(len(x))[:, None], y.clamp(0, c.height - 1), x.clamp(0, c.width - 1)] & seen).sum(0)
     return p[hits.argsort(descending=True, stable=True)[:n]], radius
 
@@ -41,16 +45,22 @@ def fit_gaussians(
     start:Gaussians=None, # where to begin, in the unit of the cameras, without view-dependent colour; points in the hull when None
 ) -> Gaussians: # in the unit of the cameras
     "Gaussians that explain the pictures in the cameras they came with, by Adam through the rasterizer; lengths in object radii, so that the unit cannot matter."
-    p, r = starting_points(views, how.gaussians, how.tries, seed); unit, middle = views.cameras.unit, p.mean(0).float()
+    p, r = starting_points(views, how.gaussians, how.tries, seed)
+    unit, middle = views.cameras.unit, p.mean(0).float()
     x = [v.detach().float().clone().requires_grad_() for v in (_blank(p, r, views, seed) if start is None else _parts(start, middle, r))]
     cloud = lambda: Gaussians(middle + r*x[0], x[1], r*x[2].exp(), torch.sigmoid(x[3]), ((x[4] - .5)/C0)[:, None], unit)
-    adam = torch.optim.Adam([dict(params=[v], lr=lr) for v, lr in zip(x, how.lr)], betas=(.9, .99)); fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: .1**(k/max(1, how.steps)))
+    adam = torch.optim.Adam([dict(params=[v], lr=lr) for v, lr in zip(x, how.lr)], betas=(.9, .99))
+    fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: .1**(k/max(1, how.steps)))
     for _ in range(how.steps):
-        adam.zero_grad(); reconstruction_loss(*render(cloud(), views.cameras), views.images, views.alpha)["loss"].backward(); adam.step(); fall.step()
+        adam.zero_grad()
+        reconstruction_loss(*render(cloud(), views.cameras), views.images, views.alpha)["loss"].backward()
+        adam.step()
+        fall.step()
     return cloud().map(torch.Tensor.detach)
 
 def _blank(p, r, views, seed): # grey, half transparent balls half a pixel wide
-    n, g = len(p), torch.Generator().manual_seed(seed); return (p - p.mean(0))/r, torch.randn(n, 4, generator=g), torch.full((n, 3), .5*pixel_at(views.cameras, p.mean(0))/r).log(), torch.zeros(n), torch.full((n, 3), .4)
+    n, g = len(p), torch.Generator().manual_seed(seed)
+    return (p - p.mean(0))/r, torch.randn(n, 4, generator=g), torch.full((n, 3), .5*pixel_at(views.cameras, p.mean(0))/r).log(), torch.zeros(n), torch.full((n, 3), .4)
 
 def _parts(g, middle, r): # what Adam sees of a cloud
     if g.sh.shape[1] > 1: raise ValueError(f"a cloud of one colour from everywhere was expected to begin with, this one has {g.sh.shape[1]} coefficients a channel")

@@ -45,7 +45,9 @@ def freeze(model:GSLRM, s:FreezeSettings) -> GSLRM:
     for p in model.parameters(): p.requires_grad_(True)
     if not s.enabled: return model
     for layer in model.transformer_layers[:s.freeze_transformer_until]: layer.requires_grad_(False)
-    if s.freeze_patch_embedder: model.patch_embedder.requires_grad_(False); model.input_layer_norm.requires_grad_(False)
+    if s.freeze_patch_embedder:
+        model.patch_embedder.requires_grad_(False)
+        model.input_layer_norm.requires_grad_(False)
     if s.freeze_positional_embeddings: [p.requires_grad_(False) for n, p in model.named_parameters() if "embeddings" in n]
     return model
 
@@ -68,14 +70,18 @@ def policy_overrides(policy:str) -> tuple[str, ...]: # a name in `POLICIES`, "lo
 def freeze_table(model) -> str:
     "What trains, part by part; equal neighbours among the layers are one row."
     rows = {}
-    for n, p in model.named_parameters(): r = rows.setdefault(module_of(n), [0, 0]); r[0] += p.numel(); r[1] += p.numel()*p.requires_grad
+    for n, p in model.named_parameters():
+        r = rows.setdefault(module_of(n), [0, 0])
+        r[0] += p.numel()
+        r[1] += p.numel()*p.requires_grad
     out = []
     for k, (n, t) in rows.items():
         i = int(k.split(".")[1]) if "." in k else None
         if i is not None and out and out[-1][0] == i - 1 and out[-1][2:] == [n, t]: out[-1][0] = i
         else: out.append([i, k if i is None else i, n, t])
     name = lambda last, first: first if last is None else f"transformer_layers {first}" + (f" to {last}" if last != first else "")
-    total = [sum(v[j] for v in rows.values()) for j in (0, 1)]; lines = [(name(a, b), n*(1 if a is None else a - b + 1), t*(1 if a is None else a - b + 1)) for a, b, n, t in out] + [("all", *total)]
+    total = [sum(v[j] for v in rows.values()) for j in (0, 1)]
+    lines = [(name(a, b), n*(1 if a is None else a - b + 1), t*(1 if a is None else a - b + 1)) for a, b, n, t in out] + [("all", *total)]
     return "\n".join(f"{k:32}{n:>13,}  {'frozen' if not t else 'trains' if t == n else f'trains {t:,}'}{'' if t in (0, n) else f' ({t/n:.1%})'}" for k, n, t in lines)
 
 # %% ../nbs/12b_freeze.ipynb #9bb4591c

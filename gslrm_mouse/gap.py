@@ -21,18 +21,29 @@ PORTRAIT, FILL = 64, .4 # pixels; root of the object's area over the width
 
 def portraits(views:Views) -> Views:
     "Each view with its object in the middle, all of one size; resampled with the anti-aliasing of `warp`."
-    area, com, _ = foreground(views); return _affine(views, FILL*PORTRAIT/area.sqrt(), com, torch.full((2,), PORTRAIT/2).double(), PORTRAIT)
+    area, com, _ = foreground(views)
+    return _affine(views, FILL*PORTRAIT/area.sqrt(), com, torch.full((2,), PORTRAIT/2).double(), PORTRAIT)
 
 def _inner(alpha): return -torch.nn.functional.max_pool2d(-(alpha > .99).float()[:, None], 3, 1, 1)[:, 0] > 0
 
 # %% ../nbs/15d_gap.ipynb #84be4bee
 def look(views:Views) -> dict: # name: (V,) float64
     "What one picture says: mirror symmetry of silhouette and shading, elongation, brightness, saturation, contrast and texture of the object."
-    p = portraits(views); a = p.alpha > .5; grey = p.images.double().mean(-1); inner = _inner(p.alpha); n = PORTRAIT
-    flip, both = a.flip(-1), a & a.flip(-1); mean = lambda x, m: (x*m).sum((1, 2))/m.sum((1, 2)).clamp(min=1)
-    dx, dy = torch.zeros_like(grey), torch.zeros_like(grey); dx[:, :, 1:-1], dy[:, 1:-1] = (grey[:, :, 2:] - grey[:, :, :-2])/2, (grey[:, 2:] - grey[:, :-2])/2
-    x = (torch.arange(n) + .5).double(); mx, my = mean(x.expand(len(a), n, n), a), mean(x[:, None].expand(len(a), n, n), a); u, v = x - mx[:, None, None], x[:, None] - my[:, None, None]
-    cov = torch.stack([mean(u*u, a), mean(u*v, a), mean(u*v, a), mean(v*v, a)], -1).view(-1, 2, 2); axes = torch.linalg.eigvalsh(cov).clamp(min=1e-9).sqrt(); bright = mean(grey, inner)
+    p = portraits(views)
+    a = p.alpha > .5
+    grey = p.images.double().mean(-1)
+    inner = _inner(p.alpha)
+    n = PORTRAIT
+    flip, both = a.flip(-1), a & a.flip(-1)
+    mean = lambda x, m: (x*m).sum((1, 2))/m.sum((1, 2)).clamp(min=1)
+    dx, dy = torch.zeros_like(grey), torch.zeros_like(grey)
+    dx[:, :, 1:-1], dy[:, 1:-1] = (grey[:, :, 2:] - grey[:, :, :-2])/2, (grey[:, 2:] - grey[:, :-2])/2
+    x = (torch.arange(n) + .5).double()
+    mx, my = mean(x.expand(len(a), n, n), a), mean(x[:, None].expand(len(a), n, n), a)
+    u, v = x - mx[:, None, None], x[:, None] - my[:, None, None]
+    cov = torch.stack([mean(u*u, a), mean(u*v, a), mean(u*v, a), mean(v*v, a)], -1).view(-1, 2, 2)
+    axes = torch.linalg.eigvalsh(cov).clamp(min=1e-9).sqrt()
+    bright = mean(grey, inner)
     return dict(symmetry=both.sum((1, 2))/(a | flip).sum((1, 2)).double(), shading=1 - mean((grey - grey.flip(-1)).abs(), both), elongation=axes[:, 1]/axes[:, 0], brightness=bright,
                 saturation=mean((p.images.amax(-1) - p.images.amin(-1)).double(), inner), contrast=mean((grey - bright[:, None, None]).square(), inner).sqrt(), texture=mean((dx*dx + dy*dy).sqrt(), inner))
 
@@ -40,7 +51,8 @@ def pose_spread(
     moments:list[Views], # the same cameras, different scenes or moments
 ) -> float:
     "1 - mean IoU of the portraits' silhouettes between moments, in the same camera: 0 where all stand alike."
-    a = torch.stack([portraits(v).alpha > .5 for v in moments]); i, j = torch.triu_indices(len(a), len(a), 1)
+    a = torch.stack([portraits(v).alpha > .5 for v in moments])
+    i, j = torch.triu_indices(len(a), len(a), 1)
     return 1 - ((a[i] & a[j]).sum((-2, -1))/(a[i] | a[j]).sum((-2, -1)).double()).mean().item()
 
 # %% ../nbs/15d_gap.ipynb #ae2202e4
@@ -49,11 +61,14 @@ GAP_SAYS = dict(symmetry="silhouette, IoU with its mirror image", shading="shadi
 
 def gap_row(moments:list[Views], sizes) -> dict: # name: (mean, 2.5 %, 97.5 %); the last two have no interval
     "All measures of one kind of object, filmed by the same cameras at several moments or in several scenes."
-    per = [look(v) for v in moments]; each = {k: [p[k].mean().item() for p in per] for k in per[0]} | dict(size=[float(np.mean(s)) for s in sizes]); all_sizes = np.concatenate([np.asarray(s) for s in sizes])
+    per = [look(v) for v in moments]
+    each = {k: [p[k].mean().item() for p in per] for k in per[0]} | dict(size=[float(np.mean(s)) for s in sizes])
+    all_sizes = np.concatenate([np.asarray(s) for s in sizes])
     row = {k: (float(np.mean(x)), *(interval(x) if len(x) > 1 else (np.nan, np.nan))) for k, x in each.items()}
     return row | dict(size_spread=(float(all_sizes.std()/all_sizes.mean()), np.nan, np.nan), poses=(pose_spread(moments) if len(moments) > 1 else np.nan, np.nan, np.nan))
 
 def world_gap(kind:str, n:int=24, size:int=256) -> dict:
     "The row of our own heads, objects or mice."
-    cams = orbit([-90., -30, 30, 90, 150, 210], 15., size=size); moments = [trace(canonical_scene(kind, i), cams, 2) for i in range(n)]
+    cams = orbit([-90., -30, 30, 90, 150, 210], 15., size=size)
+    moments = [trace(canonical_scene(kind, i), cams, 2) for i in range(n)]
     return gap_row(moments, [size_ratios(v).numpy() for v in moments])

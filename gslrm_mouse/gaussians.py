@@ -42,10 +42,14 @@ def map(self:Gaussians, f) -> Gaussians:
 def __len__(self:Gaussians): return self.means.shape[-2]
 
 @patch
-def to(self:Gaussians, *args, **kwargs) -> Gaussians: "On another device or in another dtype."; return self.map(lambda x: x.to(*args, **kwargs))
+def to(self:Gaussians, *args, **kwargs) -> Gaussians:
+    "On another device or in another dtype."
+    return self.map(lambda x: x.to(*args, **kwargs))
 
 @patch
-def scene(self:Gaussians, i:int) -> Gaussians: "Scene `i` of a batch."; return self.map(lambda x: x[i])
+def scene(self:Gaussians, i:int) -> Gaussians:
+    "Scene `i` of a batch."
+    return self.map(lambda x: x[i])
 
 @patch
 def kept(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
@@ -53,10 +57,14 @@ def kept(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
     return self.map(lambda x: x[mask])
 
 @patch(as_prop=True)
-def sh_degree(self:Gaussians) -> int: "Degree of the spherical harmonics."; return round(self.sh.shape[-2]**.5) - 1
+def sh_degree(self:Gaussians) -> int:
+    "Degree of the spherical harmonics."
+    return round(self.sh.shape[-2]**.5) - 1
 
 @patch(as_prop=True)
-def colors(self:Gaussians) -> Tensor: "(..., N, 3) colour of the degree-0 coefficient, not clipped."; return .5 + C0*self.sh[..., 0, :]
+def colors(self:Gaussians) -> Tensor:
+    "(..., N, 3) colour of the degree-0 coefficient, not clipped."
+    return .5 + C0*self.sh[..., 0, :]
 
 # %% ../nbs/03_gaussians.ipynb #010b0b19
 def rotation_matrices(quats:Tensor) -> Tensor: # (..., 3, 3)
@@ -105,7 +113,8 @@ def rotate_sh(
     Q:Tensor, # (3, 3) rotation of the world
 ) -> Tensor: # (..., K, 3)
     "Coefficients whose colour in direction Q·d is the old colour in direction d."
-    K = sh.shape[-2]; degree = round(K**.5) - 1
+    K = sh.shape[-2]
+    degree = round(K**.5) - 1
     if degree == 0: return sh
     d = torch.nn.functional.normalize(torch.randn(8*K, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
     D = torch.linalg.lstsq(sh_basis(d @ Q.double().cpu().T, degree), sh_basis(d, degree)).solution
@@ -140,14 +149,16 @@ def settled(
     reach:float=.6, # unit of the cloud
 ) -> Tensor: # (..., N) bool
     "Gaussians outside the four corners below the object, |x|, |y| > reach and z < -reach."
-    x, y, z = g.means.unbind(-1); return ~((x.abs() > reach) & (y.abs() > reach) & (z < -reach))
+    x, y, z = g.means.unbind(-1)
+    return ~((x.abs() > reach) & (y.abs() > reach) & (z < -reach))
 
 def inside(
     g:Gaussians,
     low, high, # (3,) corners of the box, unit of the cloud
 ) -> Tensor: # (..., N) bool
     "Gaussians in a box, its faces included."
-    low, high = (torch.as_tensor(c).to(g.means) for c in (low, high)); return ((g.means >= low) & (g.means <= high)).all(-1)
+    low, high = (torch.as_tensor(c).to(g.means) for c in (low, high))
+    return ((g.means >= low) & (g.means <= high)).all(-1)
 
 def between(
     g:Gaussians, # unbatched
@@ -155,7 +166,8 @@ def between(
     near:float, far:float, # quantiles of the Gaussians' distance
 ) -> Tensor: # (N,) bool
     "Gaussians between two quantiles of the distance from every camera."
-    d = torch.cdist(centers.to(g.means), g.means); low, high = d.quantile(near, dim=1, keepdim=True), d.quantile(far, dim=1, keepdim=True)
+    d = torch.cdist(centers.to(g.means), g.means)
+    low, high = d.quantile(near, dim=1, keepdim=True), d.quantile(far, dim=1, keepdim=True)
     return ((d >= low) & (d <= high)).all(0)
 
 # %% ../nbs/03_gaussians.ipynb #566c5ac9
@@ -207,7 +219,8 @@ def _numbers(*xs): return " ".join(repr(float(v)) for x in xs for v in torch.as_
 
 def axis_name(up:Tensor=None) -> str: # (3,) direction; +z when None
     "`+z`, `-y` for directions along an axis, three numbers for others."
-    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1], dtype=torch.float64) if up is None else up.double(), dim=0); i = int(v.abs().argmax())
+    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1], dtype=torch.float64) if up is None else up.double(), dim=0)
+    i = int(v.abs().argmax())
     return f"{'-+'[int(v[i] > 0)]}{'xyz'[i]}" if v[i].abs() > 1 - 1e-12 else _numbers(v)
 
 def save_ply(
@@ -218,7 +231,8 @@ def save_ply(
 ) -> Path:
     "Write the INRIA layout; opens in SuperSplat and other viewers."
     from plyfile import PlyData, PlyElement
-    g = g.to("cpu", torch.float32).map(torch.Tensor.detach); path = Path(path)
+    g = g.to("cpu", torch.float32).map(torch.Tensor.detach)
+    path = Path(path)
     rest = g.sh[:, 1:].transpose(1, 2).flatten(1)
     table = torch.cat([g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, torch.logit(g.opacities.double(), eps=1e-7).float()[:, None], g.scales.clamp(min=1e-37).log(), g.quats], 1).numpy()
     vertex = np.rec.fromarrays(table.T, dtype=[(n, "<f4") for n in _columns(g.sh_degree)])
@@ -244,7 +258,9 @@ def _check_ply(path):
     if ["format", "ascii", "1.0"] in lines: raise ValueError(f"{path}: an ASCII PLY, Gaussians are read from binary ones only")
     try:
         for w in lines:
-            if w[:1] == ["element"]: counts.append(int(w[2])); widths.append(0)
+            if w[:1] == ["element"]:
+                counts.append(int(w[2]))
+                widths.append(0)
             if w[:1] == ["property"]: widths[-1] += _PLY_BYTES[w[1]]
     except (KeyError, IndexError, ValueError): raise ValueError(f"{path}: not a readable PLY of Gaussians (header line {' '.join(w)[:80]!r})") from None
     announced, found = sum(n*b for n, b in zip(counts, widths)), path.stat().st_size - start
@@ -260,9 +276,12 @@ def load_ply(
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
     _check_ply(path)
-    try: ply = PlyData.read(str(path)); vertex = ply["vertex"].data
+    try:
+        ply = PlyData.read(str(path))
+        vertex = ply["vertex"].data
     except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not a readable PLY of Gaussians ({e})") from None
-    rest = sum(n.startswith("f_rest_") for n in vertex.dtype.names); degree = round((rest/3 + 1)**.5) - 1
+    rest = sum(n.startswith("f_rest_") for n in vertex.dtype.names)
+    degree = round((rest/3 + 1)**.5) - 1
     if rest not in (0, 9, 24, 45): raise ValueError(f"{path}: {rest} f_rest columns, spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45")
     if missing := [n for n in _columns(degree) if n not in vertex.dtype.names and n not in ("nx", "ny", "nz")]:
         raise ValueError(f"{path}: the vertex element lacks {', '.join(missing)}, so these are no Gaussians")

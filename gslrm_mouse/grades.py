@@ -30,7 +30,8 @@ def letter(
 
 def com_offsets(views:Views) -> np.ndarray: # (V,)
     "From the foreground's mean pixel index to the picture's middle, in pixels of 512."
-    w, h = views.cameras.width, views.cameras.height; com = foreground(views)[1].numpy() - .5
+    w, h = views.cameras.width, views.cameras.height
+    com = foreground(views)[1].numpy() - .5
     return np.linalg.norm(com - [w/2, h/2], axis=1)*512/w
 
 # %% ../nbs/07b_grades.ipynb #80bdb82a
@@ -53,7 +54,9 @@ class Grades:
     coverage:tuple # the checkpoint's band of size ratios
 
 @patch(as_prop=True)
-def grade(self:Grades) -> str: "The old grade."; return letter(self.cv_samples if self.n_samples > 1 else self.cv_views, self.com["mean"])
+def grade(self:Grades) -> str:
+    "The old grade."
+    return letter(self.cv_samples if self.n_samples > 1 else self.cv_views, self.com["mean"])
 
 @patch
 def __str__(self:Grades):
@@ -85,7 +88,10 @@ def grades(
     "The old grades of a data set beside what they miss; ValueError for none, or an empty mask."
     rows = [(size_ratios(v).numpy(), com_offsets(v), *agreement(v), border_share(v)) for v in samples]
     if not rows: raise ValueError("there is no sample to grade")
-    ratio, com, px, rel, iou, ring = zip(*rows); means = np.array([r.mean() for r in ratio]); ratio, com, iou, ring = (np.concatenate(x) for x in (ratio, com, iou, ring)); lo, hi = domain.coverage
+    ratio, com, px, rel, iou, ring = zip(*rows)
+    means = np.array([r.mean() for r in ratio])
+    ratio, com, iou, ring = (np.concatenate(x) for x in (ratio, com, iou, ring))
+    lo, hi = domain.coverage
     return Grades(len(rows), len(ratio), float(ratio.mean()), float(means.std()/means.mean()) if len(rows) > 1 else float("nan"), float(ratio.std()/ratio.mean()),
                   dict(mean=float(com.mean()), sd=float(com.std()), p95=float(np.quantile(com, .95)), max=float(com.max())), float(np.mean(px)), float(np.mean(rel)), float(iou.mean()), float(iou.min()),
                   float((ring > 0).mean()), float(ring.max()), float(((ratio >= lo) & (ratio <= hi)).mean()), (lo, hi))
@@ -97,7 +103,8 @@ def grade_folder(
     white_threshold:float=None, # for pictures without alpha, see `read_sample`
 ) -> Grades:
     "Grades of the samples in a folder."
-    found = sample_folders(folder); pick = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
+    found = sample_folders(folder)
+    pick = np.unique(np.linspace(0, len(found) - 1, min(most, len(found))).round().astype(int))
     return grades((read_sample(found[i], white_threshold=white_threshold) for i in pick), domain)
 
 def sample_folders(folder) -> list[Path]:

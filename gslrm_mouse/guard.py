@@ -22,8 +22,11 @@ DECAY, LEARN = .97, 25 # of the running moments; norms to see before the relativ
 @dataclass(frozen=True)
 class GuardState:
     "What the guard remembers; numbers only, kept with every checkpoint."
-    mean:float = 0.; var:float = 0.; seen:int = 0 # of norms
-    updates:int = 0; skipped:int = 0
+    mean:float = 0.
+    var:float = 0.
+    seen:int = 0 # of norms
+    updates:int = 0
+    skipped:int = 0
 
     @property
     def share(self) -> float: return self.skipped/max(1, self.updates)
@@ -34,12 +37,14 @@ def judge(
     s:RuntimeSettings,
 ) -> tuple[str, float, GuardState]: # reason to skip ("" = follow), threshold it met, the state after
     "Whether an update is followed."
-    absolute = s.grad_clip_norm*s.allowed_gradnorm_factor; std = math.sqrt(state.var)
+    absolute = s.grad_clip_norm*s.allowed_gradnorm_factor
+    std = math.sqrt(state.var)
     relative = state.mean + s.relative_gradnorm_z*std if s.relative_gradnorm_z and state.seen >= LEARN else math.inf
     reason = "not finite" if not math.isfinite(norm) else "absolute" if norm > absolute else "relative" if norm > relative else ""
     after = replace(state, updates=state.updates + 1, skipped=state.skipped + bool(reason))
     if math.isfinite(g := min(norm, relative, absolute)):                         # moments: plain while learning, then decaying
-        k = max(1 - DECAY, 1/(state.seen + 1)); after = replace(after, seen=state.seen + 1, mean=state.mean + k*(g - state.mean), var=(1 - k)*(state.var + k*(g - state.mean)**2))
+        k = max(1 - DECAY, 1/(state.seen + 1))
+        after = replace(after, seen=state.seen + 1, mean=state.mean + k*(g - state.mean), var=(1 - k)*(state.var + k*(g - state.mean)**2))
     return reason, min(absolute, relative), after
 
 # %% ../nbs/12d_guard.ipynb #9e8c8957
@@ -47,7 +52,9 @@ def shares(model) -> dict: # part of the network: share of the squared norm of t
     "Where a gradient went, largest first; parts with less than a thousandth are left out."
     s = {}
     for n, p in model.named_parameters():
-        if p.grad is not None: k = module_of(n); s[k] = s.get(k, 0.) + p.grad.double().square().sum().item()
+        if p.grad is not None:
+            k = module_of(n)
+            s[k] = s.get(k, 0.) + p.grad.double().square().sum().item()
     total = sum(s.values())
     if not math.isfinite(total) or not total: return {k: "not finite" for k, v in s.items() if not math.isfinite(v)}
     return {k: round(v/total, 4) for k, v in sorted(s.items(), key=lambda x: -x[1]) if v > 1e-3*total}
@@ -56,15 +63,20 @@ def camera_facts(cams:Cameras, domain:CameraDomain) -> list[dict]: # (V,) camera
     "Distance to the origin, field of view, principal point, aspect and aim of each, and how odd that is."
     out, c = [], cams.to("cpu").to(torch.float64)
     for K, centre, axis in zip(c.K, c.centers, c.axes):
-        d = centre.norm().item(); fov = math.degrees(2*math.atan(c.width/2/K[0, 0].item())); px, py = K[0, 2].item()/c.width, K[1, 2].item()/c.height; aspect = (K[1, 1]/K[0, 0]).item()
-        aim = math.degrees(math.acos(max(-1., min(1., -(axis @ centre).item()/max(d, 1e-12))))); near = lambda x, band: min(max(x, band[0]), band[1])
+        d = centre.norm().item()
+        fov = math.degrees(2*math.atan(c.width/2/K[0, 0].item()))
+        px, py = K[0, 2].item()/c.width, K[1, 2].item()/c.height
+        aspect = (K[1, 1]/K[0, 0]).item()
+        aim = math.degrees(math.acos(max(-1., min(1., -(axis @ centre).item()/max(d, 1e-12)))))
+        near = lambda x, band: min(max(x, band[0]), band[1])
         odd = dict(distance=abs(math.log(max(d, 1e-9)/near(d, domain.distance)))/.2, fov=abs(fov - near(fov, domain.fov))/10, principal=max(abs(px - domain.principal[0]), abs(py - domain.principal[1]))/.05, aspect=abs(math.log(aspect/near(aspect, domain.aspect)))/.05, aim=aim/5)
         out.append(dict(distance=round(d, 3), fov=round(fov, 2), principal=[round(px, 3), round(py, 3)], aspect=round(aspect, 4), aim=round(aim, 2), odd=max(odd.values()), why=max(odd, key=odd.get)))
     return out
 
 def oddest(batch:Batch, domain:CameraDomain) -> dict: # sample, camera, role, what, value, known
     "The camera of a batch that differs most from those the checkpoint knows."
-    known = dict(distance=domain.distance, fov=domain.fov, principal=domain.principal, aspect=domain.aspect, aim=0.); best = dict(odd=-1.)
+    known = dict(distance=domain.distance, fov=domain.fov, principal=domain.principal, aspect=domain.aspect, aim=0.)
+    best = dict(odd=-1.)
     for role, cams in (("input", batch.cameras), ("target", batch.target_cameras)):
         for b, x in enumerate(batch.samples):
             one = replace(cams, K=cams.K[b], w2c=cams.w2c[b])
@@ -81,6 +93,7 @@ def _facts(cams, b, domain): return [{k: v for k, v in f.items() if k not in ("o
 
 def sentence(e:dict) -> str:
     "An event for people."
-    o, top = e["oddest"], next(iter(e["shares"].items()), ("nothing", 0)); share = top[1] if isinstance(top[1], str) else f"{top[1]:.0%}"
+    o, top = e["oddest"], next(iter(e["shares"].items()), ("nothing", 0))
+    share = top[1] if isinstance(top[1], str) else f"{top[1]:.0%}"
     camera = f"the oddest camera of the batch is the {o['role']} {o['camera']} of {o['sample']}, {o['what']} {o['value']} (known: {o['known']})" if o["odd"] > .5 else f"no camera of the batch ({', '.join(x['name'] for x in e['samples'])}) stands out"
     return f"update {e['step']} was not followed: the gradient's norm is {e['norm']:.3g} ({e['reason']} threshold {e['threshold']:.3g}), {share} of it in {top[0]}; {camera}"

@@ -77,9 +77,11 @@ def settings_of(
     checkpoint=None, # whose network is trained; the shipped one when None
 ) -> Settings:
     "A file of the note at small scale, for the network of a checkpoint."
-    path = checkpoint_path(checkpoint); c = read_card(path).config
+    path = checkpoint_path(checkpoint)
+    c = read_card(path).config
     net = [f"model.{part}.{k}={getattr(c, k)}" for part, keys in (("image_tokenizer", ("image_size", "patch_size")), ("transformer", ("d", "d_head", "n_layer")), ("gaussians", ("n_gaussians", "sh_degree"))) for k in keys]
-    s = load_settings(settings_file(name), [*net, *QUIET, *overrides], "small"); return replace(s, training=replace(s.training, checkpointing=replace(s.training.checkpointing, resume_ckpt=str(path))))
+    s = load_settings(settings_file(name), [*net, *QUIET, *overrides], "small")
+    return replace(s, training=replace(s.training, checkpointing=replace(s.training.checkpointing, resume_ckpt=str(path))))
 
 # %% ../nbs/15f_history.ipynb #846e66f5
 @dataclass(frozen=True)
@@ -92,14 +94,18 @@ class Witness:
 
 def reachable(scene:Scene, cams:Cameras, world:Similarity) -> float: # world: from the scene's to the one the network is told
     "Share of the surface seen by `cams` which the network's depth window contains."
-    depth = trace_depth(scene, cams); _, o, d = ray_features(world.cameras(cams)); seen = depth.isfinite()
+    depth = trace_depth(scene, cams)
+    _, o, d = ray_features(world.cameras(cams))
+    seen = depth.isfinite()
     return ((depth*world.scale + (o*d).sum(-1)).abs()[seen] <= DEPTH_WINDOW).double().mean().item()
 
 def witnesses(data:str, domain:CameraDomain, n:int) -> list[Witness]:
     "The first `n` mice through one recipe."
     out = []
     for i in range(n):
-        film, truth = control_views(i); p = WAYS[DATA[data].way](film, domain); c = film.cameras
+        film, truth = control_views(i)
+        p = WAYS[DATA[data].way](film, domain)
+        c = film.cameras
         out.append(Witness(i, p, truth, reachable(mouse_scene(i), c.resized(c.width//4, c.height//4), p.back.inverse) if DATA[data].honest else None))
     return out
 
@@ -108,17 +114,25 @@ NEAR_WHITE = .1 # mean over the channels, the fork's `mask_iou_threshold`
 
 def drawn(g:Gaussians, views:Views) -> tuple[dict, Tensor]: # means over the views; (V, H, W, 3) pictures
     "Scores of a cloud in given cameras, with how white its pictures are."
-    image, alpha = render(g, views.cameras); image = image.clamp(0, 1); x, fg = views.images, views.alpha > .5; white = (1 - image).mean(-1) <= NEAR_WHITE; per = lambda v: v.double().mean((1, 2))
+    image, alpha = render(g, views.cameras)
+    image = image.clamp(0, 1)
+    x, fg = views.images, views.alpha > .5
+    white = (1 - image).mean(-1) <= NEAR_WHITE
+    per = lambda v: v.double().mean((1, 2))
     got = dict(psnr=psnr(image, x), psnr_fg=psnr(image, x, fg), iou=iou(alpha, views.alpha), psnr_white=psnr(torch.ones_like(x), x), blank=per(white & fg)/per(fg), white=per(white), alpha=per(alpha))
     return {k: round(v.double().mean().item(), 4) for k, v in got.items()}, image
 
 def _around(views:Views, k:int, size:int) -> tuple: # the square of `size` pixels about the animal in view k
-    y, x = (views.alpha[k] > .5).nonzero().double().mean(0).round().long().tolist(); cut = lambda c, n: slice(max(0, min(c - size//2, n - size)), max(0, min(c - size//2, n - size)) + size)
+    y, x = (views.alpha[k] > .5).nonzero().double().mean(0).round().long().tolist()
+    cut = lambda c, n: slice(max(0, min(c - size//2, n - size)), max(0, min(c - size//2, n - size)) + size)
     return cut(y, views.cameras.height), cut(x, views.cameras.width)
 
 def thumbnail(*pictures:Tensor) -> str: # (H, W, 3) each, of one height
     "Pictures side by side as a small PNG in base64."
-    x = Image.fromarray((torch.cat([p.detach().cpu() for p in pictures], 1)*255).round().to(torch.uint8).numpy()).quantize(32); f = io.BytesIO(); x.save(f, "PNG", optimize=True); return base64.b64encode(f.getvalue()).decode()
+    x = Image.fromarray((torch.cat([p.detach().cpu() for p in pictures], 1)*255).round().to(torch.uint8).numpy()).quantize(32)
+    f = io.BytesIO()
+    x.save(f, "PNG", optimize=True)
+    return base64.b64encode(f.getvalue()).decode()
 
 def picture(text:str) -> np.ndarray: # (H, W, 3) uint8
     "What `thumbnail` wrote."
@@ -126,7 +140,8 @@ def picture(text:str) -> np.ndarray: # (H, W, 3) uint8
 
 def looked_at(model, domain:CameraDomain, w:Witness) -> tuple[dict, str]: # scores of novel and input views; thumbnail: one novel, one input view
     "What a network makes of one witness, in the true world's novel cameras and in those it was told."
-    g = predict(model, replace(w.prepared, back=SAME)); (novel, asked), (given, told) = drawn(smoothed(g, training_blur(domain)).moved(w.prepared.back), w.truth), drawn(g, w.prepared.views)
+    g = predict(model, replace(w.prepared, back=SAME))
+    (novel, asked), (given, told) = drawn(smoothed(g, training_blur(domain)).moved(w.prepared.back), w.truth), drawn(g, w.prepared.views)
     return dict(novel=novel, input=given), thumbnail(asked[0][_around(w.truth, 0, 64)], _square(told[1]))
 
 def _square(x, size=64): return torch.nn.functional.interpolate(x.permute(2, 0, 1)[None], (size, size), mode="area")[0].permute(1, 2, 0) if len(x) != size else x
@@ -134,27 +149,39 @@ def _square(x, size=64): return torch.nn.functional.interpolate(x.permute(2, 0, 
 # %% ../nbs/15f_history.ipynb #49035752
 def number_shares(weight_grad:Tensor, c:GSLRMConfig) -> dict: # (p²·q, d) gradient of the pixel decoder's matrix
     "Share of the squared gradient by what the numbers mean."
-    per = weight_grad.double().square().sum(1).view(-1, c.n_out).sum(0); parts = per.split([3, c.n_out - 11, 3, 4, 1]); total = per.sum().item()
+    per = weight_grad.double().square().sum(1).view(-1, c.n_out).sum(0)
+    parts = per.split([3, c.n_out - 11, 3, 4, 1])
+    total = per.sum().item()
     return {k: round(v.sum().item()/total, 4) for k, v in zip(("depth", "colour", "size", "rotation", "opacity"), parts)} if total > 0 and math.isfinite(total) else {}
 
 def pull(r, passes:int=2) -> dict: # r: an opened run
     "Norm and shares of the gradient that the run's first passes would have now; the run does not move."
-    r.raw.train(); r.raw.zero_grad(set_to_none=True)
-    for k in range(passes): b = r.stream(k).to(r.accelerator.device); (r.losses(forward_pass(r.model, b, r.losses.needs_points, r.s.training.runtime.use_amp), k)["loss"]/passes).backward()
-    grads = {n: p.grad for n, p in r.raw.named_parameters() if p.grad is not None}; last = next((g for n, g in grads.items() if n.endswith("pixel_gaussian_decoder.1.weight")), None); norm = torch.nn.utils.get_total_norm(list(grads.values())).item()
-    out = dict(split="gradient", norm=norm, modules=shares(r.raw), numbers={} if last is None else number_shares(last, r.s.config)); r.raw.zero_grad(set_to_none=True); r.raw.eval()
+    r.raw.train()
+    r.raw.zero_grad(set_to_none=True)
+    for k in range(passes):
+        b = r.stream(k).to(r.accelerator.device)
+        (r.losses(forward_pass(r.model, b, r.losses.needs_points, r.s.training.runtime.use_amp), k)["loss"]/passes).backward()
+    grads = {n: p.grad for n, p in r.raw.named_parameters() if p.grad is not None}
+    last = next((g for n, g in grads.items() if n.endswith("pixel_gaussian_decoder.1.weight")), None)
+    norm = torch.nn.utils.get_total_norm(list(grads.values())).item()
+    out = dict(split="gradient", norm=norm, modules=shares(r.raw), numbers={} if last is None else number_shares(last, r.s.config))
+    r.raw.zero_grad(set_to_none=True)
+    r.raw.eval()
     return out
 
 # %% ../nbs/15f_history.ipynb #8ce64c97
 def as_was_samples(folder, n:int, domain:CameraDomain, scale:int=2) -> Path: # scale: the rig's pictures are so many times smaller
     "The pixel-based data set as the fork had it: a folder of samples."
-    rig = mouse_rig(); rig = rig.resized(rig.width//scale, rig.height//scale); folder = Path(folder)/_hash([WORLD, repr(domain), n, scale])
+    rig = mouse_rig()
+    rig = rig.resized(rig.width//scale, rig.height//scale)
+    folder = Path(folder)/_hash([WORLD, repr(domain), n, scale])
     for i in range(FIRST_MOUSE, FIRST_MOUSE + n):
         if not (folder/f"sample_{i:06d}").is_dir(): write_sample(WAYS["pixel_based_as_was"](trace(mouse_scene(i), rig, 2), domain).views, folder/f"sample_{i:06d}")
     return folder
 
 def _prepared_settings(arm:Arm, checkpoint, cache) -> Settings:
-    s = settings_of(arm.settings["file"], arm.settings["overrides"], checkpoint); d = s.training.dataset
+    s = settings_of(arm.settings["file"], arm.settings["overrides"], checkpoint)
+    d = s.training.dataset
     if d.dataset_path != "samples": return s
     domain = replace(read_card(checkpoint_path(checkpoint)).domain, image_size=s.model.image_tokenizer.image_size)
     return replace(s, training=replace(s.training, dataset=replace(d, dataset_path=str(as_was_samples(Path(cache)/"samples", d.n_scenes, domain, d.rig_scale)))))
@@ -166,35 +193,52 @@ def run_arm(
     cache, # folder: runs/<key> of this arm, moments and samples of all
 ) -> list[dict]:
     "Train, stop, look: the records of one arm."
-    s, x = _prepared_settings(arm, checkpoint, cache), arm.settings; out, moments = Path(cache)/"runs"/arm.key, Path(cache)/"moments"; asked, records = None, []
+    s, x = _prepared_settings(arm, checkpoint, cache), arm.settings
+    out, moments = Path(cache)/"runs"/arm.key, Path(cache)/"moments"
+    asked, records = None, []
     for k in x["stops"]:
         seen = out/"seen"/f"{k:06d}.json"
         if not seen.is_file():
             with redirect_stdout(io.StringIO()): fit(s, out, resume=bool(checkpoints(out)), stop_at=k, cache=moments)
-            r = open_run(s, out, resume=True, cache=moments); asked = asked or witnesses(x["data"], r.domain, x["mice"]); _kept(seen, _stop(r, arm, asked))
+            r = open_run(s, out, resume=True, cache=moments)
+            asked = asked or witnesses(x["data"], r.domain, x["mice"])
+            _kept(seen, _stop(r, arm, asked))
         records += json.loads(seen.read_text())
-    records.append(training_trace(out)); shutil.rmtree(out/"checkpoints", ignore_errors=True)
+    records.append(training_trace(out))
+    shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return records
 
 def _stop(r, arm, asked): # what is seen before update r.step
-    x = arm.settings; r.raw.eval(); looks = [looked_at(r.raw, r.domain, w) for w in asked]
+    x = arm.settings
+    r.raw.eval()
+    looks = [looked_at(r.raw, r.domain, w) for w in asked]
     out = [dict(split=part, scene=[w.mouse for w in asked], **{k: [x[part][k] for x, _ in looks] for k in looks[0][0][part]}) for part in ("novel", "input")]
-    out.append(dict(split="heads", **evaluate(r.raw, "head", x["heads"], size=r.s.model.image_tokenizer.image_size))); out.append(pull(r))
+    out.append(dict(split="heads", **evaluate(r.raw, "head", x["heads"], size=r.s.model.image_tokenizer.image_size)))
+    out.append(pull(r))
     if arm.seed == 0: out.append(dict(split="picture", png=looks[0][1]))
-    if arm.seed == 0 and r.step == 0: w = asked[0]; out.append(dict(split="truth", png=thumbnail(w.truth.images[0][_around(w.truth, 0, 64)], _square(w.prepared.views.images[1]))))
+    if arm.seed == 0 and r.step == 0:
+        w = asked[0]
+        out.append(dict(split="truth", png=thumbnail(w.truth.images[0][_around(w.truth, 0, 64)], _square(w.prepared.views.images[1]))))
     if r.step == 0: out.append(dict(split="reach", reach=None if asked[0].reach is None else float(np.mean([w.reach for w in asked]))))
     return [dict(step=r.step, **rec) for rec in out]
 
-def _kept(path, records): path.parent.mkdir(parents=True, exist_ok=True); part = path.with_suffix(".part"); part.write_text(json.dumps(records)); os.replace(part, path)
+def _kept(path, records):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(records))
+    os.replace(part, path)
 
 def training_trace(out, every:int=5) -> dict: # updates taken together
     "What a run's own record says, thinned: the largest gradient norm of every few updates, their training pictures' mean scores."
-    log = [r for r in read_log(out) if "loss" in r]; col = lambda k: np.array([math.nan if r[k] is None else r[k] for r in log], float); thin = lambda k, f: [float(f"{f(col(k)[i:i + every]):.4g}") for i in range(0, len(log), every)]
+    log = [r for r in read_log(out) if "loss" in r]
+    col = lambda k: np.array([math.nan if r[k] is None else r[k] for r in log], float)
+    thin = lambda k, f: [float(f"{f(col(k)[i:i + every]):.4g}") for i in range(0, len(log), every)]
     return dict(step=None, split="trace", every=every, norm=thin("grad_norm", np.max), median=float(f"{np.median(col('grad_norm')):.4g}"), skipped=[r["step"] for r in log if r["skipped"]], **{k: thin(k, np.mean) for k in ("psnr", "psnr_fg", "psnr_white")})
 
 # %% ../nbs/15f_history.ipynb #5de3b546
 def _arm(experiment, name, data, learner, lr, seed, stops, mice, heads, checkpoint, scenes=None):
-    file = FILES[experiment[-1]]; overrides = [*(LEARNERS[learner] if learner else ()), *DATA[data].overrides, f"training.optimizer.lr={lr:g}", f"training.schedule.max_fwdbwd_passes={stops[-1]}", f"seed={777 + seed}"]
+    file = FILES[experiment[-1]]
+    overrides = [*(LEARNERS[learner] if learner else ()), *DATA[data].overrides, f"training.optimizer.lr={lr:g}", f"training.schedule.max_fwdbwd_passes={stops[-1]}", f"seed={777 + seed}"]
     if scenes: overrides += [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"]
     path = checkpoint_path(checkpoint)
     return Arm(experiment, name, seed, dict(file=file, overrides=overrides, decides=_hash(deciding(settings_of(file, overrides, path))), data=data, learner=learner or "everything", lr=lr, stops=list(stops), mice=mice, heads=heads, checkpoint=checkpoint_hash(path), world=WORLD))
@@ -203,13 +247,15 @@ A_STOPS, B_STOPS = (0, 1, *range(50, 301, 50)), (0, 1, 101, 301, 501, 901, 1000)
 
 def arms_a(full:bool, checkpoint=None) -> list[Arm]:
     "Experiment A: data × rate."
-    kinds = ("millimetres", "one similarity", "exact"); make = lambda d, lr, seed, *rest: _arm("history_a", f"{d}, {lr:g}", d, None, lr, seed, *rest)
+    kinds = ("millimetres", "one similarity", "exact")
+    make = lambda d, lr, seed, *rest: _arm("history_a", f"{d}, {lr:g}", d, None, lr, seed, *rest)
     if full: return [make(d, lr, seed, A_STOPS, 6, 12, checkpoint) for seed in range(3) for lr in (1e-6, 1e-4) for d in kinds]
     return [make(d, 1e-6, 0, (0, 1, 10), 3, 4, checkpoint, 8) for d in kinds] + [make(d, 1e-4, 0, (0, 1, 20, 40), 3, 4, checkpoint, 8) for d in ("millimetres", "exact")]
 
 def arms_b(full:bool, checkpoint=None) -> list[Arm]:
     "Experiment B: data × rate with only the heads training, and other learners beside them."
-    kinds = ("exact", "pixel-based", "pixel-based as it was"); make = lambda who, d, lr, seed, *rest: _arm("history_b", f"{who}, {d}, {lr:g}", d, who, lr, seed, *rest)
+    kinds = ("exact", "pixel-based", "pixel-based as it was")
+    make = lambda who, d, lr, seed, *rest: _arm("history_b", f"{who}, {d}, {lr:g}", d, who, lr, seed, *rest)
     if full: return [make(who, d, lr, seed, B_STOPS, 6, 12, checkpoint) for seed in range(3) for d in kinds for who, lr in [("heads", x) for x in (1e-4, 1e-3, 1e-2, 1e-5)] + [("everything", 1e-4), ("LoRA", 1e-3)]]
     return [make("heads", d, 1e-4, 0, (0, 30, 90), 3, 4, checkpoint, 8) for d in kinds]
 
@@ -227,44 +273,62 @@ def change(done, name, split, key, start=0, step=-1) -> np.ndarray: return per_m
 
 def trajectory(done, name, split, key) -> tuple[list, list]: # updates, means over mice and seeds
     "A score over the stops."
-    stops = next((x["settings"]["stops"] for x in done if x["name"] == name), []); return stops, [float(per_mouse(done, name, split, key, k).mean()) for k in stops]
+    stops = next((x["settings"]["stops"] for x in done if x["name"] == name), [])
+    return stops, [float(per_mouse(done, name, split, key, k).mean()) for k in stops]
 
 def _names(done): return list(dict.fromkeys(x["name"] for x in done))
 def _settings(done, name): return next(x["settings"] for x in done if x["name"] == name)
 def _by(done, **want): return [n for n in _names(done) if all(_settings(done, n)[k] == v for k, v in want.items())] # whose settings have these values
-def _says(x, unit="", plus=False): lo, hi = interval(x); f = "{:+.2f}" if plus else "{:.2f}"; return f"{f.format(x.mean())}{unit} [{f.format(lo)}, {f.format(hi)}]"
+def _says(x, unit="", plus=False):
+    lo, hi = interval(x)
+    f = "{:+.2f}" if plus else "{:.2f}"
+    return f"{f.format(x.mean())}{unit} [{f.format(lo)}, {f.format(hi)}]"
 def _part(x): return f"{x.mean():.0%}"
 def _heads(done, name): return f"{per_mouse(done, name, 'heads', 'psnr', 0).mean():.1f} → {per_mouse(done, name, 'heads', 'psnr').mean():.1f} dB"
 def _numbers(done, name, step=-1, of="numbers"): # mean shares over seeds
     got = [r[of] for a in done if a["name"] == name for r in a["records"] if r["split"] == "gradient" and r["step"] == (a["settings"]["stops"][-1] if step < 0 else step) and r[of] and not any(isinstance(v, str) for v in r[of].values())]
     return {k: float(np.mean([g.get(k, 0) for g in got])) for k in sorted({k for g in got for k in g}, key=lambda k: -sum(g.get(k, 0) for g in got))} if got else {}
-def _grows(x): lo, hi = interval(x); return 1 if lo > 0 else -1 if hi < 0 else 0
+def _grows(x):
+    lo, hi = interval(x)
+    return 1 if lo > 0 else -1 if hi < 0 else 0
 
 # %% ../nbs/15f_history.ipynb #80494c33
 def _white(done, mm):
-    blank, iou_, over = (per_mouse(done, mm, "novel", k, 1) for k in ("blank", "iou", "psnr")); given = per_mouse(done, mm, "input", "blank", 1); over = over - per_mouse(done, mm, "novel", "psnr_white", 1); reach = per_mouse(done, mm, "reach", "reach", 0).mean()
+    blank, iou_, over = (per_mouse(done, mm, "novel", k, 1) for k in ("blank", "iou", "psnr"))
+    given = per_mouse(done, mm, "input", "blank", 1)
+    over = over - per_mouse(done, mm, "novel", "psnr_white", 1)
+    reach = per_mouse(done, mm, "reach", "reach", 0).mean()
     return Finding("With the calibrated cameras the prediction is white from step 1", f"at update 1 {_part(blank)} of the animal is blank in novel views, {_part(given)} in input views; IoU {_says(iou_)}, {_says(over, ' dB', True)} against a white picture",
                    "reproduced" if blank.mean() > .9 and iou_.mean() < .1 else "partly" if iou_.mean() < .1 else "not reproduced", f"at update 0 it is the same ({_part(per_mouse(done, mm, 'novel', 'blank', 0))} blank): in millimetres {reach:.1%} of the visible surface lies within the network's depth window, so training plays no part" + ("" if blank.mean() > .9 else "; what is drawn instead of the animal are specks"))
 
 def _intrinsics(done, mm, sim, exact):
-    a, b, c = (per_mouse(done, n, "novel", "iou", 1) for n in (mm, sim, exact)); blank = per_mouse(done, sim, "novel", "blank", 1)
+    a, b, c = (per_mouse(done, n, "novel", "iou", 1) for n in (mm, sim, exact))
+    blank = per_mouse(done, sim, "novel", "blank", 1)
     return Finding("The camera format, focal lengths 725 and 820 and the principal point, made it white", f"the same pixels and the same intrinsics under one similarity: IoU {_says(b)} instead of {_says(a)} at update 1, {_part(blank)} of the animal blank; with the exact camera {_says(c)}",
                    "not reproduced" if interval(b - a)[0] > .2 and blank.mean() < .5 else "partly" if interval(b - a)[0] > 0 else "reproduced", f"the unit did; what is left between these intrinsics and the exact camera is {_says(c - b)} of IoU")
 
 def _trained(done, lr, kinds):
-    d = {k: change(done, f"{k}, {lr:g}", "novel", "iou") for k in kinds}; b = {k: change(done, f"{k}, {lr:g}", "novel", "blank") for k in kinds}; n = _settings(done, f"{kinds[0]}, {lr:g}")["stops"][-1]; still = all(abs(x.mean()) < .03 for x in [*d.values(), *b.values()])
+    d = {k: change(done, f"{k}, {lr:g}", "novel", "iou") for k in kinds}
+    b = {k: change(done, f"{k}, {lr:g}", "novel", "blank") for k in kinds}
+    n = _settings(done, f"{kinds[0]}, {lr:g}")["stops"][-1]
+    still = all(abs(x.mean()) < .03 for x in [*d.values(), *b.values()])
     tell = lambda k: f"{k} {_says(d[k], '', True)}" + (f", {b[k].mean():+.0%} of the animal blank" if abs(b[k].mean()) >= .01 else "")
     said = [f"{k} {'gains' if _grows(x) > 0 else 'loses' if _grows(x) < 0 else 'keeps'} its outline" for k, x in d.items() if k != "millimetres"] + (["in millimetres nothing comes back"] if "millimetres" in d and d["millimetres"].mean() < .05 else [])
     return Finding(f"What do {n} updates at {lr:g} change?", "novel IoU: " + "; ".join(map(tell, kinds)), "answered", "at this rate the network stays what it was: what the run showed was zero-shot" if still else "; ".join(said))
 
 def _made_white(done, mm):
-    stops, white = trajectory(done, mm, "input", "white"); over = [per_mouse(done, mm, "input", "psnr", k).mean() - per_mouse(done, mm, "input", "psnr_white", k).mean() for k in stops]; first = next((k for k, w, o in zip(stops, white, over) if w > .99 and abs(o) < .1), None); pulled = _numbers(done, mm, 0)
+    stops, white = trajectory(done, mm, "input", "white")
+    over = [per_mouse(done, mm, "input", "psnr", k).mean() - per_mouse(done, mm, "input", "psnr_white", k).mean() for k in stops]
+    first = next((k for k, w, o in zip(stops, white, over) if w > .99 and abs(o) < .1), None)
+    pulled = _numbers(done, mm, 0)
     return Finding("When is white white, and does training make it so?", f"{mm}: {white[0]:.0%} of an input picture is white at first, {white[-1]:.0%} in the end; {over[0]:+.2f} dB against a white picture becomes {over[-1]:+.2f}; " + (f"white at update {first}" if first is not None else f"not white by update {stops[-1]}") + f"; heads {_heads(done, mm)}", "answered",
                    "the specks cost more than white does, and the gradient can only take them away: of its square in the decoder " + ", ".join(f"{k} {pulled[k]:.0%}" for k in ("opacity", "colour", "depth")) if pulled else "no share of the gradient was recorded")
 
 def says_a(done:list) -> list[Finding]:
     "What experiment A's arms say about the note's claims."
-    have = _names(done); mm, sim, exact = (f"{d}, 1e-06" for d in ("millimetres", "one similarity", "exact")); out = []
+    have = _names(done)
+    mm, sim, exact = (f"{d}, 1e-06" for d in ("millimetres", "one similarity", "exact"))
+    out = []
     if mm in have: out.append(_white(done, mm))
     if {mm, sim, exact} <= set(have): out.append(_intrinsics(done, mm, sim, exact))
     for lr in (1e-6, 1e-4):
@@ -280,20 +344,36 @@ def _axis(ax, done, names, split, key, style):
         x, y = trajectory(done, n, split, "psnr" if key == "over" else key)
         if key == "over": y = np.array(y) - trajectory(done, n, split, "psnr_white")[1]
         ax.plot(x, y, label=n, **style(n))
-        if split != "heads" and key != "over" and len(x) > 1: lo, hi = np.array([interval(per_mouse(done, n, split, key, k)) for k in x]).T; ax.fill_between(x, lo, hi, color=style(n)["color"], alpha=.08, lw=0)
+        if split != "heads" and key != "over" and len(x) > 1:
+            lo, hi = np.array([interval(per_mouse(done, n, split, key, k)) for k in x]).T
+            ax.fill_between(x, lo, hi, color=style(n)["color"], alpha=.08, lw=0)
     if key == "over": ax.axhline(0, color="k", lw=.5)
-    ax.set_xscale("symlog", linthresh=1); ax.set_xlim(left=-.1); ax.set_xlabel("update", fontsize=8); ax.tick_params(labelsize=7)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=-.1)
+    ax.set_xlabel("update", fontsize=8)
+    ax.tick_params(labelsize=7)
 
-def _saved(fig, folder, name): import matplotlib.pyplot as plt; Path(folder).mkdir(parents=True, exist_ok=True); fig.tight_layout(); fig.savefig(Path(folder)/name, dpi=110); plt.close(fig); return name
+def _saved(fig, folder, name):
+    import matplotlib.pyplot as plt
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    fig.tight_layout()
+    fig.savefig(Path(folder)/name, dpi=110)
+    plt.close(fig)
+    return name
 
 def strip(done:list, names, folder, name:str) -> str: # the file's name
     "One row per arm (first seed), one column per stop: a novel view and an input view of mouse 0, the truth before them."
     import matplotlib.pyplot as plt
-    rows = [x for n in names for x in done if x["name"] == n and x["seed"] == 0]; stops = sorted({k for x in rows for k in x["settings"]["stops"]}); fig, axs = plt.subplots(max(1, len(rows)), len(stops) + 1, figsize=(1.7*(len(stops) + 1), .98*len(rows) + .3), squeeze=False)
+    rows = [x for n in names for x in done if x["name"] == n and x["seed"] == 0]
+    stops = sorted({k for x in rows for k in x["settings"]["stops"]})
+    fig, axs = plt.subplots(max(1, len(rows)), len(stops) + 1, figsize=(1.7*(len(stops) + 1), .98*len(rows) + .3), squeeze=False)
     for row, x in zip(axs, rows):
-        png = {("truth" if r["split"] == "truth" else r["step"]): r["png"] for r in x["records"] if "png" in r}; row[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
+        png = {("truth" if r["split"] == "truth" else r["step"]): r["png"] for r in x["records"] if "png" in r}
+        row[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
         for ax, k in zip(row, ["truth", *stops]):
-            ax.set_xticks([]); ax.set_yticks([]); [s.set_visible(k in png) for s in ax.spines.values()]
+            ax.set_xticks([])
+            ax.set_yticks([])
+            [s.set_visible(k in png) for s in ax.spines.values()]
             if k in png: ax.imshow(picture(png[k]))
     for ax, k in zip(axs[0], ["truth", *(f"update {k}" for k in stops)]): ax.set_title(k, fontsize=7)
     return _saved(fig, folder, name)
@@ -302,15 +382,34 @@ GRADIENTS_SAY = "Above, gradient norms before clipping, the largest of every few
 
 def _draw_gradients(done, kinds, folder, name, style, lines=()):
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(2, len(kinds), figsize=(4.3*len(kinds), 4.6), squeeze=False, sharey="row"); first = {n: min((x for x in done if x["name"] == n), key=lambda x: x["seed"]) for n in _names(done)}
+    fig, axs = plt.subplots(2, len(kinds), figsize=(4.3*len(kinds), 4.6), squeeze=False, sharey="row")
+    first = {n: min((x for x in done if x["name"] == n), key=lambda x: x["seed"]) for n in _names(done)}
     for (a, b), d in zip(axs.T, kinds):
         for n in _by(done, data=d):
-            r = next(r for r in first[n]["records"] if r["split"] == "trace"); e = r["every"]; y = [v if v else math.nan for v in r["norm"]]; a.semilogy(np.arange(len(y))*e, y, lw=.8, label=n.replace(f", {d}", "").replace(f"{d}, ", ""), **style(n)); a.plot(r["skipped"], [y[i//e] for i in r["skipped"]], "kx", ms=4)
-        [a.axhline(v, color="k", lw=.5, ls=":") for v in lines]; a.set_title(d, fontsize=8); a.set_xlabel("update", fontsize=7); a.legend(fontsize=6); a.tick_params(labelsize=7)
-        pick = next(iter([n for n in _by(done, data=d, lr=1e-4)] or _by(done, data=d))); stops = _settings(done, pick)["stops"]; got = [_numbers(done, pick, k) for k in stops]; left = np.zeros(len(stops))
-        for k in ("depth", "colour", "size", "rotation", "opacity"): v = np.array([g.get(k, 0) for g in got]); b.bar(range(len(stops)), v, bottom=left, label=k); left += v
-        b.set_xticks(range(len(stops)), stops, fontsize=7); b.set_xlabel(f"update of {pick}", fontsize=7); b.tick_params(labelsize=7)
-    axs[0, 0].set_ylabel("gradient norm", fontsize=8); axs[1, 0].set_ylabel("share of the squared gradient", fontsize=8); axs[1, -1].legend(fontsize=6)
+            r = next(r for r in first[n]["records"] if r["split"] == "trace")
+            e = r["every"]
+            y = [v if v else math.nan for v in r["norm"]]
+            a.semilogy(np.arange(len(y))*e, y, lw=.8, label=n.replace(f", {d}", "").replace(f"{d}, ", ""), **style(n))
+            a.plot(r["skipped"], [y[i//e] for i in r["skipped"]], "kx", ms=4)
+        [a.axhline(v, color="k", lw=.5, ls=":") for v in lines]
+        a.set_title(d, fontsize=8)
+        a.set_xlabel("update", fontsize=7)
+        a.legend(fontsize=6)
+        a.tick_params(labelsize=7)
+        pick = next(iter([n for n in _by(done, data=d, lr=1e-4)] or _by(done, data=d)))
+        stops = _settings(done, pick)["stops"]
+        got = [_numbers(done, pick, k) for k in stops]
+        left = np.zeros(len(stops))
+        for k in ("depth", "colour", "size", "rotation", "opacity"):
+            v = np.array([g.get(k, 0) for g in got])
+            b.bar(range(len(stops)), v, bottom=left, label=k)
+            left += v
+        b.set_xticks(range(len(stops)), stops, fontsize=7)
+        b.set_xlabel(f"update of {pick}", fontsize=7)
+        b.tick_params(labelsize=7)
+    axs[0, 0].set_ylabel("gradient norm", fontsize=8)
+    axs[1, 0].set_ylabel("share of the squared gradient", fontsize=8)
+    axs[1, -1].legend(fontsize=6)
     return _saved(fig, folder, name)
 
 
@@ -318,10 +417,15 @@ def draw_a(done:list, folder) -> list[tuple]: # (file name, caption)
     "Scores over the updates, gradients, and pictures."
     if not done: return []
     import matplotlib.pyplot as plt
-    names = _names(done); colour = dict(zip(("millimetres", "one similarity", "exact"), ("C3", "C1", "C0"))); style = lambda n: dict(color=colour[_settings(done, n)["data"]], ls="-" if _settings(done, n)["lr"] > 1e-5 else ":", marker="o", ms=3)
+    names = _names(done)
+    colour = dict(zip(("millimetres", "one similarity", "exact"), ("C3", "C1", "C0")))
+    style = lambda n: dict(color=colour[_settings(done, n)["data"]], ls="-" if _settings(done, n)["lr"] > 1e-5 else ":", marker="o", ms=3)
     fig, axs = plt.subplots(1, 4, figsize=(13, 3))
-    for ax, (k, title) in zip(axs, SHOWN.items()): _axis(ax, done, names, *k.split(), style); ax.set_title(title, fontsize=8)
-    axs[0].legend(fontsize=6); out = [(_saved(fig, folder, "history_a_scores.png"), "Experiment A over its updates (logarithmic from 1 on): dotted at the file's rate, solid at one a hundred times as high. Bands: 95 % over mice.")]
+    for ax, (k, title) in zip(axs, SHOWN.items()):
+        _axis(ax, done, names, *k.split(), style)
+        ax.set_title(title, fontsize=8)
+    axs[0].legend(fontsize=6)
+    out = [(_saved(fig, folder, "history_a_scores.png"), "Experiment A over its updates (logarithmic from 1 on): dotted at the file's rate, solid at one a hundred times as high. Bands: 95 % over mice.")]
     out.append((_draw_gradients(done, [d for d in DATA if any(x["settings"]["data"] == d for x in done)], folder, "history_a_gradients.png", lambda n: {k: v for k, v in style(n).items() if k in ("color", "ls")}), GRADIENTS_SAY))
     return out + [(strip(done, names, folder, "history_a_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
 
@@ -329,13 +433,18 @@ def draw_a(done:list, folder) -> list[tuple]: # (file name, caption)
 NOTE_B = (1, 301, 501, 901) # the note's steps, at which it read 14.0, 13.8, 13.5 and 14.0 dB
 
 def _judged(done, names, verdict, why): # a short run can bear out a claim about step 901, and cannot deny it
-    last = min(_settings(done, n)["stops"][-1] for n in names); return (verdict, why) if last >= NOTE_B[-1] or verdict == "reproduced" else ("open", f"{why}; but these are {last} updates, and the claim is about {NOTE_B[-1]}")
+    last = min(_settings(done, n)["stops"][-1] for n in names)
+    return (verdict, why) if last >= NOTE_B[-1] or verdict == "reproduced" else ("open", f"{why}; but these are {last} updates, and the claim is about {NOTE_B[-1]}")
 
 def _training_db(done, name, k, key="psnr"): # mean over seeds of the ten updates about update k
-    x = [(r[key], r["every"]) for a in done if a["name"] == name for r in a["records"] if r["split"] == "trace"]; return float(np.mean([v[min(max(0, k)//e, len(v) - 1)] for v, e in x if v]))
+    x = [(r[key], r["every"]) for a in done if a["name"] == name for r in a["records"] if r["split"] == "trace"]
+    return float(np.mean([v[min(max(0, k)//e, len(v) - 1)] for v, e in x if v]))
 
 def _loses(done, n):
-    d, blank, novel = change(done, n, "input", "iou"), change(done, n, "input", "blank"), change(done, n, "novel", "iou"); last = _settings(done, n)["stops"][-1]; stops = [k for k in NOTE_B if k < last] + [last]; falls, fades, there = interval(d)[1] < -.02, interval(blank)[0] > .05, per_mouse(done, n, "novel", "iou", 0).mean()
+    d, blank, novel = change(done, n, "input", "iou"), change(done, n, "input", "blank"), change(done, n, "novel", "iou")
+    last = _settings(done, n)["stops"][-1]
+    stops = [k for k in NOTE_B if k < last] + [last]
+    falls, fades, there = interval(d)[1] < -.02, interval(blank)[0] > .05, per_mouse(done, n, "novel", "iou", 0).mean()
     return Finding("Heads only at 1e-4 on the pixel-based data: a mouse at step 1, fading at 301, white at 501, stripes at 901 (14.0, 13.8, 13.5, 14.0 dB)",
                    f"training pictures at updates {', '.join(map(str, stops))}: {', '.join(f'{_training_db(done, n, k):.1f}' for k in stops)} dB (white {_training_db(done, n, 0, 'psnr_white'):.1f}); input IoU {_says(d, '', True)}, share of the animal drawn white {_says(blank, '', True)}; novel IoU {there:.2f}, {_says(novel, '', True)}",
                    *_judged(done, [n], "reproduced" if falls and fades else "partly" if falls or fades else "not reproduced", ("the mouse does not fade from its input views, and " if not (falls or fades) else "") + (f"in novel views there was none to lose: the data set's pictures were shifted and scaled view by view under cameras that never moved" if there < .2 else "the data set's pictures were shifted and scaled view by view under cameras that never moved")))
@@ -346,26 +455,39 @@ def _stable(done, n):
                    *_judged(done, [n], "not reproduced" if _grows(d) > 0 else "partly" if _grows(d) == 0 else "reproduced", ("with pixels and cameras that agree the heads of a frozen transformer learn" if _grows(d) > 0 else "the outline neither gains nor loses" if _grows(d) == 0 else "the outline gets worse on data that agree, too") + (", and the animal's own pixels gain" if _grows(fg) > 0 else "")))
 
 def _which(done):
-    names, was = _names(done), lambda n: per_mouse(done, n, "novel", "iou", 0).mean(); d = {n: change(done, n, "novel", "iou").mean() for n in _names(done)}; say = lambda n: f"{_settings(done, n)['learner']} {_settings(done, n)['lr']:g} {per_mouse(done, n, 'novel', 'iou').mean():.2f}"
-    kinds = list(dict.fromkeys(_settings(done, n)["data"] for n in names)); measured = "novel IoU in the end; " + " · ".join(f"{k}, {was(_by(done, data=k)[0]):.2f} at first: " + ", ".join(map(say, _by(done, data=k))) for k in kinds)
-    at = lambda who, k, lr=1e-4: next((d[n] for n in _by(done, learner=who, data=k, lr=lr)), None); x = {(w, k): at(w, k) for w in ("heads", "everything") for k in ("exact", "pixel-based")}
+    names, was = _names(done), lambda n: per_mouse(done, n, "novel", "iou", 0).mean()
+    d = {n: change(done, n, "novel", "iou").mean() for n in _names(done)}
+    say = lambda n: f"{_settings(done, n)['learner']} {_settings(done, n)['lr']:g} {per_mouse(done, n, 'novel', 'iou').mean():.2f}"
+    kinds = list(dict.fromkeys(_settings(done, n)["data"] for n in names))
+    measured = "novel IoU in the end; " + " · ".join(f"{k}, {was(_by(done, data=k)[0]):.2f} at first: " + ", ".join(map(say, _by(done, data=k))) for k in kinds)
+    at = lambda who, k, lr=1e-4: next((d[n] for n in _by(done, learner=who, data=k, lr=lr)), None)
+    x = {(w, k): at(w, k) for w in ("heads", "everything") for k in ("exact", "pixel-based")}
     if None in x.values(): return Finding("Freezing, the rate, or data that disagree with their cameras?", measured, "open", "the other conditions are in the full study")
-    fast = {lr: at("heads", "exact", lr) for lr in (1e-3, 1e-2) if at("heads", "exact", lr) is not None}; gains = change(done, _by(done, learner="everything", data="pixel-based")[0], "input", "psnr").mean(); lost = x["everything", "pixel-based"] < x["everything", "exact"] - .1
+    fast = {lr: at("heads", "exact", lr) for lr in (1e-3, 1e-2) if at("heads", "exact", lr) is not None}
+    gains = change(done, _by(done, learner="everything", data="pixel-based")[0], "input", "psnr").mean()
+    lost = x["everything", "pixel-based"] < x["everything", "exact"] - .1
     return Finding("Freezing, the rate, or data that disagree with their cameras?", measured, "answered", f"at 1e-4 the heads alone change by {x['heads', 'exact']:+.2f} (exact) and {x['heads', 'pixel-based']:+.2f} (pixel-based), everything by {x['everything', 'exact']:+.2f} and {x['everything', 'pixel-based']:+.2f}" + (f", while its input views gain {gains:.1f} dB: what has the room learns the disagreement, and freezing protects from it" if lost and gains > 0 else "") + "".join(f"; the heads at {lr:g} {v:+.2f} on exact data, too" for lr, v in fast.items() if v < -.1))
 
 def _explodes(done, names):
-    traces = {n: [r for a in done if a["name"] == n for r in a["records"] if r["split"] == "trace"] for n in names}; skipped = sum(len(r["skipped"]) for v in traces.values() for r in v)
-    top = {n: (max(max(r["norm"]) for r in v), max(max(r["norm"])/r["median"] for r in v)) for n, v in traces.items()}; worst = max(top, key=lambda n: top[n][1]); tell = lambda s: ", ".join(f"{k} {x:.0%}" for k, x in s.items() if x >= .01)
+    traces = {n: [r for a in done if a["name"] == n for r in a["records"] if r["split"] == "trace"] for n in names}
+    skipped = sum(len(r["skipped"]) for v in traces.values() for r in v)
+    top = {n: (max(max(r["norm"]) for r in v), max(max(r["norm"])/r["median"] for r in v)) for n, v in traces.items()}
+    worst = max(top, key=lambda n: top[n][1])
+    tell = lambda s: ", ".join(f"{k} {x:.0%}" for k, x in s.items() if x >= .01)
     return Finding("Gradient norms explode: 716, 876, 2808 against a threshold of 200", f"of {len(names)} arms the three liveliest: " + "; ".join(f"{n} at most {a:.2g}, {b:.0f} times its median" for n, (a, b) in sorted(top.items(), key=lambda x: -x[1][1])[:3]) + f"; {skipped} updates not followed",
                    *_judged(done, names, "reproduced" if skipped else "partly" if top[worst][1] > 20 else "not reproduced", f"the squared gradient at the end of {worst} lies in {tell(_numbers(done, worst, -1, 'modules'))}; within the decoder: {tell(_numbers(done, worst))}"))
 
 def _forgets(done, names):
-    drop = {n: change(done, n, "heads", "psnr").mean() for n in names}; heads = [n for n in names if _settings(done, n)["learner"] == "heads"] or names; worst = min(drop[n] for n in heads)
+    drop = {n: change(done, n, "heads", "psnr").mean() for n in names}
+    heads = [n for n in names if _settings(done, n)["learner"] == "heads"] or names
+    worst = min(drop[n] for n in heads)
     return Finding("Catastrophic forgetting", f"heads in canonical cameras, {per_mouse(done, names[0], 'heads', 'psnr', 0).mean():.1f} dB at first; in the end " + "; ".join(f"{who} " + ", ".join(f"{per_mouse(done, n, 'heads', 'psnr').mean():.1f} ({_settings(done, n)['data']})" for n in names if _settings(done, n)["learner"] == who) for who in dict.fromkeys(_settings(done, n)["learner"] for n in names)) + " dB", "reproduced" if worst < -3 else "partly" if worst < -1 else "not reproduced", "with the transformer frozen, too, what the heads knew is overwritten where the data do not ask for it" if worst < -1 else "with only the heads training, little is lost")
 
 def says_b(done:list) -> list[Finding]:
     "What experiment B's arms say about the note's claims."
-    have = _names(done); was, exact = ("heads, pixel-based as it was, 0.0001", "heads, exact, 0.0001"); out = []
+    have = _names(done)
+    was, exact = ("heads, pixel-based as it was, 0.0001", "heads, exact, 0.0001")
+    out = []
     if was in have: out.append(_loses(done, was))
     if exact in have: out.append(_stable(done, exact))
     if have: out.append(_which(done))
@@ -375,16 +497,22 @@ def says_b(done:list) -> list[Finding]:
 # %% ../nbs/15f_history.ipynb #d18291a4
 def _colours(done): return {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}
 
-def _style(done, n): x = _settings(done, n); return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
+def _style(done, n):
+    x = _settings(done, n)
+    return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
 
 def draw_b(done:list, folder) -> list[tuple]: # (file name, caption)
     "Scores over the updates, gradients, and pictures."
     if not done: return []
     import matplotlib.pyplot as plt
-    kinds = [d for d in DATA if any(x["settings"]["data"] == d for x in done)]; fig, axs = plt.subplots(len(kinds), 4, figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
+    kinds = [d for d in DATA if any(x["settings"]["data"] == d for x in done)]
+    fig, axs = plt.subplots(len(kinds), 4, figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
     for row, d in zip(axs, kinds):
-        for ax, (k, title) in zip(row, SHOWN.items()): _axis(ax, done, _by(done, data=d), *k.split(), partial(_style, done)); ax.set_title(title if d == kinds[0] else "", fontsize=8)
-        row[0].set_ylabel(d, fontsize=8); row[0].legend(row[0].get_lines(), [n.replace(f", {d}", "") for n in _by(done, data=d)], fontsize=6)
+        for ax, (k, title) in zip(row, SHOWN.items()):
+            _axis(ax, done, _by(done, data=d), *k.split(), partial(_style, done))
+            ax.set_title(title if d == kinds[0] else "", fontsize=8)
+        row[0].set_ylabel(d, fontsize=8)
+        row[0].legend(row[0].get_lines(), [n.replace(f", {d}", "") for n in _by(done, data=d)], fontsize=6)
     out = [(_saved(fig, folder, "history_b_scores.png"), "Experiment B over its updates, one row per kind of data: the output heads at several rates (solid), everything (dashed) and adapters (dotted) beside them. Bands: 95 % over mice.")]
     return out + [(_draw_gradients(done, kinds, folder, "history_b_gradients.png", lambda n: {k: v for k, v in _style(done, n).items() if k in ("color", "ls")}, (10, 200)), GRADIENTS_SAY + " Lines: the clip, and the norm over which an update is not followed."),
                   (strip(done, _by(done, lr=1e-4) + [n for n in _names(done) if n not in _by(done, lr=1e-4)], folder, "history_b_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]

@@ -22,7 +22,9 @@ class Hull:
     iou:Tensor # (V,) float64, of the hull's picture and each silhouette
 
 @patch(as_prop=True)
-def volume(self:Hull) -> float: "Of all voxels, world units cubed."; return len(self.points)*self.voxel**3
+def volume(self:Hull) -> float:
+    "Of all voxels, world units cubed."
+    return len(self.points)*self.voxel**3
 
 # %% ../nbs/05c_hull.ipynb #588b43ba
 def _allowed(
@@ -34,11 +36,15 @@ def _allowed(
     least:int, # how many of them must look there
 ) -> Tensor: # (M,) indices
     "The points which no camera sees against background; each camera is asked about the survivors of those before it."
-    alive = torch.arange(len(points), device=points.device); looks = torch.zeros(len(points), dtype=torch.long, device=points.device); h, w = some.shape[1:]
+    alive = torch.arange(len(points), device=points.device)
+    looks = torch.zeros(len(points), dtype=torch.long, device=points.device)
+    h, w = some.shape[1:]
     for v in which:
-        q = points[alive] @ P[v, :, :3].T + P[v, :, 3]; x, y = (q[:, :2]/q[:, 2:].clamp(min=1e-9)).floor().long().T
+        q = points[alive] @ P[v, :, :3].T + P[v, :, 3]
+        x, y = (q[:, :2]/q[:, 2:].clamp(min=1e-9)).floor().long().T
         there = (q[:, 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
-        looks[alive] += there; alive = alive[torch.where(there, some[v, y.clamp(0, h - 1), x.clamp(0, w - 1)], cut[v])]
+        looks[alive] += there
+        alive = alive[torch.where(there, some[v, y.clamp(0, h - 1), x.clamp(0, w - 1)], cut[v])]
     return alive[looks[alive] >= least]
 
 # %% ../nbs/05c_hull.ipynb #5ae7d351
@@ -46,14 +52,17 @@ RAYS = 1500 # at most so many of a silhouette's pixels are followed
 SOME = 10/255 # alpha above which a pixel holds something of the object
 
 def _cut(some): # (V, H, W) → (V,)
-    rim = torch.ones_like(some[0]); rim[1:-1, 1:-1] = False
+    rim = torch.ones_like(some[0])
+    rim[1:-1, 1:-1] = False
     return (some & rim).flatten(1).any(1)
 
 def _ray_points(cams, inside, v, center, radius, n, rays) -> Tensor: # (pixels, n, 3)
     "Samples within `radius` of `center` along the rays of an even choice of silhouette pixels."
-    yx = inside[v].nonzero(); yx = yx[torch.linspace(0, len(yx) - 1, min(len(yx), rays), device=yx.device).long()].double() + .5
+    yx = inside[v].nonzero()
+    yx = yx[torch.linspace(0, len(yx) - 1, min(len(yx), rays), device=yx.device).long()].double() + .5
     d = torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ torch.linalg.inv(cams.K[v] @ cams.R[v]).T
-    d = torch.nn.functional.normalize(d, dim=-1); o = cams.centers[v]
+    d = torch.nn.functional.normalize(d, dim=-1)
+    o = cams.centers[v]
     t = (d @ (center - o))[:, None] + radius*torch.linspace(-1, 1, n, dtype=d.dtype, device=d.device)
     return o + t[..., None]*d[:, None]
 
@@ -79,7 +88,8 @@ def visual_hull(
     if n < 2: raise ValueError(f"a visual hull needs at least two voxels along its longest side, got n = {n}")
     c, inside = views.cameras.to(torch.float64), views.alpha > .5
     if not (full := inside.flatten(1).any(1)).all(): raise ValueError(f"camera {full.long().argmin().item()}: the mask has no pixel over one half, so it has no silhouette")
-    center = triangulate(views).point if center is None else center.to(c.w2c); half = extent/2 if extent else _reach(c, inside, center)
+    center = triangulate(views).point if center is None else center.to(c.w2c)
+    half = extent/2 if extent else _reach(c, inside, center)
     iou, found = _follow(c, inside, views.alpha > SOME, center, half, 4*n, rays)
     if not len(found): return Hull(center.new_zeros(0, 3), 2*half/n, iou)
     points, voxel = _voxels(found.amin(0), found.amax(0), half/n, n)
@@ -92,13 +102,17 @@ def _follow(c, inside, some, center, half, n, rays):
     "Per view the share of rays that meet the hull, and the samples that lie in it (M, 3)."
     iou, found, P, cut = [], [], c.K @ c.w2c[:, :3], _cut(some)
     for v in range(len(inside)):
-        p = _ray_points(c, inside, v, center, half, n, rays); ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
+        p = _ray_points(c, inside, v, center, half, n, rays)
+        ok = torch.zeros(p[..., 0].numel(), dtype=torch.bool, device=p.device)
         ok[_allowed(p.view(-1, 3), P, some, cut, [i for i in range(len(inside)) if i != v], _quorum(len(inside)) - 1)] = True
-        iou.append(ok.view(p.shape[:2]).any(1).double().mean()); found.append(p.view(-1, 3)[ok])
+        iou.append(ok.view(p.shape[:2]).any(1).double().mean())
+        found.append(p.view(-1, 3)[ok])
     return torch.stack(iou), torch.cat(found)
 
 def _voxels(lo, hi, margin, n):
     "Centres (N, 3) of cubic voxels that fill the box, and their side."
-    lo, hi = lo - margin, hi + margin; voxel = ((hi - lo).max()/n).item(); counts = ((hi - lo)/voxel - 1e-9).ceil().long().tolist()
+    lo, hi = lo - margin, hi + margin
+    voxel = ((hi - lo).max()/n).item()
+    counts = ((hi - lo)/voxel - 1e-9).ceil().long().tolist()
     axes = [a + voxel*(torch.arange(k, dtype=lo.dtype, device=lo.device) + .5) for a, k in zip(lo, counts)]
     return torch.cartesian_prod(*axes), voxel

@@ -32,9 +32,14 @@ def _holds(f, keys, where):
     if not isinstance(f, dict) or (gone := [k for k in keys if k not in f]):
         raise ValueError(f"{where}: " + (f"{', '.join(gone)} missing, found {', '.join(sorted(f))[:200]}" if isinstance(f, dict) else f"a dict was expected, found {type(f).__name__}"))
 
-def _names(frames) -> tuple: "The pictures' names without folder and suffix, where all frames have one."; names = [f.get("file_path") for f in frames]; return tuple(PurePosixPath(n).stem for n in names) if all(isinstance(n, str) and n for n in names) else ()
+def _names(frames) -> tuple:
+    "The pictures' names without folder and suffix, where all frames have one."
+    names = [f.get("file_path") for f in frames]
+    return tuple(PurePosixPath(n).stem for n in names) if all(isinstance(n, str) and n for n in names) else ()
 
-def _K(fx, fy, cx, cy, where): fx, fy, cx, cy = (float(matrix(x, (), where, k)) for k, x in (("fx", fx), ("fy", fy), ("cx", cx), ("cy", cy))); return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
+def _K(fx, fy, cx, cy, where):
+    fx, fy, cx, cy = (float(matrix(x, (), where, k)) for k, x in (("fx", fx), ("fy", fy), ("cx", cx), ("cy", cy)))
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
 # %% ../nbs/01d_json_rigs.ipynb #3f3b7dcf
 def facelift_frames(data:bytes, name:str) -> list: # of dicts
@@ -49,11 +54,14 @@ def _w2c(f, where):
     return w2c
 
 # %% ../nbs/01d_json_rigs.ipynb #af84c860
-def knows_facelift(data:bytes) -> bool: "Whether the bytes are a JSON with `w2c` in it."; return data.lstrip()[:1] == b"{" and b'"w2c"' in data and b'"frames"' in data
+def knows_facelift(data:bytes) -> bool:
+    "Whether the bytes are a JSON with `w2c` in it."
+    return data.lstrip()[:1] == b"{" and b'"w2c"' in data and b'"frames"' in data
 
 def read_facelift(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of an `opencv_cameras.json`'s bytes."
-    frames = facelift_frames(data, name); where = [f"{name}, camera {i}" for i in range(len(frames))]
+    frames = facelift_frames(data, name)
+    where = [f"{name}, camera {i}" for i in range(len(frames))]
     size = picture_size([(f["w"], f["h"]) for f in frames], width, height, name) if frames else (1, 1)
     K = [_K(*(f[k] for k in ("fx", "fy", "cx", "cy")), w) for f, w in zip(frames, where)]
     return make_rig(K, [_w2c(f, w) for f, w in zip(frames, where)], size, .5, "model", name, "FaceLift", names=_names(frames), unit=unit)
@@ -72,32 +80,41 @@ def facelift_bytes(cams:Cameras) -> bytes:
 NERFSTUDIO_LENSES = {"OPENCV": ("opencv", ("k1", "k2", "p1", "p2", "k3")), "PINHOLE": ("opencv", ()), "OPENCV_FISHEYE": ("fisheye", ("k1", "k2", "k3", "k4"))}
 _FLIP = np.diag([1., -1, -1, 1]) # OpenGL's camera axes to OpenCV's, and back
 
-def knows_nerfstudio(data:bytes) -> bool: "Whether the bytes are a JSON with `transform_matrix` in it."; return data.lstrip()[:1] == b"{" and b'"transform_matrix"' in data
+def knows_nerfstudio(data:bytes) -> bool:
+    "Whether the bytes are a JSON with `transform_matrix` in it."
+    return data.lstrip()[:1] == b"{" and b'"transform_matrix"' in data
 
 def nerfstudio_frames(data:bytes, name:str) -> list: # of dicts
     "The frames of a `transforms.json`, each with the intrinsics that hold for it; ValueError where something is missing."
-    content = read_json(data, name); frames = _frames(content, name); top = {k: v for k, v in content.items() if k != "frames"}
+    content = read_json(data, name)
+    frames = _frames(content, name)
+    top = {k: v for k, v in content.items() if k != "frames"}
     for i, f in enumerate(frames): _holds(top | f if isinstance(f, dict) else f, ("fl_x", "fl_y", "cx", "cy", "w", "h", "transform_matrix"), f"{name}, camera {i}")
     return [top | f for f in frames]
 
 # %% ../nbs/01d_json_rigs.ipynb #04a1cf91
 def _nerfstudio_pose(f, where):
-    m = np.asarray(f["transform_matrix"], dtype=object); m = matrix(m.tolist(), (3, 4) if m.shape[:1] == (3,) else (4, 4), where, "transform_matrix")
+    m = np.asarray(f["transform_matrix"], dtype=object)
+    m = matrix(m.tolist(), (3, 4) if m.shape[:1] == (3,) else (4, 4), where, "transform_matrix")
     if len(m) == 4 and np.abs(m[3] - [0, 0, 0, 1]).max() > 1e-6: raise ValueError(f"{where}: the last row of transform_matrix should be 0 0 0 1, found {m[3].tolist()}")
-    R = _FLIP[:3, :3] @ m[:3, :3].T; w2c = np.eye(4); w2c[:3, :3], w2c[:3, 3] = R, -R @ m[:3, 3]
+    R = _FLIP[:3, :3] @ m[:3, :3].T
+    w2c = np.eye(4)
+    w2c[:3, :3], w2c[:3, 3] = R, -R @ m[:3, 3]
     return w2c
 
 def _nerfstudio_lens(f, where) -> tuple: # model, coefficients
     kind = str(f.get("camera_model", "OPENCV"))
     if kind not in NERFSTUDIO_LENSES: raise ValueError(f"{where}: camera_model {kind[:40]!r} is no pinhole with a lens known here ({', '.join(NERFSTUDIO_LENSES)})")
-    model, keys = NERFSTUDIO_LENSES[kind]; d = [float(matrix(f.get(k, 0.), (), where, k)) for k in keys]
+    model, keys = NERFSTUDIO_LENSES[kind]
+    d = [float(matrix(f.get(k, 0.), (), where, k)) for k in keys]
     if kind == "OPENCV" and matrix(f.get("k4", 0.), (), where, "k4"): raise ValueError(f"{where}: k4 belongs to no OPENCV lens of nerfstudio, found {f['k4']}")
     return model, d
 
 # %% ../nbs/01d_json_rigs.ipynb #e7562739
 def read_nerfstudio(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a `transforms.json`'s bytes."
-    frames = nerfstudio_frames(data, name); where = [f"{name}, camera {i}" for i in range(len(frames))]
+    frames = nerfstudio_frames(data, name)
+    where = [f"{name}, camera {i}" for i in range(len(frames))]
     whole = lambda x: int(x) if isinstance(x, float) and x.is_integer() else x                                           # some converters write 640.0
     size = picture_size([(whole(f["w"]), whole(f["h"])) for f in frames], width, height, name) if frames else (1, 1)
     K = [_K(*(f[k] for k in ("fl_x", "fl_y", "cx", "cy")), w) for f, w in zip(frames, where)]
@@ -107,11 +124,16 @@ def read_nerfstudio(data:bytes, name:str, width=None, height=None, unit=None) ->
 
 def nerfstudio_bytes(rig:Cameras) -> bytes:
     "The bytes of a `transforms.json`; pictures are named images/NAME.png after the rig's names."
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy() for x in (lens.K if lens else rig.K, rig.w2c)); kind = "OPENCV_FISHEYE" if lens and lens.model == "fisheye" else "OPENCV"
-    keys = NERFSTUDIO_LENSES[kind][1]; d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 0))
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy() for x in (lens.K if lens else rig.K, rig.w2c))
+    kind = "OPENCV_FISHEYE" if lens and lens.model == "fisheye" else "OPENCV"
+    keys = NERFSTUDIO_LENSES[kind][1]
+    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 0))
     if K[:, 0, 1].any() or d[:, len(keys):].any(): raise ValueError(f"nerfstudio's {kind} holds no " + ("skew" if K[:, 0, 1].any() else f"coefficient beyond {', '.join(keys)}") + "; undistort the pictures and write `rig.cameras`")
-    names = getattr(rig, "names", ()) or [f"cam_{i:03d}" for i in range(len(K))]; frames = []
+    names = getattr(rig, "names", ()) or [f"cam_{i:03d}" for i in range(len(K))]
+    frames = []
     for k, m, c, n in zip(K, w2c, d, names):
-        R = m[:3, :3].T @ _FLIP[:3, :3]; t = -m[:3, :3].T @ m[:3, 3]
+        R = m[:3, :3].T @ _FLIP[:3, :3]
+        t = -m[:3, :3].T @ m[:3, 3]
         frames.append(dict(file_path=f"images/{n}.png", fl_x=k[0, 0], fl_y=k[1, 1], cx=k[0, 2], cy=k[1, 2], **dict(zip(keys, c.tolist())), transform_matrix=[[*r, x] for r, x in zip(R.tolist(), t.tolist())] + [[0., 0., 0., 1.]]))
     return json.dumps(dict(camera_model=kind, w=rig.width, h=rig.height, frames=frames), indent=1).encode()

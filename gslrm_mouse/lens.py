@@ -15,9 +15,12 @@ __all__ = ['LENS_MODELS', 'opencv_distortion', 'fisheye_distortion', 'Lens']
 # %% ../nbs/01a_lens.ipynb #06cce793
 def _tilt(tx:Tensor, ty:Tensor) -> Tensor: # (V, 3, 3)
     "The homography of a sensor tilted by `tx` and `ty` (V,) radians."
-    o, l = torch.zeros_like(tx), torch.ones_like(tx); rows = lambda *r: torch.stack([torch.stack(x, -1) for x in r], -2)
-    Rx = rows((l, o, o), (o, tx.cos(), tx.sin()), (o, -tx.sin(), tx.cos())); Ry = rows((ty.cos(), o, -ty.sin()), (o, l, o), (ty.sin(), o, ty.cos()))
-    R = Ry @ Rx; c = R[:, 2, 2]
+    o, l = torch.zeros_like(tx), torch.ones_like(tx)
+    rows = lambda *r: torch.stack([torch.stack(x, -1) for x in r], -2)
+    Rx = rows((l, o, o), (o, tx.cos(), tx.sin()), (o, -tx.sin(), tx.cos()))
+    Ry = rows((ty.cos(), o, -ty.sin()), (o, l, o), (ty.sin(), o, ty.cos()))
+    R = Ry @ Rx
+    c = R[:, 2, 2]
     return rows((c, o, -R[:, 0, 2]), (o, c, -R[:, 1, 2]), (o, o, l)) @ R
 
 def opencv_distortion(
@@ -26,7 +29,9 @@ def opencv_distortion(
 ) -> Tensor: # (V, N, 2)
     "Where OpenCV's lens puts the rays."
     k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4, tx, ty = F.pad(d, (0, 14 - d.shape[-1])).unsqueeze(-1).unbind(-2)
-    x, y = xy.unbind(-1); r2 = x*x + y*y; xy2 = 2*x*y
+    x, y = xy.unbind(-1)
+    r2 = x*x + y*y
+    xy2 = 2*x*y
     radial = (1 + r2*(k1 + r2*(k2 + r2*k3)))/(1 + r2*(k4 + r2*(k5 + r2*k6)))
     u = x*radial + p1*xy2 + p2*(r2 + 2*x*x) + r2*(s1 + r2*s2)
     v = y*radial + p2*xy2 + p1*(r2 + 2*y*y) + r2*(s3 + r2*s4)
@@ -38,7 +43,9 @@ def opencv_distortion(
 def fisheye_distortion(xy:Tensor, d:Tensor) -> Tensor: # (V, N, 2), (V, 4) -> (V, N, 2)
     "Where `cv2.fisheye`'s lens puts the rays."
     k1, k2, k3, k4 = d.unsqueeze(-1).unbind(-2)
-    r = xy.norm(dim=-1); t = r.atan(); t2 = t*t
+    r = xy.norm(dim=-1)
+    t = r.atan()
+    t2 = t*t
     scale = (1 + t2*(k1 + t2*(k2 + t2*(k3 + t2*k4))))*torch.where(r > 1e-9, t/r.clamp_min(1e-12), 1.)
     return xy*scale[..., None]
 
@@ -58,10 +65,15 @@ class Lens:
 def __len__(self:Lens): return len(self.K)
 
 @patch
-def __getitem__(self:Lens, i) -> Lens: "The lenses which `i` picks; an int keeps the dimension."; i = slice(i, i + 1 or None) if isinstance(i, int) else i; return replace(self, K=self.K[i], distortion=self.distortion[i])
+def __getitem__(self:Lens, i) -> Lens:
+    "The lenses which `i` picks; an int keeps the dimension."
+    i = slice(i, i + 1 or None) if isinstance(i, int) else i
+    return replace(self, K=self.K[i], distortion=self.distortion[i])
 
 @patch
-def to(self:Lens, *args, **kwargs) -> Lens: "The same lenses on another device or in another dtype."; return replace(self, K=self.K.to(*args, **kwargs), distortion=self.distortion.to(*args, **kwargs))
+def to(self:Lens, *args, **kwargs) -> Lens:
+    "The same lenses on another device or in another dtype."
+    return replace(self, K=self.K.to(*args, **kwargs), distortion=self.distortion.to(*args, **kwargs))
 
 # %% ../nbs/01a_lens.ipynb #315faa0d
 @patch
@@ -80,7 +92,9 @@ def reach(
 ) -> Tensor: # (V,)
     "Radius on the plane z = 1 up to which the lens is one-to-one (its radial part); `most` where it is so that far."
     d = self.distortion.clone()
-    if self.model == "opencv": d[:, 2:4] = 0; d[:, 8:] = 0
+    if self.model == "opencv":
+        d[:, 2:4] = 0
+        d[:, 8:] = 0
     r = torch.linspace(0, most, 4096, dtype=d.dtype, device=d.device)
     out = LENS_MODELS[self.model][0](torch.stack([r, torch.zeros_like(r)], -1).expand(len(d), -1, 2), d)[..., 0]
     turns = torch.cat([~(out.diff() > 0), torch.ones(len(d), 1, dtype=torch.bool, device=d.device)], 1)
@@ -94,7 +108,9 @@ def source(
     width:int, height:int, # of the pinhole picture
 ) -> tuple: # (H, W, 2) stored pixels, (H, W) bool
     "For each pixel of a pinhole picture of camera `v`: where it is stored, and whether it is."
-    f = dict(dtype=torch.float64, device=self.K.device); lens = self[v].to(torch.float64); K = K.to(**f)
+    f = dict(dtype=torch.float64, device=self.K.device)
+    lens = self[v].to(torch.float64)
+    K = K.to(**f)
     y, x = ((torch.arange(n, **f) + .5 - K[i, 2])/K[i, i] for i, n in ((1, height), (0, width)))
     xy = torch.stack(torch.broadcast_tensors(x - y[:, None]*K[0, 1]/K[0, 0], y[:, None]), -1)
     uv = lens.project(xy.reshape(1, -1, 2)).reshape(height, width, 2)

@@ -22,7 +22,9 @@ THIRDS = ("first third", "middle third", "last third")
 
 def _meant(target, linear, n_layer): # → names of linear maps
     if target in TARGETS: return [n for n in linear if any(n.endswith(e) for e in TARGETS[target])]
-    if target in THIRDS: i = THIRDS.index(target); return [n for n in linear if any(f"_layers.{k}." in n for k in range(i*n_layer//3, (i + 1)*n_layer//3))]
+    if target in THIRDS:
+        i = THIRDS.index(target)
+        return [n for n in linear if any(f"_layers.{k}." in n for k in range(i*n_layer//3, (i + 1)*n_layer//3))]
     return [n for n in linear if target in n]
 
 def target_modules(
@@ -30,7 +32,8 @@ def target_modules(
     targets=("attention", "mlp"), # names in `TARGETS` or `THIRDS`, or parts of module names: "layers.0.attn", "to_qkv"
 ) -> list[str]: # full names of linear modules
     "The linear maps which `targets` means; ValueError with the nearest name where one means none."
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]; chosen = []
+    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    chosen = []
     for t in targets:
         found = _meant(t, linear, model.config.n_layer)
         if not found: raise ValueError(f"no linear map of the network is called {t!r}; there are the groups {', '.join((*TARGETS, *THIRDS))}, and names such as {(difflib.get_close_matches(t, linear, 1, 0) or linear)[0]}")
@@ -49,7 +52,9 @@ def add_lora(
     "The network with low-rank adapters; the same function as before, since B is zero."
     from peft import LoraConfig, get_peft_model
     if rank < 1: raise ValueError(f"an adapter has a rank of at least 1, got {rank}")
-    whole = target_modules(model, full) if full else []; names = [n for n in target_modules(model, targets) if n not in whole]; training = model.training
+    whole = target_modules(model, full) if full else []
+    names = [n for n in target_modules(model, targets) if n not in whole]
+    training = model.training
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
         adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=whole or None))
@@ -62,14 +67,20 @@ def merged(adapted) -> GSLRM:
 # %% ../nbs/12_lora.ipynb #b3112495
 def probe(config:GSLRMConfig) -> tuple: # pictures (1, 2, S, S, 3) and their cameras
     "A fixed question, to compare networks by their answers: noise in two canonical cameras."
-    p = config.patch_size; size = 4*p; c = facelift_rig(size)[[0, 2]]; g = torch.Generator().manual_seed(7)
+    p = config.patch_size
+    size = 4*p
+    c = facelift_rig(size)[[0, 2]]
+    g = torch.Generator().manual_seed(7)
     return torch.rand(1, 2, size, size, 3, generator=g), replace(c, K=c.K[None], w2c=c.w2c[None])
 
 @torch.no_grad()
 def answer(model) -> Tensor: # (64,) numbers of the Gaussians a network makes of the probe, on the CPU
     "A fingerprint of what a network does, in float32."
-    config = model.config; x, cams = probe(config); device = next(model.parameters()).device
-    g = model(x.to(device), cams.to(device)); flat = torch.cat([g.means.flatten(), g.scales.flatten(), g.opacities.flatten(), g.sh.flatten()]).float().cpu()
+    config = model.config
+    x, cams = probe(config)
+    device = next(model.parameters()).device
+    g = model(x.to(device), cams.to(device))
+    flat = torch.cat([g.means.flatten(), g.scales.flatten(), g.opacities.flatten(), g.sh.flatten()]).float().cpu()
     return flat[torch.linspace(0, len(flat) - 1, 64).long()]
 
 # %% ../nbs/12_lora.ipynb #593123c7
@@ -78,10 +89,13 @@ def save_adapter(
     adapted, # of `add_lora`
 ) -> Path:
     "Write the adapter in peft's own format with the answers it must give, whole or not at all."
-    path = Path(path); part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part"); path.parent.mkdir(parents=True, exist_ok=True)
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
     with adapted.disable_adapter(): base = answer(adapted).tolist()
     try:
-        adapted.save_pretrained(part, safe_serialization=True); (part/"README.md").unlink(missing_ok=True)
+        adapted.save_pretrained(part, safe_serialization=True)
+        (part/"README.md").unlink(missing_ok=True)
         (part/"gslrm_mouse.json").write_text(json.dumps(dict(base=base, adapted=answer(adapted).tolist())))
         if path.exists(): shutil.rmtree(path)
         os.replace(part, path)
@@ -105,9 +119,11 @@ def load_adapter(
 ): # a peft.PeftModel
     "The network with a kept adapter; ValueError when the network is another one, or the answers are not those that were saved."
     from peft import PeftModel
-    path = Path(path); said = _said(path)
+    path = Path(path)
+    said = _said(path)
     if not _same(answer(model), said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(answer(model) - said['base']).abs().max():.2g}")
-    adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval(); _works(answer(adapted), said, path)
+    adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval()
+    _works(answer(adapted), said, path)
     return adapted
 
 # %% ../nbs/12_lora.ipynb #33974030
@@ -119,14 +135,18 @@ def load_adapters(
     from peft import PeftModel
     plain, adapted, names = answer(model), None, []
     for i, path in enumerate(map(Path, paths)):
-        said, name = _said(path), f"adapter{i}"; below = [] if _same(plain, said["base"]) else list(names)
+        said, name = _said(path), f"adapter{i}"
+        below = [] if _same(plain, said["base"]) else list(names)
         if below and not _same(answer(_active(adapted, below)), said["base"]): raise ValueError(f"{path} belongs to another network: its answers without the adapter are neither those of this one nor those with {', '.join(str(p) for p in paths[:i])}")
         if not below and not _same(plain, said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(plain - said['base']).abs().max():.2g}")
         if adapted is None: adapted = PeftModel.from_pretrained(model, str(path), adapter_name=name)
         else: adapted.load_adapter(str(path), adapter_name=name)
         if len(paths) > 1 and adapted.peft_config[name].modules_to_save: raise ValueError(f"{path} holds whole modules ({', '.join(adapted.peft_config[name].modules_to_save)}), and only low-rank updates add up")
-        _works(answer(_active(adapted, below + [name])), said, path); names.append(name)
+        _works(answer(_active(adapted, below + [name])), said, path)
+        names.append(name)
     if adapted is None: raise ValueError("no adapter was named")
     return _active(adapted, names)
 
-def _active(adapted, names): adapted.base_model.set_adapter(list(names)); return adapted.requires_grad_(False).eval()
+def _active(adapted, names):
+    adapted.base_model.set_adapter(list(names))
+    return adapted.requires_grad_(False).eval()

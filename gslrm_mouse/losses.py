@@ -37,12 +37,14 @@ def pixelalign_loss(
     mask:Tensor=None, # (B, V, N) weights
 ) -> Tensor:
     "Mean distance of the points from their rays; the foot on the ray is not moved."
-    u = xyz - o; e = u - (u.detach()*d).sum(-1, keepdim=True)*d
+    u = xyz - o
+    e = u - (u.detach()*d).sum(-1, keepdim=True)*d
     return (e if mask is None else e*mask[..., None]).norm(dim=-1).mean()
 
 def pointsdist_loss(xyz:Tensor, o:Tensor) -> Tensor: # (B, V, N, 3) each
     "Mean squared difference of the points' distances from their own, normalised per view."
-    dist = (xyz - o).norm(dim=-1); want = dist.detach()
+    dist = (xyz - o).norm(dim=-1)
+    want = dist.detach()
     want = (want - want.mean(-1, keepdim=True))/(want.std(-1, keepdim=True) + 1e-8)*.5 + o.norm(dim=-1)
     return (dist - want).square().mean()
 
@@ -52,7 +54,9 @@ def _state(path, what:str) -> dict: # name: float32 tensor
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{what}: no weights at {path}; they are never downloaded")
     try:
-        if path.suffix == ".safetensors": from safetensors.torch import load_file; d = load_file(path)
+        if path.suffix == ".safetensors":
+            from safetensors.torch import load_file
+            d = load_file(path)
         else: d = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e: raise ValueError(f"{what}: {path} is no readable file of weights ({str(e).splitlines()[0] if str(e) else type(e).__name__})") from None
     d = d.get("model", d) if isinstance(d, dict) else {}
@@ -67,8 +71,11 @@ def _mat(path) -> dict:
 class VGG(nn.Module):
     "Convolutions of a VGG in blocks; returns the features after the given ones (counted from 1)."
     def __init__(self, weights:list, blocks:tuple, taps:tuple, pool): # [(w, b), …]; convolutions per block; taps; function
-        super().__init__(); self.blocks, self.taps, self.pool = blocks, taps, pool
-        for i, (w, b) in enumerate(weights): self.register_buffer(f"w{i}", w, False); self.register_buffer(f"b{i}", b, False)
+        super().__init__()
+        self.blocks, self.taps, self.pool = blocks, taps, pool
+        for i, (w, b) in enumerate(weights):
+            self.register_buffer(f"w{i}", w, False)
+            self.register_buffer(f"b{i}", b, False)
 
     def forward(self, x): # (N, 3, H, W) prepared
         out, i = [], 0
@@ -76,7 +83,8 @@ class VGG(nn.Module):
             if k: x = self.pool(x, 2)
             for _ in range(n):
                 if i == max(self.taps): return out
-                x = F.relu(F.conv2d(x, getattr(self, f"w{i}"), getattr(self, f"b{i}"), padding=1)); i += 1
+                x = F.relu(F.conv2d(x, getattr(self, f"w{i}"), getattr(self, f"b{i}"), padding=1))
+                i += 1
                 if i in self.taps: out.append(x)
         return out
 
@@ -86,9 +94,12 @@ class Perceptual(nn.Module):
     WIDTHS = (64,)*2 + (128,)*2 + (256,)*4 + (512,)*8
 
     def __init__(self, path):
-        super().__init__(); what = "the perceptual loss"; path = Path(path)
+        super().__init__()
+        what = "the perceptual loss"
+        path = Path(path)
         d = _mat(path) if path.suffix == ".mat" and path.is_file() else _state(path, what)
-        d = {k[k.rindex("conv"):]: v for k, v in d.items() if "conv" in k}; shapes = {f"conv{i + 1}.weight": (o, 3 if i == 0 else self.WIDTHS[i - 1], 3, 3) for i, o in enumerate(self.WIDTHS)}
+        d = {k[k.rindex("conv"):]: v for k, v in d.items() if "conv" in k}
+        shapes = {f"conv{i + 1}.weight": (o, 3 if i == 0 else self.WIDTHS[i - 1], 3, 3) for i, o in enumerate(self.WIDTHS)}
         if wrong := [k for k, s in shapes.items() if k not in d or tuple(d[k].shape) != s or k[:-6] + "bias" not in d]: raise ValueError(f"{what}: {path} lacks {wrong[0]} {shapes[wrong[0]]} of a VGG-19")
         self.vgg = VGG([(d[f"conv{i}.weight"], d[f"conv{i}.bias"]) for i in range(1, 17)], (2, 2, 4, 4, 4), (2, 4, 6, 10, 14), F.avg_pool2d)
 
@@ -104,8 +115,11 @@ class Perceptual(nn.Module):
 class LPIPS(nn.Module):
     "LPIPS (VGG-16) from the file `path`: the state dict of the `lpips` package."
     def __init__(self, path):
-        super().__init__(); what = "LPIPS"; d = _state(path, what)
-        conv = sorted({k.rsplit(".", 1)[0] for k in d if k.startswith("net.slice")}, key=lambda k: int(k.rsplit(".", 1)[1])); lin = [f"lin{i}.model.1.weight" for i in range(5)]
+        super().__init__()
+        what = "LPIPS"
+        d = _state(path, what)
+        conv = sorted({k.rsplit(".", 1)[0] for k in d if k.startswith("net.slice")}, key=lambda k: int(k.rsplit(".", 1)[1]))
+        lin = [f"lin{i}.model.1.weight" for i in range(5)]
         if len(conv) != 13 or any(k not in d for k in lin): raise ValueError(f"{what}: {path} should hold 13 convolutions net.slice… and {lin[0]} … lin4, found {len(conv)} and {sum(k in d for k in lin)}")
         self.vgg = VGG([(d[k + ".weight"], d[k + ".bias"]) for k in conv], (2, 2, 3, 3, 3), (2, 4, 7, 10, 13), F.max_pool2d)
         for i, k in enumerate(lin): self.register_buffer(f"lin{i}", d[k], False)
@@ -127,11 +141,16 @@ def distill_loss(raw:Tensor, before:Tensor) -> Tensor: # (R, N, q) each
 @dataclass(frozen=True)
 class Pass:
     "What a forward pass leaves for the losses."
-    image:Tensor; alpha:Tensor # (B, V, H, W, 3) rendered, not clamped; (B, V, H, W)
-    truth:Tensor; truth_alpha:Tensor # of the target views, on white
-    xyz:Tensor=None; o:Tensor=None; d:Tensor=None # (B, V_in, N, 3) the pixels' Gaussians and rays, for the place terms
+    image:Tensor
+    alpha:Tensor # (B, V, H, W, 3) rendered, not clamped; (B, V, H, W)
+    truth:Tensor
+    truth_alpha:Tensor # of the target views, on white
+    xyz:Tensor=None
+    o:Tensor=None
+    d:Tensor=None # (B, V_in, N, 3) the pixels' Gaussians and rays, for the place terms
     input_alpha:Tensor=None # (B, V_in, N)
-    raw:Tensor=None; before:Tensor=None # (R, N, q) the decoders' outputs for the replayed samples, now and before the run; None where there are none
+    raw:Tensor=None
+    before:Tensor=None # (R, N, q) the decoders' outputs for the replayed samples, now and before the run; None where there are none
     replayed:Tensor=None # (B,) bool
 
 def shown_part(p:Pass) -> Pass:
@@ -150,7 +169,8 @@ def weights_at(s:LossSettings, step:int, l2_warmup:int=0) -> dict: # name: weigh
 class Losses(nn.Module):
     "`Losses(settings)(forward pass, step) -> {loss, …}`: the weighted sum and its parts."
     def __init__(self, s:LossSettings=LossSettings(), l2_warmup:int=0): # passes
-        super().__init__(); self.s, self.l2_warmup = s, l2_warmup
+        super().__init__()
+        self.s, self.l2_warmup = s, l2_warmup
         for weight, path, key in ((s.perceptual_loss_weight, s.vgg_weights, "vgg_weights"), (s.lpips_loss_weight, s.lpips_weights, "lpips_weights")):
             if weight and not path: raise ValueError(f"training.losses.{key} should name a file: its term has weight {weight:g}, and weights are never downloaded")
         self.perceptual = Perceptual(s.vgg_weights) if s.perceptual_loss_weight else None
@@ -160,7 +180,8 @@ class Losses(nn.Module):
     def needs_points(self) -> bool: return bool(self.s.pixelalign_loss_weight or self.s.pointsdist_loss_weight or self.s.warmup_pointsdist)
 
     def terms(self, p:Pass) -> dict: # name: function of nothing
-        s, r, t = self.s, p.image.clamp(0, 1) if self.s.clamp_rendering else p.image, p.truth; m = p.truth_alpha > .5
+        s, r, t = self.s, p.image.clamp(0, 1) if self.s.clamp_rendering else p.image, p.truth
+        m = p.truth_alpha > .5
         return dict(l2=lambda: l2_loss(r, t, m if s.masked_l2_loss else None), ssim=lambda: ssim_loss(r, t, m if s.masked_ssim_loss else None), lpips=lambda: self.lpips(r, t), perceptual=lambda: self.perceptual(r, t),
                     pixelalign=lambda: pixelalign_loss(p.xyz, p.o, p.d, p.input_alpha if s.masked_pixelalign_loss else None), pointsdist=lambda: pointsdist_loss(p.xyz, p.o),
                     background=lambda: background_loss(r, m, s.background_color_target), alpha=lambda: (p.alpha - p.truth_alpha).square().mean(), distill=lambda: p.image.new_zeros(()) if p.raw is None else distill_loss(p.raw, p.before))
@@ -168,7 +189,8 @@ class Losses(nn.Module):
     def forward(self, p:Pass, step:int=0, share:tuple=(1., 1.)) -> dict: # loss, l2 and every term with a weight; `share` of several processes: of `mask_shares`
         w = weights_at(self.s, step, self.l2_warmup)
         if w["distill"] and p.raw is not None: p, w = shown_part(p), w if not p.replayed.all() else {k: x*(k == "distill") for k, x in w.items()}
-        f = self.terms(p); part = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
+        f = self.terms(p)
+        part = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
         parts = {k: f[k]()*part.get(k, 1.) for k in w if w[k] or k == "l2"} # l2 always: it keeps every weight in the graph, and is what runs are compared by
         return dict(loss=sum(w[k]*v for k, v in parts.items()), **parts)
 

@@ -29,8 +29,10 @@ def video_frames(
 ): # yields (H, W, 3) uint8
     "The frames of a video in order of presentation; ValueError where one is missing or damaged."
     with _video(path) as f:
-        stream, pts = f.streams.video[0], _stamps(f, path); i = 0
-        f.seek(pts[0] if pts else 0, stream=stream); stream.thread_type = "AUTO"
+        stream, pts = f.streams.video[0], _stamps(f, path)
+        i = 0
+        f.seek(pts[0] if pts else 0, stream=stream)
+        stream.thread_type = "AUTO"
         for x in f.decode(stream):
             if i >= len(pts) or x.pts != pts[i] or x.is_corrupt: raise ValueError(f"{path}: frame {i} of {len(pts)} cannot be decoded, the file is damaged there")
             if i % every == 0: yield x.to_ndarray(format="rgb24")
@@ -55,7 +57,9 @@ def write_mask_video(
     with av.open(str(path), "w", options=dict(movflags="+faststart")) as f:
         s = f.add_stream("libx264", rate=rate, options=dict(crf="6", preset="veryfast", g="60"))
         for m in masks:
-            if not sums: s.height, s.width = m.shape; s.pix_fmt = "yuv420p" if m.shape[0] % 2 == m.shape[1] % 2 == 0 else "yuv444p"
+            if not sums:
+                s.height, s.width = m.shape
+                s.pix_fmt = "yuv420p" if m.shape[0] % 2 == m.shape[1] % 2 == 0 else "yuv444p"
             sums.append(zlib.crc32(np.packbits(m)))
             f.mux(s.encode(av.VideoFrame.from_ndarray(np.where(m, np.uint8(255), np.uint8(0)), format="gray")))
         if sums: f.mux(s.encode())
@@ -88,9 +92,12 @@ def _steady(x, blocks) -> np.ndarray: # (H, W, 3) uint8
 
 def _filled(picture, hole) -> np.ndarray:
     "The picture with the hole inpainted from its rim, at a quarter of the size."
-    cv2 = _cv2(); known = (~hole).astype(np.float32); h, w = hole.shape
+    cv2 = _cv2()
+    known = (~hole).astype(np.float32)
+    h, w = hole.shape
     small = lambda a: cv2.resize(a, (max(w//4, 8), max(h//4, 8)), interpolation=cv2.INTER_AREA)
-    a = small(known); x = small(picture*known[..., None])/np.maximum(a, 1e-3)[..., None]
+    a = small(known)
+    x = small(picture*known[..., None])/np.maximum(a, 1e-3)[..., None]
     return cv2.resize(cv2.inpaint(x.clip(0, 255).astype(np.uint8), (a < .1).astype(np.uint8), 3, cv2.INPAINT_TELEA), (w, h), interpolation=cv2.INTER_LINEAR)
 
 # %% ../nbs/05b_masks.ipynb #ed5d4c2f
@@ -110,9 +117,13 @@ def _agreeing(x, tolerance) -> np.ndarray: # (S, P) float32
 
 def _costs(x, guess, where, rarity, rough, animal) -> np.ndarray: # (S, H, W) float32
     "The cost of each sample as the plate, averaged over neighbours inside `where`."
-    cv2 = _cv2(); n = max(3, _odd(9, 2*where.shape[1])); weight = np.maximum(cv2.blur(where.astype(np.float32), (n, n)), 1e-6); out = np.empty((len(x), *where.shape), np.float32)
+    cv2 = _cv2()
+    n = max(3, _odd(9, 2*where.shape[1]))
+    weight = np.maximum(cv2.blur(where.astype(np.float32), (n, n)), 1e-6)
+    out = np.empty((len(x), *where.shape), np.float32)
     for k in range(len(x)):
-        c = np.zeros(where.shape, np.float32); v = x[k][where]
+        c = np.zeros(where.shape, np.float32)
+        v = x[k][where]
         c[where] = _most(cv2.absdiff(v, guess[where]))/rough + rarity[k] + (0 if animal is None else animal[_cell(v)])
         out[k] = cv2.blur(c, (n, n))/weight
     return out
@@ -133,9 +144,14 @@ def _box(mask, margin) -> tuple:
 
 def _thresholds(samples, plate, keep, noise) -> np.ndarray:
     "Three and a half times the mean difference of what belongs to the plate, no less than `noise`, no more than four times the usual."
-    cv2 = _cv2(); b = _blurred(plate); total, count = (np.zeros(plate.shape[:2], np.float32) for _ in range(2))
-    for x, k in zip(samples, keep): total += _differs(_blurred(x), b)*k; count += k
-    d = cv2.blur(total/np.maximum(count, 1), (9, 9)); usual = max(noise, 3.5*float(np.median(d)))
+    cv2 = _cv2()
+    b = _blurred(plate)
+    total, count = (np.zeros(plate.shape[:2], np.float32) for _ in range(2))
+    for x, k in zip(samples, keep):
+        total += _differs(_blurred(x), b)*k
+        count += k
+    d = cv2.blur(total/np.maximum(count, 1), (9, 9))
+    usual = max(noise, 3.5*float(np.median(d)))
     return np.clip(3.5*d, usual, 4*usual)
 
 NOISE = 8. # codecs leave differences as large as this
@@ -145,9 +161,16 @@ def background_of(
     rounds:int=3, # of guess and choice
 ) -> Background:
     "The plate behind whatever moves."
-    cv2 = _cv2(); S, H, W, _ = samples.shape; blocks = np.median([_blocks(x) for x in samples], 0); samples = np.stack([_steady(x, blocks) for x in samples]); median = np.sort(samples, 0)[S//2]
-    off = np.stack([_most(cv2.absdiff(x, median)) for x in samples]); tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
-    step = max(1, W//512); changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), _disk(5)) > 0; del off
+    cv2 = _cv2()
+    S, H, W, _ = samples.shape
+    blocks = np.median([_blocks(x) for x in samples], 0)
+    samples = np.stack([_steady(x, blocks) for x in samples])
+    median = np.sort(samples, 0)[S//2]
+    off = np.stack([_most(cv2.absdiff(x, median)) for x in samples])
+    tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
+    step = max(1, W//512)
+    changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), _disk(5)) > 0
+    del off
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
     if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds, noise)
     return Background(plate, changed, unseen, _thresholds(samples, plate, keep, noise))
@@ -155,31 +178,47 @@ def background_of(
 # %% ../nbs/05b_masks.ipynb #c0ad8857
 def _plate(samples, median, changed, tolerance, step, rounds, noise):
     "The plate, where it is a guess, and the samples (S, H, W) which it is made of."
-    cv2 = _cv2(); box = _box(changed, 16*step); full = lambda a: np.repeat(np.repeat(a, step, -2), step, -1)[..., :changed.shape[0], :changed.shape[1]]
-    where, x = changed[::step, ::step], samples[:, ::step, ::step]; rarity = -np.log(_agreeing(x[:, where], tolerance)); rarity -= rarity.min(0)
-    near = (cv2.dilate(changed.astype(np.uint8), _disk(41)) > 0) & ~changed; near = near if near.any() else ~changed if not changed.all() else changed
+    cv2 = _cv2()
+    box = _box(changed, 16*step)
+    full = lambda a: np.repeat(np.repeat(a, step, -2), step, -1)[..., :changed.shape[0], :changed.shape[1]]
+    where, x = changed[::step, ::step], samples[:, ::step, ::step]
+    rarity = -np.log(_agreeing(x[:, where], tolerance))
+    rarity -= rarity.min(0)
+    near = (cv2.dilate(changed.astype(np.uint8), _disk(41)) > 0) & ~changed
+    near = near if near.any() else ~changed if not changed.all() else changed
     rough = 4 + np.abs(median.astype(np.float32) - cv2.GaussianBlur(median, (0, 0), 15))[near].mean()
     plate, unseen, animal = median, changed, None
     for _ in range(rounds):
-        guess = _filled(plate, unseen); costs = _costs(x, guess[::step, ::step], where, rarity, rough, animal); best = costs.min(0)
-        keep = np.where(changed, full((costs < best + .5).astype(np.uint8)), 1); unseen = changed & full(best > 4)
+        guess = _filled(plate, unseen)
+        costs = _costs(x, guess[::step, ::step], where, rarity, rough, animal)
+        best = costs.min(0)
+        keep = np.where(changed, full((costs < best + .5).astype(np.uint8)), 1)
+        unseen = changed & full(best > 4)
         total = sum(k[..., None]*s for k, s in zip(keep.astype(np.float32), samples))/keep.sum(0, dtype=np.float32)[..., None]
-        plate = np.where(changed[..., None], total.round().astype(np.uint8), median); plate = np.where(unseen[..., None], _filled(plate, unseen), plate)
+        plate = np.where(changed[..., None], total.round().astype(np.uint8), median)
+        plate = np.where(unseen[..., None], _filled(plate, unseen), plate)
         rough_one = Background(plate, changed, unseen, _thresholds(samples[::4], plate, keep[::4], noise))
-        seen = np.concatenate([s[foreground(s, rough_one)] for s in samples[::4]]); animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
+        seen = np.concatenate([s[foreground(s, rough_one)] for s in samples[::4]])
+        animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
     return plate, unseen, keep
 
 # %% ../nbs/05b_masks.ipynb #24660b10
 def _shadow(x, b, window) -> np.ndarray: # (H, W) bool
     "Where the picture is the plate, only darker."
     cv2 = _cv2()
-    bb = _dot(b, b); r = _dot(x, b)/bb; theta = np.sqrt(np.maximum(_dot(x, x)/bb - r*r, 0))/np.maximum(r, .05)
-    lr = np.log((x[..., 0] + x[..., 1] + x[..., 2])/(b[..., 0] + b[..., 1] + b[..., 2])); mean = cv2.blur(lr, (window, window)); var = np.maximum(cv2.blur(lr*lr, (window, window)) - mean*mean, 0)
+    bb = _dot(b, b)
+    r = _dot(x, b)/bb
+    theta = np.sqrt(np.maximum(_dot(x, x)/bb - r*r, 0))/np.maximum(r, .05)
+    lr = np.log((x[..., 0] + x[..., 1] + x[..., 2])/(b[..., 0] + b[..., 1] + b[..., 2]))
+    mean = cv2.blur(lr, (window, window))
+    var = np.maximum(cv2.blur(lr*lr, (window, window)) - mean*mean, 0)
     return (r > .3) & (r < 1.02) & ((theta/.045)**2 + var/.25**2 < 1)
 
 def _clean(m, width) -> np.ndarray: # (H, W) bool
     "Specks off, gaps closed, small parts dropped, holes filled."
-    cv2 = _cv2(); m = m.astype(np.uint8); opened, closed = _disk(_odd(3, width)), _disk(max(3, _odd(9, width)))
+    cv2 = _cv2()
+    m = m.astype(np.uint8)
+    opened, closed = _disk(_odd(3, width)), _disk(max(3, _odd(9, width)))
     m = cv2.morphologyEx(cv2.morphologyEx(m, cv2.MORPH_OPEN, opened), cv2.MORPH_CLOSE, closed)
     n, parts, stats, _ = cv2.connectedComponentsWithStats(m)
     if n == 1: return m > 0
@@ -189,7 +228,8 @@ def _clean(m, width) -> np.ndarray: # (H, W) bool
 
 def _region(frame, bg) -> tuple:
     "Slices around all that differs, from a quarter-size look; None where nothing does."
-    cv2 = _cv2(); small = lambda a: cv2.resize(a, None, fx=1/4, fy=1/4, interpolation=cv2.INTER_AREA)
+    cv2 = _cv2()
+    small = lambda a: cv2.resize(a, None, fx=1/4, fy=1/4, interpolation=cv2.INTER_AREA)
     box = _box(_most(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)/2, 5)
     return box and tuple(slice(4*s.start, 4*s.stop) for s in box)
 
@@ -202,18 +242,25 @@ def foreground(
     return _levels(_steady(frame, _blocks(bg.plate)), bg, (level,))[0]
 
 def _levels(frame, bg, levels) -> list:
-    cv2 = _cv2(); box, W = _region(frame, bg), frame.shape[1]; out = [np.zeros(frame.shape[:2], bool) for _ in levels]
+    cv2 = _cv2()
+    box, W = _region(frame, bg), frame.shape[1]
+    out = [np.zeros(frame.shape[:2], bool) for _ in levels]
     if box is None: return out
-    x, b, t = _blurred(frame[box]), _blurred(bg.plate[box]), bg.threshold[box]; d = np.where(_shadow(x, b, max(3, _odd(7, W))), 0, _differs(x, b)); near = cv2.dilate(d, _disk(max(3, _odd(5, W))))
+    x, b, t = _blurred(frame[box]), _blurred(bg.plate[box]), bg.threshold[box]
+    d = np.where(_shadow(x, b, max(3, _odd(7, W))), 0, _differs(x, b))
+    near = cv2.dilate(d, _disk(max(3, _odd(5, W))))
     for m, level in zip(out, levels): m[box] = _clean((d > level*t) & (d > .5*near), W)
     return out
 
 # %% ../nbs/05b_masks.ipynb #38ce86f1
 def _edges(frame, plate, mask) -> float:
     "The share of the outline at which the picture has a stronger edge than the plate."
-    cv2 = _cv2(); box = _box(mask, 4)
+    cv2 = _cv2()
+    box = _box(mask, 4)
     if box is None: return 0.
-    m = mask[box].astype(np.uint8); rim = m - cv2.erode(m, _disk(3)); strength = lambda x: cv2.dilate(_most(cv2.morphologyEx(_blurred(x[box]), cv2.MORPH_GRADIENT, _disk(3))), _disk(3))
+    m = mask[box].astype(np.uint8)
+    rim = m - cv2.erode(m, _disk(3))
+    strength = lambda x: cv2.dilate(_most(cv2.morphologyEx(_blurred(x[box]), cv2.MORPH_GRADIENT, _disk(3))), _disk(3))
     return float((strength(frame) > strength(plate))[rim > 0].mean())
 
 def _facts(m) -> dict:
@@ -225,21 +272,26 @@ LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
 
 def _look(frame, bg) -> tuple: # (H, W) bool, facts
     "The mask of a frame, and what there is to doubt it by."
-    cv2 = _cv2(); frame = _steady(frame, _blocks(bg.plate)); m, loose, strict = _levels(frame, bg, LEVELS); small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
+    cv2 = _cv2()
+    frame = _steady(frame, _blocks(bg.plate))
+    m, loose, strict = _levels(frame, bg, LEVELS)
+    small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
     elsewhere = (_most(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), _disk(9))) == 0)
     return m, dict(_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=max(float(elsewhere.mean()), restless if (restless := float(bg.changed.mean())) > .5 else 0.))
 
 # %% ../nbs/05b_masks.ipynb #46240098
 def _steps(area) -> np.ndarray: # (N,) in (0, 1]
     "How the areas compare with the median of their five neighbours; 1 where nothing jumps, 0 where nothing is."
-    a = np.asarray(area, float); near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(a, 2, mode="edge"), 5), 1)
+    a = np.asarray(area, float)
+    near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(a, 2, mode="edge"), 5), 1)
     return np.where(a > 0, np.minimum(a, near)/np.maximum(np.maximum(a, near), 1), 0)
 
 def confidence_of(
     facts:list, # one dict per frame
 ) -> np.ndarray: # (N,) in [0, 1]
     "A guess of each mask's IoU with the truth; of masks from elsewhere, only how steady their areas are."
-    get = lambda k, default: np.array([f.get(k, default) for f in facts], float); step = _steps(get("area", 0))
+    get = lambda k, default: np.array([f.get(k, default) for f in facts], float)
+    step = _steps(get("area", 0))
     return get("stable", 1)*get("edges", 1)*np.where(step > .8, 1, step)*(step > 0)*np.clip(1 - 2*(get("elsewhere", 0) - .05), 0, 1)
 
 DOUBT = .8
@@ -252,12 +304,21 @@ def _reason(f, step) -> str:
 # %% ../nbs/05b_masks.ipynb #3a6dd7c8
 def _crossing(masks, cams, point, pixels=150, seed=0) -> np.ndarray: # (V, V)
     "For cameras i, j the share of pixels in mask i whose line in picture j crosses mask j; 1 where the line is outside the picture."
-    V, H, W = masks.shape; rng = np.random.default_rng(seed); out = np.ones((V, V)); grown = np.stack([_cv2().dilate(m.astype(np.uint8), _disk(_odd(7, W))) for m in masks]) > 0
+    V, H, W = masks.shape
+    rng = np.random.default_rng(seed)
+    out = np.ones((V, V))
+    grown = np.stack([_cv2().dilate(m.astype(np.uint8), _disk(_odd(7, W))) for m in masks]) > 0
     for i in range(V):
-        ys, xs = np.nonzero(masks[i]); pick = rng.integers(len(ys), size=pixels); c = cams[i]; uv1 = torch.tensor(np.stack([xs[pick] + .5, ys[pick] + .5, np.ones(pixels)], 1))
-        d = uv1 @ torch.linalg.inv(c.K[0] @ c.R[0]).T; far = (point - c.centers[0]) @ c.R[0, 2]
+        ys, xs = np.nonzero(masks[i])
+        pick = rng.integers(len(ys), size=pixels)
+        c = cams[i]
+        uv1 = torch.tensor(np.stack([xs[pick] + .5, ys[pick] + .5, np.ones(pixels)], 1))
+        d = uv1 @ torch.linalg.inv(c.K[0] @ c.R[0]).T
+        far = (point - c.centers[0]) @ c.R[0, 2]
         p = c.centers[0] + d[:, None]*(far*torch.linspace(.6, 1.4, 160, dtype=torch.float64))[None, :, None]
-        uv = cams.project(p.reshape(-1, 3)).reshape(V, pixels, -1, 2).floor().long().numpy(); inside = ((uv >= 0) & (uv < [W, H])).all(-1); u, v = uv[..., 0].clip(0, W - 1), uv[..., 1].clip(0, H - 1)
+        uv = cams.project(p.reshape(-1, 3)).reshape(V, pixels, -1, 2).floor().long().numpy()
+        inside = ((uv >= 0) & (uv < [W, H])).all(-1)
+        u, v = uv[..., 0].clip(0, W - 1), uv[..., 1].clip(0, H - 1)
         for j in range(V): out[i, j] = ((grown[j][v[j], u[j]] & inside[j]).any(1) | ~inside[j].any(1)).mean()
     return out
 
@@ -266,7 +327,11 @@ def cross_check(
     cams, # V Cameras
 ) -> tuple: # agreement (V,), residual of the centroids in pixels
     "How well each camera's mask is borne out by the others."
-    cams = cams.to(torch.float64); a = torch.from_numpy(masks).float(); t = triangulate(Views(a[..., None].expand(-1, -1, -1, 3), a, cams)); M = _crossing(masks, cams, t.point); M[np.diag_indices(len(M))] = np.nan
+    cams = cams.to(torch.float64)
+    a = torch.from_numpy(masks).float()
+    t = triangulate(Views(a[..., None].expand(-1, -1, -1, 3), a, cams))
+    M = _crossing(masks, cams, t.point)
+    M[np.diag_indices(len(M))] = np.nan
     return np.minimum(np.nanmedian(M, 1), np.nanmedian(M, 0)), t.residual_px
 
 # %% ../nbs/05b_masks.ipynb #515dc615
@@ -297,7 +362,8 @@ def _ranges(frames) -> str: # 3, 7-9
 
 @patch
 def __str__(self:MaskReport):
-    n = len(self.confidence); why = {}
+    n = len(self.confidence)
+    why = {}
     for i, reason in self.doubts.items(): why.setdefault(reason, []).append(i)
     parts = [f"{'confidence' if self.made else 'steadiness of the area'} {np.median(self.confidence):.2f}", *([f"{self.agreement:.0%} borne out by the other cameras"] if self.agreement is not None else [])]
     text = f"camera {self.camera}: {self.sure} ({', '.join(parts)}); " + (f"{len(self.doubts)} of {n} frames doubtful: " + "; ".join(f"{_ranges(f)} {r}" for r, f in why.items()) if why else f"none of {n} frames doubtful")
@@ -305,7 +371,8 @@ def __str__(self:MaskReport):
 
 def summary(reports) -> str:
     "One sentence per camera, and what to do where one is not to be trusted."
-    lines = [str(r) for r in reports]; r = reports[0].residual_px
+    lines = [str(r) for r in reports]
+    r = reports[0].residual_px
     lines.append(f"rays through the masks' centroids meet within {r:.1f} px (median)" if r is not None else f"no calibration could be used, so the cameras were not compared with each other")
     if any(r.sure == "unsure" for r in reports): lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, or masks of another tool, will help")
     return "\n".join(lines)
@@ -321,13 +388,16 @@ def _into(folder:Path, overwrite):
         if not folder.is_dir() or any(not re.fullmatch(OURS, p.name) for p in folder.iterdir()): raise ValueError(f"{folder} holds more than masks, so it was not replaced; {listing(folder)}")
     part, old = (folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}{end}") for end in ("", ".old"))
     try:
-        part.mkdir(parents=True); yield part
+        part.mkdir(parents=True)
+        yield part
         if folder.exists(): folder.rename(old)
         try: part.rename(folder)
         except OSError:
             if old.exists(): old.rename(folder)
             raise
-    finally: shutil.rmtree(part, ignore_errors=True); shutil.rmtree(old, ignore_errors=True)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
 
 def _rate(path) -> Fraction:
     with _video(path) as f: return f.streams.video[0].average_rate or Fraction(100)
@@ -336,9 +406,14 @@ def _segmented(video, out, samples, noise, bar) -> list: # facts per frame
     "Write one camera's masks."
     n = _video_size(video)[2]
     if n < 8: raise ValueError(f"{video}: it has {n} frames, and at least 8 are needed to tell an animal from its background")
-    bg = background_of(np.stack(list(video_frames(video, -(-n//samples)))), noise); facts = []
+    bg = background_of(np.stack(list(video_frames(video, -(-n//samples)))), noise)
+    facts = []
     def masks():
-        for x in video_frames(video): m, f = _look(x, bg); facts.append(f); bar.update(); yield m
+        for x in video_frames(video):
+            m, f = _look(x, bg)
+            facts.append(f)
+            bar.update()
+            yield m
     write_mask_video(out, masks(), _rate(video))
     if not any(f["area"] for f in facts): raise ValueError(f"{video}: nothing stands out in its {n} frames ({bg.changed.mean():.0%} of the picture is not at rest; an animal that stays, or a camera that moves), so no mask can be made; give masks of another tool")
     return facts
@@ -351,7 +426,8 @@ def _compared(path, part, videos, n) -> tuple: # {camera: agreement}, residual
     if len(rig) != len(videos) or len(rig) < 3: return {}, None
     found = []
     for i in np.linspace(0, n - 1, min(LOOKS, n)).round().astype(int):
-        masks = np.stack([_binary(decode_frame(part/f"{c}.mp4", int(i))) for c in videos]); masks = rig.undistort(torch.from_numpy(masks).float()[..., None])[..., 0].numpy() > .5
+        masks = np.stack([_binary(decode_frame(part/f"{c}.mp4", int(i))) for c in videos])
+        masks = rig.undistort(torch.from_numpy(masks).float()[..., None])[..., 0].numpy() > .5
         if not masks.any((1, 2)).all(): continue
         try: found.append(cross_check(masks, rig.cameras))
         except ValueError: found.append((np.zeros(len(rig)), np.inf))        # rays that meet behind a camera: nothing agrees
@@ -359,9 +435,11 @@ def _compared(path, part, videos, n) -> tuple: # {camera: agreement}, residual
 
 def _reports(path, part, videos, facts, made) -> list:
     "Judge all cameras, write masks.json and masks.png."
-    agreement, residual = _compared(path, part, videos, min(map(len, facts.values()))); reports = []
+    agreement, residual = _compared(path, part, videos, min(map(len, facts.values())))
+    reports = []
     for n, f in facts.items():
-        c = confidence_of(f); step = _steps([x["area"] for x in f])
+        c = confidence_of(f)
+        step = _steps([x["area"] for x in f])
         reports.append(MaskReport(n, c, {int(i): _reason(f[i], step[i]) for i in np.flatnonzero(c < DOUBT)}, sum(x["border"] > 0 for x in f), made, agreement.get(n), residual))
     rounded = lambda f: {k: round(v, 4) for k, v in f.items()}
     (part/"masks.json").write_text(json.dumps([dict(camera=r.camera, sure=r.sure, sentence=str(r), made=made, agreement=r.agreement and round(float(r.agreement), 4), residual_px=r.residual_px and round(r.residual_px, 2),
@@ -381,23 +459,32 @@ def make_masks(
     if source is not None: return import_masks(recording, source, out, overwrite)
     if not 0 < threshold < 255: raise ValueError(f"the threshold should lie between 0 and 255 levels, got {threshold}")
     if samples < 8: raise ValueError(f"at least 8 samples are needed to tell an animal from its background, got {samples}")
-    path = Path(recording); home, place = _layout(path); videos = _numbered(home); _cv2(); total = sum(_video_size(v)[2] for v in videos.values())
+    path = Path(recording)
+    home, place = _layout(path)
+    videos = _numbered(home)
+    _cv2()
+    total = sum(_video_size(v)[2] for v in videos.values())
     with _into(Path(out) if out else place, overwrite) as part, tqdm(total=total, desc="masks", unit=" frames") as bar:
         return _reports(path, part, videos, {n: _segmented(v, part/f"{n}.mp4", samples, threshold, bar) for n, v in videos.items()}, True)
 
 # %% ../nbs/05b_masks.ipynb #31929785
 def _outlined(picture, mask, side, doubtful) -> Image.Image:
     "The picture, fitted into side × side, with the mask's outline."
-    k = side/max(picture.shape[:2]); fit = (max(1, round(picture.shape[1]*k)), max(1, round(picture.shape[0]*k))); x = np.array(Image.fromarray(picture).resize(fit)); m = np.array(Image.fromarray(mask).resize(fit, Image.NEAREST)).astype(np.uint8)
+    k = side/max(picture.shape[:2])
+    fit = (max(1, round(picture.shape[1]*k)), max(1, round(picture.shape[0]*k)))
+    x = np.array(Image.fromarray(picture).resize(fit))
+    m = np.array(Image.fromarray(mask).resize(fit, Image.NEAREST)).astype(np.uint8)
     x[(_cv2().dilate(m, _disk(3)) - m) > 0] = (255, 60, 40) if doubtful else (60, 255, 60)
-    out = Image.new("RGB", (side, side), "white"); out.paste(Image.fromarray(x), (0, 0))
+    out = Image.new("RGB", (side, side), "white")
+    out.paste(Image.fromarray(x), (0, 0))
     return out
 
 def _close(mask) -> tuple:
     "Slices of a square around the mask; the whole picture where it is empty."
     box = _box(mask, 0)
     if box is None: return slice(None), slice(None)
-    half = int(.65*max(s.stop - s.start for s in box)) + 8; ys, xs = (((s.start + s.stop)//2) for s in box)
+    half = int(.65*max(s.stop - s.start for s in box)) + 8
+    ys, xs = (((s.start + s.stop)//2) for s in box)
     return slice(max(ys - half, 0), ys + half), slice(max(xs - half, 0), xs + half)
 
 def contact_sheet(
@@ -408,19 +495,27 @@ def contact_sheet(
 ) -> Image.Image:
     "Pictures with outlines, the least sure first."
     from PIL import ImageDraw
-    sheet = Image.new("RGB", (6*side, len(reports)*(side + 14)), "white"); draw = ImageDraw.Draw(sheet)
+    sheet = Image.new("RGB", (6*side, len(reports)*(side + 14)), "white")
+    draw = ImageDraw.Draw(sheet)
     for row, r in enumerate(reports):
-        blocks = np.array_split(np.arange(len(r.confidence)), min(5, len(r.confidence))); worst = sorted((int(b[r.confidence[b].argmin()]) for b in blocks), key=lambda i: r.confidence[i])
+        blocks = np.array_split(np.arange(len(r.confidence)), min(5, len(r.confidence)))
+        worst = sorted((int(b[r.confidence[b].argmin()]) for b in blocks), key=lambda i: r.confidence[i])
         for col, i in enumerate([worst[0], *worst]):
-            picture, mask = decode_frame(videos[r.camera], i), _binary(decode_frame(Path(folder)/f"{r.camera}.mp4", i)); s = _close(mask) if col else (slice(None), slice(None)); at = col*side, row*(side + 14)
-            sheet.paste(_outlined(picture[s], mask[s], side - 4, i in r.doubts), (at[0], at[1] + 14)); draw.text((at[0] + 2, at[1] + 1), f"camera {r.camera} ({r.sure}), frame {i}: {r.confidence[i]:.2f}" if not col else f"frame {i}: {r.confidence[i]:.2f}", fill="black")
+            picture, mask = decode_frame(videos[r.camera], i), _binary(decode_frame(Path(folder)/f"{r.camera}.mp4", i))
+            s = _close(mask) if col else (slice(None), slice(None))
+            at = col*side, row*(side + 14)
+            sheet.paste(_outlined(picture[s], mask[s], side - 4, i in r.doubts), (at[0], at[1] + 14))
+            draw.text((at[0] + 2, at[1] + 1), f"camera {r.camera} ({r.sure}), frame {i}: {r.confidence[i]:.2f}" if not col else f"frame {i}: {r.confidence[i]:.2f}", fill="black")
     return sheet
 
 # %% ../nbs/05b_masks.ipynb #09031e78
 def _place(name:str, only=None) -> tuple: # camera, frame
     "Which camera's which frame a file shows, by its name; `only` is the camera where there is but one."
-    *folders, stem = PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts; said = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
-    rest = stem.replace(said[0], " ", 1) if said else stem; frame = re.findall(r"\d{1,18}", rest); above = [n[-1] for f in folders if (n := re.findall(r"\d{1,9}", f))]
+    *folders, stem = PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts
+    said = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
+    rest = stem.replace(said[0], " ", 1) if said else stem
+    frame = re.findall(r"\d{1,18}", rest)
+    above = [n[-1] for f in folders if (n := re.findall(r"\d{1,9}", f))]
     camera = int(said[1]) if said else int(above[-1]) if above else only
     if camera is None or not frame: raise ValueError(f"{name}: a camera's and a frame's number were looked for in the name, as in cam_0/frame_000012.png")
     return camera, int(frame[-1])
@@ -428,7 +523,8 @@ def _place(name:str, only=None) -> tuple: # camera, frame
 def _placed(items, only) -> dict: # {camera: {frame: item}}
     out = {}
     for name, item in items:
-        c, f = _place(name, only); frames = out.setdefault(c, {})
+        c, f = _place(name, only)
+        frames = out.setdefault(c, {})
         if f in frames: raise ValueError(f"{name}: camera {c} has a second mask for frame {f}")
         frames[f] = item
     return out
@@ -451,7 +547,8 @@ def read_png(path, width:int, height:int) -> np.ndarray: # (H, W) bool
 
 def read_mask_folder(folder, only=None) -> dict: # {camera: {frame: path}}
     "The PNG masks below a folder, by the numbers in their names."
-    folder = Path(folder); files = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".png")
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".png")
     if not files: raise FileNotFoundError(f"{folder}: masks as PNG (cam_0/frame_000000.png) or COCO JSON were looked for; {listing(folder)}")
     return _placed(((p.relative_to(folder).as_posix(), p) for p in files), only)
 
@@ -462,10 +559,12 @@ def _runs(text:str) -> list:
     for ch in text:
         c = ord(ch) - 48
         if not 0 <= c < 64 or shift > 30: raise ValueError(f"{ch!r} does not belong into compressed run lengths")
-        x |= (c & 31) << shift; shift += 5
+        x |= (c & 31) << shift
+        shift += 5
         if c & 32: continue
         if c & 16: x -= 1 << shift
-        runs.append(x + (runs[-2] if len(runs) > 2 else 0)); x, shift = 0, 0
+        runs.append(x + (runs[-2] if len(runs) > 2 else 0))
+        x, shift = 0, 0
     if shift: raise ValueError("the compressed run lengths break off")
     return runs
 
@@ -476,7 +575,8 @@ def decode_rle(
     "The mask in COCO's run lengths; ValueError unless they fill exactly width × height pixels."
     if not isinstance(rle, dict) or "counts" not in rle: raise ValueError(f"run lengths (size, counts) were expected, found {'polygons' if isinstance(rle, list) else type(rle).__name__}")
     if list(rle.get("size") or ()) != [height, width]: raise ValueError(f"the run lengths are for {str(rle.get('size'))[:40]} (height, width), the video is {[height, width]}")
-    counts = rle["counts"]; most = height*width + 1
+    counts = rle["counts"]
+    most = height*width + 1
     if not isinstance(counts, (str, list)) or len(counts) > 7*most: raise ValueError(f"counts should be a list of whole numbers or a compressed string, found {type(counts).__name__} of {len(counts) if hasattr(counts, '__len__') else 1}")
     runs = _runs(counts) if isinstance(counts, str) else counts
     if not all(type(c) is int and 0 <= c < most for c in runs): raise ValueError("a run length is no whole number, is negative, or longer than the picture")
@@ -498,7 +598,9 @@ def _coco_images(path, data) -> dict: # id: (file name, run lengths)
 
 def read_coco(path, only=None) -> dict: # {camera: {frame: list of run lengths}}
     "The masks in a COCO JSON, or in a folder of one JSON per camera (cam_0.json), by the numbers in the pictures' names."
-    path = Path(path); files = sorted(path.glob("*.json")) if path.is_dir() else [path]; items = []
+    path = Path(path)
+    files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    items = []
     for f in files:
         try: data = json.loads(read_bytes(f))
         except (ValueError, RecursionError) as e: raise ValueError(f"{f}: no readable JSON ({str(e)[:80]})") from None
@@ -508,7 +610,8 @@ def read_coco(path, only=None) -> dict: # {camera: {frame: list of run lengths}}
 # %% ../nbs/05b_masks.ipynb #daa60d9c
 def _in_order(found, n, where) -> list:
     "The items of frames 0 … n - 1, or of 1 … n; ValueError with the first gap."
-    first = 1 if 0 not in found and n in found else 0; wanted = range(first, first + n)
+    first = 1 if 0 not in found and n in found else 0
+    wanted = range(first, first + n)
     if gone := [i for i in wanted if i not in found]: raise ValueError(f"{where}: a mask for frame {gone[0]} was looked for ({len(gone)} of {n} are missing), there are {len(found)}, from {min(found)} to {max(found)}")
     if len(found) > n: raise ValueError(f"{where}: {len(found)} masks, but the video has {n} frames")
     return [found[i] for i in wanted]
@@ -531,11 +634,21 @@ def import_masks(
     overwrite:bool=False, # replace masks that are there
 ) -> list: # of MaskReport, one per camera
     "Masks of another tool, in the recording's layout: all of them, or nothing."
-    path = Path(recording); home, place = _layout(path); videos = _numbered(home); found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None); _cv2()
+    path = Path(recording)
+    home, place = _layout(path)
+    videos = _numbered(home)
+    found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None)
+    _cv2()
     if set(found) != set(videos): raise ValueError(f"{source}: masks of cameras {', '.join(map(str, videos))} were looked for, found {', '.join(map(str, sorted(found))) or 'none'}")
-    sizes = {c: _video_size(v) for c, v in videos.items()}; items = {c: _in_order(found[c], sizes[c][2], f"{source}, camera {c}") for c in videos}; facts = {c: [] for c in videos}
+    sizes = {c: _video_size(v) for c, v in videos.items()}
+    items = {c: _in_order(found[c], sizes[c][2], f"{source}, camera {c}") for c in videos}
+    facts = {c: [] for c in videos}
     def masks(c):
-        for i, item in enumerate(items[c]): m = _decoded(item, *sizes[c][:2], f"{source}, camera {c}, frame {i}"); facts[c].append(_facts(m)); bar.update(); yield m
+        for i, item in enumerate(items[c]):
+            m = _decoded(item, *sizes[c][:2], f"{source}, camera {c}, frame {i}")
+            facts[c].append(_facts(m))
+            bar.update()
+            yield m
     with _into(Path(out) if out else place, overwrite) as part, tqdm(total=sum(map(len, items.values())), desc="masks", unit=" frames") as bar:
         for c in videos: write_mask_video(part/f"{c}.mp4", masks(c), _rate(videos[c]))
         return _reports(path, part, videos, facts, False)

@@ -49,10 +49,14 @@ class GSLRMConfig:
         if not 0 <= self.sh_degree <= 3: raise ValueError(f"sh_degree goes from 0 to 3, got {self.sh_degree}")
 
     @property
-    def in_channels(self) -> int: "Colour and ray channels of a pixel: 9, or 12 with rays='both'."; return 3 + RAY_CHANNELS[self.rays]
+    def in_channels(self) -> int:
+        "Colour and ray channels of a pixel: 9, or 12 with rays='both'."
+        return 3 + RAY_CHANNELS[self.rays]
 
     @property
-    def n_out(self) -> int: "q, raw numbers of a Gaussian: 14 for sh_degree 0."; return 3 + 3*(self.sh_degree + 1)**2 + 3 + 4 + 1
+    def n_out(self) -> int:
+        "q, raw numbers of a Gaussian: 14 for sh_degree 0."
+        return 3 + 3*(self.sh_degree + 1)**2 + 3 + 4 + 1
 
 # %% ../nbs/09_model.ipynb #3d68d19b
 def n_parameters(c:GSLRMConfig) -> int:
@@ -97,7 +101,8 @@ def from_yaml(cls:GSLRMConfig,
     if missing := [k for k in [*_YAML, "image_tokenizer.in_channels"] if k not in m]: raise ValueError(f"{path}: the model section lacks {', '.join(missing)}")
     if unknown := sorted(m.keys() - _YAML.keys() - _YAML_OPTIONAL.keys() - _YAML_OTHER): raise ValueError(f"{path}: unknown keys in the model section: {', '.join(unknown)}")
     if m.get("gaussians.upsampler.upsample_factor", 1) != 1: raise ValueError(f"{path}: gaussians.upsampler.upsample_factor is {m['gaussians.upsampler.upsample_factor']}, only 1 exists")
-    names = {**_YAML, **_YAML_OPTIONAL}; fields = {names[k]: v for k, v in m.items() if k in names}
+    names = {**_YAML, **_YAML_OPTIONAL}
+    fields = {names[k]: v for k, v in m.items() if k in names}
     if wrong := [f"{k} {m[k]!r}" for k, f in names.items() if k in m and not _fits(m[k], getattr(cls, f))]: raise ValueError(f"{path}: not of the kind expected: {', '.join(wrong)}")
     if m.get("clip_xyz") and "inference" not in whole: raise ValueError(f"{path}: clip_xyz is on but there is no `inference` section, on whose truth it depends (the original stops here)")
     rays = "nearest" if m.get("use_custom_plucker") else "both" if m.get("use_aug_plucker") else "moment"
@@ -141,7 +146,9 @@ class RigRays:
     width:int # of the pictures
     height:int
 
-    def to(self, *args, **kwargs) -> RigRays: "On another device."; return replace(self, **{k: getattr(self, k).to(*args, **kwargs) for k in ("features", "o", "d")})
+    def to(self, *args, **kwargs) -> RigRays:
+        "On another device."
+        return replace(self, **{k: getattr(self, k).to(*args, **kwargs) for k in ("features", "o", "d")})
 
 def rig_rays(
     cams:Cameras, # (B, V) cameras, model units
@@ -198,7 +205,9 @@ class TransformerLayer(nn.Module):
 # %% ../nbs/09_model.ipynb #aebc8ae1
 class FreeDecoder(nn.Module):
     "Free token → one Gaussian."
-    def __init__(self, d, n_out): super().__init__(); self.layernorm, self.linear = nn.LayerNorm(d, bias=False), nn.Linear(d, n_out, bias=False)
+    def __init__(self, d, n_out):
+        super().__init__()
+        self.layernorm, self.linear = nn.LayerNorm(d, bias=False), nn.Linear(d, n_out, bias=False)
     def forward(self, x): return self.linear(self.layernorm(x))
 
 class GSLRM(nn.Module):
@@ -208,7 +217,8 @@ class GSLRM(nn.Module):
         grad_checkpoint_every:int=0, # layers whose activations are recomputed together in the backward pass; 0 keeps all of them
     ):
         super().__init__()
-        c = self.config = config; self.grad_checkpoint_every = grad_checkpoint_every
+        c = self.config = config
+        self.grad_checkpoint_every = grad_checkpoint_every
         self.gaussian_position_embeddings = nn.Parameter(torch.empty(c.n_gaussians, c.d))
         if c.refsrc_marker: self.view_type_embeddings = nn.Parameter(torch.empty(2, c.d))
         self.patch_embedder = nn.Sequential(nn.Identity(), nn.Linear(c.patch_size**2*c.in_channels, c.d, bias=False)) # place 0: `posed_patches`, without parameters
@@ -290,7 +300,8 @@ def forward(self:GSLRM,
     keep:dict=None, # receives intermediate tensors
 ) -> Gaussians: # batched, B × (G + V·H·W)
     "One Gaussian per input pixel, and a few free ones."
-    c = self.config; rig = cameras if isinstance(cameras, RigRays) else rig_rays(cameras, c)
+    c = self.config
+    rig = cameras if isinstance(cameras, RigRays) else rig_rays(cameras, c)
     _checked(images, rig, len(rig.o), c)
     rows = posed_patches(images, rig, c.patch_size)
     raw = self.raw_gaussians(self.trunk(rows, rig.views, keep))
@@ -306,7 +317,9 @@ def stages(self:GSLRM,
     cameras:Cameras, # (B, V)
 ) -> dict: # posed_images, ray_d_cam (of the first view), tok_*, raw_gaussians, xyz, features, scaling, rotation, opacity, act_*, pixelalign_xyz, img_tokens
     "Named intermediate tensors, in the shapes and under the names of the parity fixtures and of the original's outputs."
-    keep, c = {}, self.config; g = self(images, cameras, keep); last = f"tok_after_block{c.n_layer - 1}" if c.n_layer else "tok_after_input_ln"
+    keep, c = {}, self.config
+    g = self(images, cameras, keep)
+    last = f"tok_after_block{c.n_layer - 1}" if c.n_layer else "tok_after_input_ln"
     first = replace(cameras, K=cameras.K[:1, :1].double(), w2c=cameras.w2c[:1, :1])
     return {**keep, "posed_images": keep["posed_images"].permute(0, 1, 4, 2, 3), "tok_patch_embed": keep["tok_patch_embed"].unflatten(1, (images.shape[1], -1)).flatten(0, 1),
             "ray_d_cam": normalize(camera_rays(first), dim=-1).permute(0, 1, 4, 2, 3).float(), "act_scaling": g.scales, "act_rotation": normalize(g.quats, dim=-1), "act_opacity": g.opacities[..., None],

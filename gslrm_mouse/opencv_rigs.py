@@ -25,13 +25,17 @@ def text_of(data:bytes, name:str) -> str:
 
 def _stored(rig:Cameras, where) -> tuple: # K from the first pixel centre at 0, w2c, coefficients, names
     "What a format of the OpenCV family holds of a rig; ValueError for a skew, which OpenCV does not know."
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c)); K[:, :2, 2] -= .5
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
+    K[:, :2, 2] -= .5
     if K[:, 0, 1].any(): raise ValueError(f"{where} holds no skew, camera {np.abs(K[:, 0, 1]).argmax()} has one; undistort the pictures and write `rig.cameras`")
     d = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 5))
     return K, w2c, d, tuple(getattr(rig, "names", ()) or (f"cam{i}" for i in range(len(K))))
 
 # %% ../nbs/01e_opencv_rigs.ipynb #01699c79
-def knows_anipose(data:bytes) -> bool: "Whether the bytes are a TOML with cameras of Anipose."; return all(re.search(rb"(?m)^[ \t]*%b[ \t]*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
+def knows_anipose(data:bytes) -> bool:
+    "Whether the bytes are a TOML with cameras of Anipose."
+    return all(re.search(rb"(?m)^[ \t]*%b[ \t]*=" % k, data[:MOST_TEXT]) for k in (b"matrix", b"rotation", b"translation"))
 
 def _toml(data, name) -> dict:
     try:
@@ -43,10 +47,12 @@ def _toml(data, name) -> dict:
 # %% ../nbs/01e_opencv_rigs.ipynb #2a176eaf
 def read_anipose(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of an Anipose calibration's bytes."
-    tables = _toml(data, name); cams = [tables[k] for k in by_number(tables) if isinstance(tables[k], dict) and k != "metadata"]
+    tables = _toml(data, name)
+    cams = [tables[k] for k in by_number(tables) if isinstance(tables[k], dict) and k != "metadata"]
     for i, c in enumerate(cams):
         if gone := {"matrix", "rotation", "translation"} - set(c): raise ValueError(f"{name}, camera {i}: {', '.join(sorted(gone))} missing, found {', '.join(c)[:200]}")
-    where = [f"{name}, camera {i}" for i in range(len(cams))]; models = {"fisheye" if c.get("fisheye") else "opencv" for c in cams}
+    where = [f"{name}, camera {i}" for i in range(len(cams))]
+    models = {"fisheye" if c.get("fisheye") else "opencv" for c in cams}
     if len(models) > 1: raise ValueError(f"{name}: the cameras should have lenses of one kind, found fisheye and others")
     sizes = [tuple(c["size"]) if isinstance(c["size"], list) and len(c["size"]) == 2 else (c["size"], None) for c in cams if c.get("size") is not None]
     if len(sizes) not in (0, len(cams)): raise ValueError(f"{name}: {len(sizes)} of {len(cams)} cameras hold the size of their pictures")
@@ -57,7 +63,8 @@ def read_anipose(data:bytes, name:str, width=None, height=None, unit=None) -> Ri
 # %% ../nbs/01e_opencv_rigs.ipynb #d6ed3a8d
 def anipose_bytes(rig:Cameras) -> bytes:
     "The bytes of an Anipose calibration."
-    K, w2c, d, names = _stored(rig, "an Anipose calibration"); fisheye = getattr(rig, "lens", None) is not None and rig.lens.model == "fisheye"
+    K, w2c, d, names = _stored(rig, "an Anipose calibration")
+    fisheye = getattr(rig, "lens", None) is not None and rig.lens.model == "fisheye"
     tables = [dict(name=n, size=[rig.width, rig.height], matrix=k.tolist(), distortions=c.tolist(), rotation=vector_of(m[:3, :3]).tolist(), translation=m[:3, 3].tolist(), **(dict(fisheye=True) if fisheye else {}))
               for k, m, c, n in zip(K, w2c, d, names)]
     return "\n".join(f"[cam_{i}]\n" + "".join(f"{k} = {json.dumps(v)}\n" for k, v in t.items()) for i, t in enumerate(tables)).encode()   # TOML writes strings, numbers and lists as JSON does
@@ -69,7 +76,8 @@ def _opencv_matrix(m) -> np.ndarray:
     "The array of a `rows, cols, dt, data` mapping, or of OpenCV 5's `sizes, dt, data` for one dimension."
     try:
         shape = [int(n) for n in (_numbers(m["sizes"]) if "sizes" in m else (m["rows"], m["cols"]))]
-        data = _numbers(m["data"]); channels = int(re.match(r"\d{0,2}", str(m.get("dt", "")).strip('"'))[0] or 1)
+        data = _numbers(m["data"])
+        channels = int(re.match(r"\d{0,2}", str(m.get("dt", "")).strip('"'))[0] or 1)
     except (TypeError, ValueError, OverflowError, KeyError): raise ValueError(f"a matrix should have rows and cols (or sizes) and numbers as data, found {str(m)[:80]}") from None
     shape = shape + [channels]*(channels > 1)
     if min(shape, default=0) < 0 or len(shape) > 4 or math.prod(shape) != len(data): raise ValueError(f"a matrix of {' × '.join(map(str, shape))} should hold as many numbers, found {len(data)}")
@@ -82,7 +90,8 @@ for _tag in "opencv-matrix", "opencv-nd-matrix": _OpenCVLoader.add_constructor(f
 # %% ../nbs/01e_opencv_rigs.ipynb #d7812e69
 def read_yaml(data:bytes, name:str):
     "What a YAML of OpenCV holds: numbers, text, matrices, lists, mappings; ValueError for anything else."
-    text = re.sub(r"\A%YAML[: ][\d.]+[^\n]*\n?", "", text_of(data, name)); depth = 0
+    text = re.sub(r"\A%YAML[: ][\d.]+[^\n]*\n?", "", text_of(data, name))
+    depth = 0
     try:
         for e in yaml.parse(text, Loader=_OpenCVLoader):
             depth += isinstance(e, (yaml.MappingStartEvent, yaml.SequenceStartEvent)) - isinstance(e, (yaml.MappingEndEvent, yaml.SequenceEndEvent))
@@ -136,8 +145,13 @@ def _opencv_cameras(c, name) -> dict: # name: mapping with the keys of OPENCV_KE
         if wrong := [k for k, v in items.items() if not isinstance(v, dict)]: raise ValueError(f"{name}: camera {wrong[0][:40]} should be a mapping")
         return {k: shared | one(v) for k, v in items.items()}
     numbers = sorted({int(m[1]) for k in c if (m := re.fullmatch(rf"(?:{'|'.join(OPENCV_KEYS['K'])})_?(\d{{1,4}})", str(k)))})
-    cams = {str(n): shared | one(c, n) for n in numbers}; R, T = _pick(c, "R") if _pick(c, "R") is not None else _pick(c, "rvec"), _pick(c, "T")
-    if len(cams) == 2 and R is not None and T is not None: a, b = cams.values(); a.update(R=np.eye(3), T=np.zeros(3)); b.update(R=R, T=T); [x.pop("rvec", None) for x in (a, b)]
+    cams = {str(n): shared | one(c, n) for n in numbers}
+    R, T = _pick(c, "R") if _pick(c, "R") is not None else _pick(c, "rvec"), _pick(c, "T")
+    if len(cams) == 2 and R is not None and T is not None:
+        a, b = cams.values()
+        a.update(R=np.eye(3), T=np.zeros(3))
+        b.update(R=R, T=T)
+        [x.pop("rvec", None) for x in (a, b)]
     return cams
 
 # %% ../nbs/01e_opencv_rigs.ipynb #21dfaae5
@@ -159,9 +173,12 @@ def _opencv_rig(cams, name, width, height, unit) -> Rig:
     for n, c in cams.items():
         if "K" not in c: raise ValueError(f"{name}: camera {n} has no matrix; {', '.join(OPENCV_KEYS['K'])} were looked for, found {', '.join(c)[:200]}")
     if not cams: raise ValueError(f"{name}: no camera matrix; {', '.join(OPENCV_KEYS['K'])} were looked for, alone or with a number")
-    where = [f"{name}, camera {i}" for i in range(len(cams))]; C = list(cams.values()); whole = lambda x: int(x) if re.fullmatch(r"\d{1,9}\.?0*", str(x)) else x
+    where = [f"{name}, camera {i}" for i in range(len(cams))]
+    C = list(cams.values())
+    whole = lambda x: int(x) if re.fullmatch(r"\d{1,9}\.?0*", str(x)) else x
     K = [matrix((k.reshape(3, 3) if (k := _array(c["K"], w, "the camera matrix")).shape == (9,) else k).tolist(), (3, 3), w, "the camera matrix") for c, w in zip(C, where)]
-    sizes = [(whole(c["width"]), whole(c["height"])) for c in C if "width" in c and "height" in c]; kinds = {bool(c.get("fisheye")) for c in C}
+    sizes = [(whole(c["width"]), whole(c["height"])) for c in C if "width" in c and "height" in c]
+    kinds = {bool(c.get("fisheye")) for c in C}
     if len(sizes) not in (0, len(C)) or len(kinds) > 1: raise ValueError(f"{name}: {len(sizes)} of {len(C)} cameras hold the size of their pictures" if len(kinds) == 1 else f"{name}: the cameras should have lenses of one kind, found fisheye and others")
     D = [vector(_array(c["D"], w, "the distortion").tolist() if "D" in c else (), w, "the distortion") for c, w in zip(C, where)]
     return make_rig(K, [_opencv_pose(c, w) for c, w in zip(C, where)], picture_size(sizes, width, height, name), 0., "lab", name, "OpenCV", D, "fisheye" if kinds == {True} else "opencv", [c.get("name", n) for n, c in cams.items()], unit)
@@ -199,7 +216,8 @@ def _number(x) -> str: return f"{x:.17e}"
 # %% ../nbs/01e_opencv_rigs.ipynb #b15c099b
 def opencv_bytes(rig:Cameras, xml:bool=False) -> bytes:
     "The bytes of a YAML (or XML) with all cameras of the rig."
-    K, w2c, d, names = _stored(rig, "OpenCV's file"); fisheye = getattr(rig, "lens", None) is not None and rig.lens.model == "fisheye"
+    K, w2c, d, names = _stored(rig, "OpenCV's file")
+    fisheye = getattr(rig, "lens", None) is not None and rig.lens.model == "fisheye"
     if odd := [n for n in names if not re.fullmatch(r"[\w .+-]+", n)]: raise ValueError(f"names in OpenCV's file should hold letters, digits and . + - only, found {odd[0][:40]!r}")
     cams = [dict(name=f"{n}", camera_matrix=k, distortion_coefficients=c[None], R=m[:3, :3], T=m[:3, 3:], **(dict(fisheye_model=1) if fisheye else {})) for k, m, c, n in zip(K, w2c, d, names)]
     if xml: return f'<?xml version="1.0"?>\n<opencv_storage>\n{_xml("image_width", rig.width)}\n{_xml("image_height", rig.height)}\n<cameras>\n'.encode() + "".join("<_>" + "\n".join(_xml(k, f'"{v}"' if k == "name" else v) for k, v in c.items()) + "</_>\n" for c in cams).encode() + b"</cameras>\n</opencv_storage>\n"

@@ -97,7 +97,9 @@ def _listed(rig):
     return [rig[k] for k in (sorted(rig, key=lambda k: int(str(k))) if numbered else rig)]
 
 # %% ../nbs/01c_pickles.ipynb #c72c0d70
-def knows_mammal(data:bytes) -> bool: "Whether the bytes are a pickle with a key `K`, so that it may be a rig."; return data[:1] == b"\x80" and re.search(rb"(?:X\x01\0\0\0|\x8c\x01|U\x01)K", data) is not None
+def knows_mammal(data:bytes) -> bool:
+    "Whether the bytes are a pickle with a key `K`, so that it may be a rig."
+    return data[:1] == b"\x80" and re.search(rb"(?:X\x01\0\0\0|\x8c\x01|U\x01)K", data) is not None
 
 def read_mammal(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a `new_cam.pkl`'s bytes."
@@ -108,7 +110,9 @@ def read_mammal(data:bytes, name:str, width=None, height=None, unit=None) -> Rig
 
 def mammal_bytes(rig:Cameras) -> bytes:
     "The bytes of a `new_cam.pkl`, with the names of NumPy 1.x, which both generations read."
-    lens = getattr(rig, "lens", None); K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c)); K[:, :2, 2] -= .5
+    lens = getattr(rig, "lens", None)
+    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
+    K[:, :2, 2] -= .5
     if lens and lens.model != "opencv": raise ValueError(f"a MAMMAL rig cannot hold a {lens.model} lens")
     more = [dict(dist=d) for d in lens.distortion.double().cpu().numpy()] if lens and lens.distortion.any() else [{}]*len(K)
     cameras = [dict(K=k, R=m[:3, :3].copy(), T=m[:3, 3:].copy(), **d) for k, m, d in zip(K, w2c, more)]

@@ -44,7 +44,8 @@ def targets_at(place:str) -> tuple: # as `target_modules` reads them
 def parameters_per_rank(place:str, config:GSLRMConfig) -> int:
     "How many numbers an adapter of rank 1 has there."
     with torch.device("meta"): model = GSLRM(config)
-    named = dict(model.named_modules()); return sum(named[n].in_features + named[n].out_features for n in target_modules(model, targets_at(place)))
+    named = dict(model.named_modules())
+    return sum(named[n].in_features + named[n].out_features for n in target_modules(model, targets_at(place)))
 
 def rank_for(place:str, config:GSLRMConfig, budget:int, most:int=64) -> int: # `most`: what a map can use at all
     "The rank that comes nearest to a number of parameters."
@@ -55,7 +56,10 @@ def rank_for(place:str, config:GSLRMConfig, budget:int, most:int=64) -> int: # `
 class Way:
     "One way to adapt the network to mice."
     place:str = "all layers" # of `PLACES` or `POLICIES`
-    rank:int = 8; lr:float = 1e-3; steps:int = 300; seed:int = 0
+    rank:int = 8
+    lr:float = 1e-3
+    steps:int = 300
+    seed:int = 0
     replay:float = 0. # share of samples
     distill:float = 0. # weight
     scenes:int = 60 # mice there are
@@ -82,7 +86,8 @@ def stops(s:Settings, checkpoint, cache, at): # yields (step, network in eval mo
     with tempfile.TemporaryDirectory() as d:
         for i, k in enumerate(at):
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()): kept = fit(s, Path(d)/"run", resume=i > 0, stop_at=k, cache=Path(cache)/"moments")
-            lines = [r for r in read_log(Path(d)/"run") if "event" not in r]; yield k, trained(kept)[0], sum(r["skipped"] for r in lines)/max(1, len(lines))
+            lines = [r for r in read_log(Path(d)/"run") if "event" not in r]
+            yield k, trained(kept)[0], sum(r["skipped"] for r in lines)/max(1, len(lines))
 
 # %% ../nbs/15g_places.ipynb #9777cd7d
 @lru_cache(maxsize=64)
@@ -94,8 +99,13 @@ def _mouse(i): return control_views(i)
 @torch.no_grad()
 def head_scores(model, n:int=16, elevation=(-5., 50.)) -> dict: # psnr, psnr_fg, iou, psnr_white: means over pictures
     "Novel views of held-out heads in canonical cameras, four views given."
-    size, records = model.config.image_size, []; device = next(model.parameters()).device
-    for i in range(n): v = _head(i, size, tuple(elevation)); c = v.cameras[:4]; g = model(v.images[None, :4].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0).to("cpu"); records.append(scored(g, v[4:]))
+    size, records = model.config.image_size, []
+    device = next(model.parameters()).device
+    for i in range(n):
+        v = _head(i, size, tuple(elevation))
+        c = v.cameras[:4]
+        g = model(v.images[None, :4].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0).to("cpu")
+        records.append(scored(g, v[4:]))
     return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
 
 def mouse_scores(model, domain:CameraDomain, scenes, way:str="choose distance") -> list[dict]: # scene, novel, sized, input
@@ -107,17 +117,21 @@ ASKED = dict(similarity="similarity", exact="choose distance") # of `zoom.WAYS`
 
 def followed(w:Way, checkpoint, cache, mice, heads:int=16, at=None) -> list[dict]: # `mice`: which are scored; `at`: updates, the last is the end
     "Train one way and score it: one record of facts, one of heads per stop, one per mouse."
-    config, domain = (x := read_card(checkpoint)).config, x.domain; out = []
+    config, domain = (x := read_card(checkpoint)).config, x.domain
+    out = []
     for k, model, skipped in stops(way_settings(w, config), checkpoint, cache, at or (w.steps,)): out.append(dict(kind="head", step=k, **head_scores(model, heads)))
     return [dict(kind="facts", **asdict(w), says=w.says, parameters=trained_numbers(w, config), skipped=skipped), *out, *(dict(kind="mouse", step=w.steps, **r) for r in mouse_scores(model, domain, mice, ASKED[w.method]))]
 
 def as_it_is(checkpoint, mice, heads:int=16, method:str="similarity") -> list[dict]:
     "The same of the network before anything."
-    model, card = load_checkpoint(checkpoint); return [dict(kind="facts", says="as it is", parameters=0, method=method), dict(kind="head", step=0, **head_scores(model, heads)), *(dict(kind="mouse", step=0, **r) for r in mouse_scores(model, card.domain, mice, ASKED[method]))]
+    model, card = load_checkpoint(checkpoint)
+    return [dict(kind="facts", says="as it is", parameters=0, method=method), dict(kind="head", step=0, **head_scores(model, heads)), *(dict(kind="mouse", step=0, **r) for r in mouse_scores(model, card.domain, mice, ASKED[method]))]
 
 def mean_of(records:list[dict], kind:str="mouse", part:str="novel") -> dict: # score: mean
     "Means of the last step."
-    rows = [r for r in records if r["kind"] == kind]; rows = [r for r in rows if r["step"] == max(x["step"] for x in rows)]; rows = [r.get(part, r) for r in rows]
+    rows = [r for r in records if r["kind"] == kind]
+    rows = [r for r in rows if r["step"] == max(x["step"] for x in rows)]
+    rows = [r.get(part, r) for r in rows]
     return {k: float(np.mean([r[k] for r in rows])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")}
 
 def worth(now:list[dict], before:list[dict]) -> float: # dB
@@ -129,117 +143,186 @@ PLAN = dict(places=list(PLACES), rates=[5e-4, 1.5e-3, 5e-3], policies={"full tun
 
 def searched(plan:dict, checkpoint, cache) -> list[dict]:
     "Records of the search, one per run; the finalists are marked. Each run is kept in the cache."
-    config = read_card(checkpoint).config; mice, mine = range(HELD_OUT, HELD_OUT + plan["mice"]), dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=plan["mice"], heads=plan["heads"])
+    config = read_card(checkpoint).config
+    mice, mine = range(HELD_OUT, HELD_OUT + plan["mice"]), dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=plan["mice"], heads=plan["heads"])
     kept = lambda name, make, **s: measured(Path(cache)/"places_tried.jsonl", Arm("tried", name, 0, {**mine, **s}), make)
-    start = kept("as it is", lambda: as_it_is(checkpoint, mice, plan["heads"]), method=Way.method); budget = lambda p: rank_for(p, config, plan["budget"])
+    start = kept("as it is", lambda: as_it_is(checkpoint, mice, plan["heads"]), method=Way.method)
+    budget = lambda p: rank_for(p, config, plan["budget"])
     def run(rung, place, rank, lr, steps):
-        w = Way(place, rank, lr, steps, scenes=plan["scenes"]); r = kept(w.says, lambda: followed(w, checkpoint, cache, mice, plan["heads"]), **asdict(w))
+        w = Way(place, rank, lr, steps, scenes=plan["scenes"])
+        r = kept(w.says, lambda: followed(w, checkpoint, cache, mice, plan["heads"]), **asdict(w))
         return dict(kind="tried", rung=rung, **{k: r[0][k] for k in ("place", "rank", "lr", "steps", "parameters", "skipped")}, mouse=mean_of(r), head=mean_of(r, "head"), worth=worth(r, start), finalist=0)
     first = [run("rates", p, budget(p) if p in PLACES else plan["rank"], lr, plan["steps"][0]) for p, rates in [*((p, plan["rates"]) for p in plan["places"]), *plan["policies"].items()] for lr in rates]
-    best = {p: max((r for r in first if r["place"] == p), key=lambda r: r["worth"]) for p in dict.fromkeys(r["place"] for r in first)}; order = sorted((r for p, r in best.items() if p in PLACES), key=lambda r: -r["worth"])
+    best = {p: max((r for r in first if r["place"] == p), key=lambda r: r["worth"]) for p in dict.fromkeys(r["place"] for r in first)}
+    order = sorted((r for p, r in best.items() if p in PLACES), key=lambda r: -r["worth"])
     half = sorted((run("longer", r["place"], r["rank"], r["lr"], plan["steps"][1]) for r in order[:max(plan["finalists"], (len(order) + 1)//2)]), key=lambda r: -r["worth"])
     for i, r in enumerate(half[:plan["finalists"]]): r["finalist"] = i + 1
-    same = [run("equal rank", p, plan["rank"], best[p]["lr"], plan["steps"][0]) for p in plan["places"]]; depth = [run("ranks", "all layers", k, best["all layers"]["lr"], plan["steps"][1]) for k in plan["ranks"]] if "all layers" in best else []
+    same = [run("equal rank", p, plan["rank"], best[p]["lr"], plan["steps"][0]) for p in plan["places"]]
+    depth = [run("ranks", "all layers", k, best["all layers"]["lr"], plan["steps"][1]) for k in plan["ranks"]] if "all layers" in best else []
     return [dict(kind="start", rung="start", mouse=mean_of(start), head=mean_of(start, "head")), *first, *half, *same, *depth]
 
 def way_of(what:str, found:list[dict], w:Way) -> Way: # `what`: "finalist 1", …, or a policy
     "`w` with the place, rank and rate that the search found."
     pick = [r for r in found if r["kind"] == "tried" and (f"finalist {r['finalist']}" == what or (r["rung"] == "rates" and r["place"] == what))]
     if not pick: raise ValueError(f"the search has no {what!r}; it tried {', '.join(dict.fromkeys(r['place'] for r in found if r['kind'] == 'tried'))}")
-    r = max(pick, key=lambda r: r["worth"]); return replace(w, place=r["place"], rank=r["rank"], lr=r["lr"])
+    r = max(pick, key=lambda r: r["worth"])
+    return replace(w, place=r["place"], rank=r["rank"], lr=r["lr"])
 
 # %% ../nbs/15g_places.ipynb #189dafe0
 CONTROLS = tuple((what, *how) for what in ("finalist 1", "full tuning") for how in ((.33, 0., "similarity"), (.33, .3, "similarity"), (0., 0., "exact"))) # what, replay, distill, method
 
 def place_arms(full:bool, checkpoint) -> list[Arm]:
     "The arms of the experiment: a short look with set ways, or the search and what it found."
-    n, heads = (12, 16) if full else (3, 4); about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=n, heads=heads); start = [Arm("places", "as it is" + ", exact camera"*(m == "exact"), 0, {**about, "kind": "start", "method": m}) for m in (ASKED if full else ("similarity",))]
+    n, heads = (12, 16) if full else (3, 4)
+    about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=n, heads=heads)
+    start = [Arm("places", "as it is" + ", exact camera"*(m == "exact"), 0, {**about, "kind": "start", "method": m}) for m in (ASKED if full else ("similarity",))]
     if not full:
         ways = (Way(lr=1.5e-3, steps=40, scenes=12), Way("LoRA + heads", 8, 5e-4, 40, scenes=12), Way("heads only", lr=5e-4, steps=40, scenes=12), Way("full tuning", lr=1e-4, steps=40, scenes=12))
         return [*start, *(Arm("places", w.place, 0, {**about, "kind": "run", "way": asdict(w)}) for w in ways)]
-    search = Arm("places", "search", 0, {**about, "kind": "search", "plan": PLAN}); whats = [*((w, 0., 0., "similarity") for w in (*(f"finalist {i + 1}" for i in range(PLAN["finalists"])), *POLICIES)), *CONTROLS]
+    search = Arm("places", "search", 0, {**about, "kind": "search", "plan": PLAN})
+    whats = [*((w, 0., 0., "similarity") for w in (*(f"finalist {i + 1}" for i in range(PLAN["finalists"])), *POLICIES)), *CONTROLS]
     name = lambda what, replay, distill, method: what + (f", {'distilled' if distill else 'replayed'}" if replay else "") + ", exact camera"*(method == "exact")
     return [*start, search, *(Arm("places", name(*x), seed, {**about, "kind": "run", "found": x[0], "way": asdict(Way(replay=x[1], distill=x[2], seed=seed, method=x[3])), "plan": PLAN}) for seed in range(3) for x in whats)]
 
 def run_place(arm:Arm, checkpoint, cache) -> list[dict]:
     "The records of an arm."
-    s = arm.settings; mice = range(s["mice"])
+    s = arm.settings
+    mice = range(s["mice"])
     if s["kind"] == "start": return as_it_is(checkpoint, mice, s["heads"], s["method"])
     if s["kind"] == "search": return searched(s["plan"], checkpoint, cache)
-    w = Way(**s["way"]); w = way_of(s["found"], searched(s["plan"], checkpoint, cache), w) if "found" in s else w
+    w = Way(**s["way"])
+    w = way_of(s["found"], searched(s["plan"], checkpoint, cache), w) if "found" in s else w
     return followed(w, checkpoint, cache, mice, s["heads"], sorted({max(1, w.steps//4), w.steps//2, w.steps}))
 
 # %% ../nbs/15g_places.ipynb #1b81daf6
 def groups(done:list[dict]) -> dict: # name: dict(says, parameters, gain {score: [per mouse and seed]}, cost [per seed], runs)
     "The finished runs by name, against the start; {} while there is no start."
-    starts = {x["settings"]["method"]: x["records"] for x in done if x["settings"]["kind"] == "start"}; out = {}
+    starts = {x["settings"]["method"]: x["records"] for x in done if x["settings"]["kind"] == "start"}
+    out = {}
     for x in done:
         if x["settings"]["kind"] != "run" or x["records"][0]["method"] not in starts: continue
-        r = x["records"]; start = starts[r[0]["method"]]; before, head = {m["scene"]: m for m in start if m["kind"] == "mouse"}, mean_of(start, "head"); g = out.setdefault(x["name"], dict(says=r[0]["says"], parameters=r[0]["parameters"], lr=r[0]["lr"], place=r[0]["place"], rank=r[0]["rank"], gain={k: [] for k in ("psnr", "psnr_fg", "iou")}, level={k: [] for k in ("psnr", "psnr_fg", "iou")}, cost=[], heads=[]))
+        r = x["records"]
+        start = starts[r[0]["method"]]
+        before, head = {m["scene"]: m for m in start if m["kind"] == "mouse"}, mean_of(start, "head")
+        g = out.setdefault(x["name"], dict(says=r[0]["says"], parameters=r[0]["parameters"], lr=r[0]["lr"], place=r[0]["place"], rank=r[0]["rank"], gain={k: [] for k in ("psnr", "psnr_fg", "iou")}, level={k: [] for k in ("psnr", "psnr_fg", "iou")}, cost=[], heads=[]))
         for m in r:
             if m["kind"] == "mouse": [(g["gain"][k].append(m["novel"][k] - before[m["scene"]]["novel"][k]), g["level"][k].append(m["novel"][k])) for k in g["gain"]]
-        g["cost"].append(mean_of(r, "head")["psnr"] - head["psnr"]); g["heads"].append([(0, head["psnr"]), *((m["step"], m["psnr"]) for m in r if m["kind"] == "head")])
+        g["cost"].append(mean_of(r, "head")["psnr"] - head["psnr"])
+        g["heads"].append([(0, head["psnr"]), *((m["step"], m["psnr"]) for m in r if m["kind"] == "head")])
     return out
 
 def net_worth(g:dict) -> float: return float(np.mean(g["gain"]["psnr"]) + np.mean(g["cost"]))
 
 def winner(done:list[dict], lora:bool=True) -> str: # name of a group, "" when there is none
     "The plain adapter that is worth most, without replay."
-    g = {k: v for k, v in groups(done).items() if "," not in k and (not lora or v["place"] in PLACES or k.startswith("finalist"))}; return max(g, key=lambda k: net_worth(g[k]), default="")
+    g = {k: v for k, v in groups(done).items() if "," not in k and (not lora or v["place"] in PLACES or k.startswith("finalist"))}
+    return max(g, key=lambda k: net_worth(g[k]), default="")
 
 # %% ../nbs/15g_places.ipynb #ae3b4889
 def place_table(done:list[dict]) -> str:
     "The groups as Markdown, best worth first."
-    cell = lambda x: f"{np.mean(x):+.2f} [{interval(x)[0]:+.2f}, {interval(x)[1]:+.2f}]"; g = groups(done)
+    cell = lambda x: f"{np.mean(x):+.2f} [{interval(x)[0]:+.2f}, {interval(x)[1]:+.2f}]"
+    g = groups(done)
     rows = [f"| {k}: {v['says']} | {v['lr']:g} | {v['parameters']:,} | {np.mean(v['level']['iou']):.3f} | {cell(v['gain']['psnr'])} | {cell(v['gain']['psnr_fg'])} | {np.mean(v['cost']):+.2f} | {net_worth(v):+.2f} | {len(v['cost'])} |" for k, v in sorted(g.items(), key=lambda q: -net_worth(q[1]))]
     return "\n".join(["| way | rate | numbers | mice: IoU | PSNR gained [dB] | foreground gained [dB] | heads [dB] | worth [dB] | seeds |", "|---|---|---|---|---|---|---|---|---|", *rows])
 
 def _pareto(done, file):
     import matplotlib.pyplot as plt
-    g = groups(done); fig, axs = plt.subplots(1, 2, figsize=(10, 3.8)); best = winner(done)
+    g = groups(done)
+    fig, axs = plt.subplots(1, 2, figsize=(10, 3.8))
+    best = winner(done)
     for ax, k, title in zip(axs, ("psnr", "iou"), ("mice, novel views: PSNR gained [dB]", "mice, novel views: IoU gained")):
         for i, (name, v) in enumerate(g.items()):
-            x, y = np.mean(v["cost"]), np.mean(v["gain"][k]); lo, hi = interval(v["gain"][k]); mark = "s" if v["place"] in POLICIES else "o"
-            ax.errorbar(x, y, [[y - lo], [hi - y]], fmt=mark, color=f"C{i % 10}", mfc="none" if "," in name else None, ms=9 if name == best else 6, lw=1, label=f"{v['says']}{' (winner)' if name == best else ''}"); ax.plot(v["cost"], [y]*len(v["cost"]), "|", color=f"C{i % 10}", ms=4)
-        ax.axvline(0, color="k", lw=.5); ax.axhline(0, color="k", lw=.5); ax.set_xlabel("heads, canonical cameras: change [dB]"); ax.set_ylabel(title, fontsize=8)
-    axs[1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1)); fig.tight_layout(); fig.savefig(file, dpi=110); plt.close(fig)
+            x, y = np.mean(v["cost"]), np.mean(v["gain"][k])
+            lo, hi = interval(v["gain"][k])
+            mark = "s" if v["place"] in POLICIES else "o"
+            ax.errorbar(x, y, [[y - lo], [hi - y]], fmt=mark, color=f"C{i % 10}", mfc="none" if "," in name else None, ms=9 if name == best else 6, lw=1, label=f"{v['says']}{' (winner)' if name == best else ''}")
+            ax.plot(v["cost"], [y]*len(v["cost"]), "|", color=f"C{i % 10}", ms=4)
+        ax.axvline(0, color="k", lw=.5)
+        ax.axhline(0, color="k", lw=.5)
+        ax.set_xlabel("heads, canonical cameras: change [dB]")
+        ax.set_ylabel(title, fontsize=8)
+    axs[1].legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    fig.tight_layout()
+    fig.savefig(file, dpi=110)
+    plt.close(fig)
 
 def _through(done, file):
     import matplotlib.pyplot as plt
     fig, ax = plt.subplots(figsize=(7, 3.2))
-    for i, (name, v) in enumerate(groups(done).items()): steps = [p[0] for p in v["heads"][0]]; ax.plot(steps, np.mean([[p[1] for p in h] for h in v["heads"]], 0), "o-" if "," not in name else "^:", color=f"C{i % 10}", ms=4, label=v["says"])
-    ax.set_xlabel("update"); ax.set_ylabel("heads, novel views: PSNR [dB]", fontsize=8); ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1)); fig.tight_layout(); fig.savefig(file, dpi=110); plt.close(fig)
+    for i, (name, v) in enumerate(groups(done).items()):
+        steps = [p[0] for p in v["heads"][0]]
+        ax.plot(steps, np.mean([[p[1] for p in h] for h in v["heads"]], 0), "o-" if "," not in name else "^:", color=f"C{i % 10}", ms=4, label=v["says"])
+    ax.set_xlabel("update")
+    ax.set_ylabel("heads, novel views: PSNR [dB]", fontsize=8)
+    ax.legend(fontsize=6, loc="upper left", bbox_to_anchor=(1, 1))
+    fig.tight_layout()
+    fig.savefig(file, dpi=110)
+    plt.close(fig)
 
 def _search_picture(found, file):
     import matplotlib.pyplot as plt
-    tried = [r for r in found if r["kind"] == "tried"]; best = lambda rung: {p: max((r for r in tried if r["rung"] == rung and r["place"] == p), key=lambda r: r["worth"]) for p in dict.fromkeys(r["place"] for r in tried if r["rung"] == rung)}
-    fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=[2, 1]); equal, rank = best("rates"), best("equal rank"); names = sorted(equal, key=lambda p: equal[p]["worth"]); y = np.arange(len(names))
-    a.barh(y + .2, [equal[p]["worth"] for p in names], .38, label=f"about equal numbers ({next(iter(equal.values()))['steps']} steps)"); a.barh([y[i] - .2 for i, p in enumerate(names) if p in rank], [rank[p]["worth"] for p in names if p in rank], .38, label="equal rank"); a.set_yticks(y, names, fontsize=7); a.legend(fontsize=6); a.set_xlabel("worth: mice + heads [dB]"); a.axvline(0, color="k", lw=.5)
-    ranks = sorted((r for r in tried if r["rung"] == "ranks"), key=lambda r: r["rank"]); start = next(r for r in found if r["kind"] == "start")
+    tried = [r for r in found if r["kind"] == "tried"]
+    best = lambda rung: {p: max((r for r in tried if r["rung"] == rung and r["place"] == p), key=lambda r: r["worth"]) for p in dict.fromkeys(r["place"] for r in tried if r["rung"] == rung)}
+    fig, (a, b) = plt.subplots(1, 2, figsize=(10, 3.4), width_ratios=[2, 1])
+    equal, rank = best("rates"), best("equal rank")
+    names = sorted(equal, key=lambda p: equal[p]["worth"])
+    y = np.arange(len(names))
+    a.barh(y + .2, [equal[p]["worth"] for p in names], .38, label=f"about equal numbers ({next(iter(equal.values()))['steps']} steps)")
+    a.barh([y[i] - .2 for i, p in enumerate(names) if p in rank], [rank[p]["worth"] for p in names if p in rank], .38, label="equal rank")
+    a.set_yticks(y, names, fontsize=7)
+    a.legend(fontsize=6)
+    a.set_xlabel("worth: mice + heads [dB]")
+    a.axvline(0, color="k", lw=.5)
+    ranks = sorted((r for r in tried if r["rung"] == "ranks"), key=lambda r: r["rank"])
+    start = next(r for r in found if r["kind"] == "start")
     for k in ("mouse", "head"): b.plot([r["rank"] for r in ranks], [r[k]["psnr"] - start[k]["psnr"] for r in ranks], "o-", ms=4, label={"mouse": "mice", "head": "heads"}[k])
-    b.set_xscale("log", base=2); b.set_xlabel("rank, all layers"); b.set_ylabel("change [dB]", fontsize=8); b.axhline(0, color="k", lw=.5); b.legend(fontsize=6); fig.tight_layout(); fig.savefig(file, dpi=110); plt.close(fig)
+    b.set_xscale("log", base=2)
+    b.set_xlabel("rank, all layers")
+    b.set_ylabel("change [dB]", fontsize=8)
+    b.axhline(0, color="k", lw=.5)
+    b.legend(fontsize=6)
+    fig.tight_layout()
+    fig.savefig(file, dpi=110)
+    plt.close(fig)
 
 def draw_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "The pictures of the experiment, as far as its arms are there."
-    folder, out = Path(folder), []; found = next((x["records"] for x in done if x["settings"]["kind"] == "search"), None)
-    if groups(done): _pareto(done, folder/"places_pareto.png"); out.append(("places_pareto.png", "What is gained on mice against what is lost on heads; bars: 95 % over mice and seeds, ticks: seeds. Squares: no adapters alone; hollow: with replayed or distilled samples."))
-    if found: _search_picture(found, folder/"places_search.png"); out.append(("places_search.png", "The search, one seed, short runs, on mice on which nothing is reported."))
-    if groups(done): _through(done, folder/"places_through.png"); out.append(("places_through.png", "Heads through every run."))
+    folder, out = Path(folder), []
+    found = next((x["records"] for x in done if x["settings"]["kind"] == "search"), None)
+    if groups(done):
+        _pareto(done, folder/"places_pareto.png")
+        out.append(("places_pareto.png", "What is gained on mice against what is lost on heads; bars: 95 % over mice and seeds, ticks: seeds. Squares: no adapters alone; hollow: with replayed or distilled samples."))
+    if found:
+        _search_picture(found, folder/"places_search.png")
+        out.append(("places_search.png", "The search, one seed, short runs, on mice on which nothing is reported."))
+    if groups(done):
+        _through(done, folder/"places_through.png")
+        out.append(("places_through.png", "Heads through every run."))
     return out
 
 # %% ../nbs/15g_places.ipynb #a28eff47
 def say_places(done:list[dict]) -> list[Finding]:
     "What the finished arms say of the note's open question, of forgetting, and of what helps against it."
-    g, best = groups(done), winner(done); out = []
+    g, best = groups(done), winner(done)
+    out = []
     if not best: return [Finding("can LoRA be applied to GS-LRM, and to which layers?", "no adapter was measured yet", "open", "the arms are not finished")]
     both = lambda k: f"{g[k]['says']}: mice {np.mean(g[k]['gain']['psnr']):+.2f} dB [{interval(g[k]['gain']['psnr'])[0]:+.2f}, {interval(g[k]['gain']['psnr'])[1]:+.2f}], heads {np.mean(g[k]['cost']):+.2f} dB"
-    rest = [k for k in g if k != best and "," not in k]; ahead = [k for k in rest if net_worth(g[k]) < net_worth(g[best])]
+    rest = [k for k in g if k != best and "," not in k]
+    ahead = [k for k in rest if net_worth(g[k]) < net_worth(g[best])]
     out.append(Finding("can LoRA be applied to GS-LRM, and to which layers?", "; ".join(map(both, [best, *sorted(rest, key=lambda k: -net_worth(g[k]))])), "answered" if interval(g[best]["gain"]["psnr"])[0] > 0 else "open", f"yes: {g[best]['says']} with {g[best]['parameters']:,} trained numbers is worth more (a dB of mice for a dB of heads) than {len(ahead)} of the {len(rest)} other ways" if interval(g[best]["gain"]["psnr"])[0] > 0 else "it can be applied, but in so few updates it gains nothing certain"))
     worst = min(("heads only", "full tuning"), key=lambda k: np.mean(g[k]["cost"]) if k in g else 9.)
-    if worst in g: cost = float(np.mean(g[worst]["cost"])); out.append(Finding("fine-tuning forgets (catastrophic forgetting)", "; ".join(both(k) for k in ("heads only", "full tuning") if k in g), "reproduced" if cost < -3 else "partly" if cost < -.5 else "not reproduced", "heads are lost while mice are learned" if cost <= -6 else "the heads fade, without a collapse" + ("" if np.mean(g[worst]["gain"]["psnr"]) > 0 else "; in so few updates the mice gain nothing for it")))
-    if "full tuning, exact camera" in g: more = {k: [*map(np.mean, (g[k]["gain"]["psnr"], g[k]["gain"]["iou"], g[k]["level"]["iou"]))] for k in (best, "full tuning", *(k for k in g if k.endswith("exact camera")))}; out.append(Finding("is it the camera or the animal that adapters learn?", "; ".join(f"{k}{', rig told as it is'*('exact' not in k)} {p:+.2f} dB, IoU {i:+.3f} to {l:.3f}" for k, (p, i, l) in more.items()), "answered", "told as it is, the rig leaves much to learn; through the exact camera little is left, and it starts higher" if more["full tuning, exact camera"][0] < more["full tuning"][0]/2 else "both"))
+    if worst in g:
+        cost = float(np.mean(g[worst]["cost"]))
+        out.append(Finding("fine-tuning forgets (catastrophic forgetting)", "; ".join(both(k) for k in ("heads only", "full tuning") if k in g), "reproduced" if cost < -3 else "partly" if cost < -.5 else "not reproduced", "heads are lost while mice are learned" if cost <= -6 else "the heads fade, without a collapse" + ("" if np.mean(g[worst]["gain"]["psnr"]) > 0 else "; in so few updates the mice gain nothing for it")))
+    if "full tuning, exact camera" in g:
+        more = {k: [*map(np.mean, (g[k]["gain"]["psnr"], g[k]["gain"]["iou"], g[k]["level"]["iou"]))] for k in (best, "full tuning", *(k for k in g if k.endswith("exact camera")))}
+        out.append(Finding("is it the camera or the animal that adapters learn?", "; ".join(f"{k}{', rig told as it is'*('exact' not in k)} {p:+.2f} dB, IoU {i:+.3f} to {l:.3f}" for k, (p, i, l) in more.items()), "answered", "told as it is, the rig leaves much to learn; through the exact camera little is left, and it starts higher" if more["full tuning, exact camera"][0] < more["full tuning"][0]/2 else "both"))
     controls = [k for k in g if k.endswith(("replayed", "distilled"))]
-    if controls: kept = max(controls, key=lambda k: net_worth(g[k])); plain = kept.split(",")[0]; out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
+    if controls:
+        kept = max(controls, key=lambda k: net_worth(g[k]))
+        plain = kept.split(",")[0]
+        out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
     return out
 
 EXPERIMENT_PLACES = Experiment("places", "Where in the network do adapters learn a mouse, and what do they forget?", place_arms, run_place, draw_places, say_places, place_table)

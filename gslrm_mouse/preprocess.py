@@ -34,9 +34,11 @@ FOREGROUND = 10/255 # the scripts' threshold of alpha
 
 def foreground(views:Views) -> tuple[Tensor, Tensor, Tensor]: # (V,) pixels, (V, 2) centre of mass, (V, 4) box x0 y0 x1 y1
     "Area, centre of mass and bounding box of each view's foreground, float64, pixels; ValueError for an empty one."
-    mask = views.alpha > FOREGROUND; h, w = mask.shape[1:]
+    mask = views.alpha > FOREGROUND
+    h, w = mask.shape[1:]
     if not (full := mask.flatten(1).any(1)).all(): raise ValueError(f"camera {full.long().argmin().item()}: the mask is empty (no alpha over 10 of 255), so it has no centre and no size")
-    y, x = torch.arange(h) + .5, torch.arange(w) + .5; area = mask.sum((1, 2)).double()
+    y, x = torch.arange(h) + .5, torch.arange(w) + .5
+    area = mask.sum((1, 2)).double()
     com = torch.stack([(mask*x).sum((1, 2)), (mask*y[:, None]).sum((1, 2))], -1).double()/area[:, None]
     ends = [m.any(i).nonzero()[[0, -1], 0] for m in mask for i in (0, 1)]                # columns, then rows
     box = torch.stack(ends).double().view(-1, 2, 2).mT + torch.tensor([[0.], [1.]])
@@ -55,7 +57,8 @@ class Documented(Prepared):
 def _pixel_info(before:Views, after:Views, s, ratio) -> dict:
     "`pixel_based_preprocessing` with its `view_stats`; places in pixels of the picture before and after."
     (area, com, box), (_, com1, _), size = foreground(before), foreground(after), after.cameras.width
-    mid = (box[:, :2] + box[:, 2:])/2; was, now = (size_ratios(v).tolist() for v in (before, after))
+    mid = (box[:, :2] + box[:, 2:])/2
+    was, now = (size_ratios(v).tolist() for v in (before, after))
     stats = [dict(view_idx=i, success=True, original_com=com[i].tolist(), original_bbox_center=mid[i].tolist(), com_bbox_diff=(com[i] - mid[i]).norm().item(), original_size_ratio=was[i],
                   scale_factor=s[i].item(), output_com=com1[i].tolist(), output_size_ratio=now[i]) for i in range(len(area))]
     return dict(pixel_based_preprocessing=dict(method="center_of_mass_and_pixel_scale", target_size_ratio=ratio, output_size=size, view_stats=stats))
@@ -70,7 +73,8 @@ def _stretched(views:Views, size:int) -> Views:
 
 def _about(views:Views, center:Tensor, distance:float) -> Similarity:
     "The similarity which puts `center` at the origin and the cameras at `distance` on average."
-    center = center.double(); mean = (views.cameras.centers.double() - center).norm(dim=-1).mean().item()
+    center = center.double()
+    mean = (views.cameras.centers.double() - center).norm(dim=-1).mean().item()
     s = distance/mean
     return Similarity(s, None, -s*center, views.cameras.unit, "model")
 
@@ -82,21 +86,27 @@ def in_millimetres(views:Views, domain:CameraDomain, center:Tensor=None) -> Prep
 
 def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> Prepared:
     "Each camera moved to the checkpoint's distance by itself, about the calibration's origin; rotation and K untouched (the fork's `normalize_camera_distance`)."
-    v = _stretched(views, domain.image_size); p = v.cameras.centers.double()
+    v = _stretched(views, domain.image_size)
+    p = v.cameras.centers.double()
     moved = p*(domain.middle_distance/p.norm(dim=-1, keepdim=True))
-    w2c = v.cameras.w2c.double().clone(); w2c[:, :3, 3] = -(w2c[:, :3, :3] @ moved[..., None])[..., 0]
-    factor = (moved.norm(dim=-1)/p.norm(dim=-1)); factor = factor/factor.mean()
+    w2c = v.cameras.w2c.double().clone()
+    w2c[:, :3, 3] = -(w2c[:, :3, :3] @ moved[..., None])[..., 0]
+    factor = (moved.norm(dim=-1)/p.norm(dim=-1))
+    factor = factor/factor.mean()
     return Prepared(replace(v, cameras=replace(v.cameras, w2c=w2c, unit="model")), fit_similarity(moved, p, "model", views.cameras.unit),
                     f"the cameras were scaled by different factors ({factor.min():.2f} to {factor.max():.2f} of their mean), which is no similarity: the views no longer agree on one object")
 
 def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> Prepared:
     "One similarity about the object, the true K of the stretched picture."
-    v = _stretched(views, domain.image_size); sim = _about(views, triangulate(views).point if center is None else center, domain.middle_distance)
+    v = _stretched(views, domain.image_size)
+    sim = _about(views, triangulate(views).point if center is None else center, domain.middle_distance)
     return Prepared(replace(v, cameras=sim.cameras(v.cameras)), sim.inverse, "nothing is broken: pixels, K and pose agree; K is not one the checkpoint has seen", exact=True)
 
 def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> Prepared:
     "As `similarity`, then K replaced by the checkpoint's without resampling a pixel."
-    p = similarity(views, domain, center); v = p.views; K = domain.K().to(v.cameras.K)
+    p = similarity(views, domain, center)
+    v = p.views
+    K = domain.K().to(v.cameras.K)
     ratio = (v.cameras.K[:, 0, 0]/K[0, 0]).mean()
     return Prepared(replace(v, cameras=replace(v.cameras, K=K.expand_as(v.cameras.K).clone())), p.back,
                     f"K says {K[0, 0]:.0f} px, the pixels were taken with {v.cameras.K[:, 0, 0].mean():.0f} × {v.cameras.K[:, 1, 1].mean():.0f}: every ray but the axis is off, by a factor of {ratio:.2f}")
@@ -109,15 +119,25 @@ def pixel_based(
 ) -> Prepared:
     "`center_of_mass_and_pixel_scale`: each view shifted to its centre of mass, scaled to one size ratio, K replaced."
     if as_was: return _pixel_based_as_was(views, domain, ratio)
-    size = domain.image_size; center = triangulate(views).point if center is None else center; sim = _about(views, center, domain.middle_distance)
-    area, com, _ = foreground(views); V = len(views)
+    size = domain.image_size
+    center = triangulate(views).point if center is None else center
+    sim = _about(views, center, domain.middle_distance)
+    area, com, _ = foreground(views)
+    V = len(views)
     s = ratio*size/area.sqrt()                                     # target pixels per source pixel
-    H = torch.zeros(V, 3, 3, dtype=torch.float64); H[:, 0, 0] = H[:, 1, 1] = 1/s; H[:, :2, 2] = com - size/2/s[:, None]; H[:, 2, 2] = 1
-    img, alpha = warp(views, H, size, size); K = domain.K(); cams = sim.cameras(views.cameras)
+    H = torch.zeros(V, 3, 3, dtype=torch.float64)
+    H[:, 0, 0] = H[:, 1, 1] = 1/s
+    H[:, :2, 2] = com - size/2/s[:, None]
+    H[:, 2, 2] = 1
+    img, alpha = warp(views, H, size, size)
+    K = domain.K()
+    cams = sim.cameras(views.cameras)
     if turned: cams = replace(cams, w2c=look_at(cams.centers.double(), torch.zeros(3, dtype=torch.float64)))
-    zoom = views.cameras.K[:, 0, 0].double()*s/K[0, 0].double(); z = zoom.mean().item()
+    zoom = views.cameras.K[:, 0, 0].double()*s/K[0, 0].double()
+    z = zoom.mean().item()
     stored = replace(cams, K=K.to(cams.K).expand(V, 3, 3).clone(), width=size, height=size)
-    back = sim.inverse @ Similarity(1/z, None, None, "model", "model"); after = Views(img, alpha, stored, views.names)
+    back = sim.inverse @ Similarity(1/z, None, None, "model", "model")
+    after = Views(img, alpha, stored, views.names)
     return Documented(after, back, zoom=tuple(zoom.tolist()), info=_pixel_info(views, after, s, ratio),
                       statement=f"each view was shifted and zoomed by its own factor ({zoom.min():.2f} to {zoom.max():.2f}) which neither K nor pose knows of: the views disagree on the object's place and size")
 
@@ -126,7 +146,9 @@ RECIPES = {"mm": in_millimetres, "per_camera": per_camera, "similarity": similar
 # %% ../nbs/07_preprocess.ipynb #bba0a832
 def _cropped(views:Views, size:int) -> Views:
     "The middle square of each picture in `size` × `size` pixels, K true to it."
-    c = views.cameras; side = min(c.width, c.height); off = torch.tensor([(c.width - side)/2, (c.height - side)/2], dtype=torch.float64)
+    c = views.cameras
+    side = min(c.width, c.height)
+    off = torch.tensor([(c.width - side)/2, (c.height - side)/2], dtype=torch.float64)
     return _affine(views, torch.full((len(views),), size/side).double(), off.expand(len(views), 2), torch.zeros(2).double(), size)
 
 def _affine(
@@ -135,14 +157,26 @@ def _affine(
     size:int, # of the square target
 ) -> Views:
     "Pictures shifted and scaled, K true to it: f' = s f, c' = s (c - src) + dst."
-    V = len(views); H = torch.zeros(V, 3, 3, dtype=torch.float64); H[:, 0, 0] = H[:, 1, 1] = 1/s; H[:, 2, 2] = 1; H[:, :2, 2] = src - dst/s[:, None]
-    img, alpha = warp(views, H, size, size); K = views.cameras.K.double().clone(); K[:, [0, 1], [0, 1]] *= s[:, None]; K[:, :2, 2] = (K[:, :2, 2] - src)*s[:, None] + dst
+    V = len(views)
+    H = torch.zeros(V, 3, 3, dtype=torch.float64)
+    H[:, 0, 0] = H[:, 1, 1] = 1/s
+    H[:, 2, 2] = 1
+    H[:, :2, 2] = src - dst/s[:, None]
+    img, alpha = warp(views, H, size, size)
+    K = views.cameras.K.double().clone()
+    K[:, [0, 1], [0, 1]] *= s[:, None]
+    K[:, :2, 2] = (K[:, :2, 2] - src)*s[:, None] + dst
     return Views(img, alpha, replace(views.cameras, K=K, width=size, height=size), views.names)
 
 def converted(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
     "`data_mouse` as `process_mouse_data.py` made it: middle square, world scaled about the calibration's origin, K replaced and no pixel resampled to it."
-    size = domain.image_size; v = _cropped(views, size); K = domain.K().double(); sim = _about(views, torch.zeros(3), domain.middle_distance)
-    f, c = v.cameras.K[:, 0, 0], v.cameras.K[:, :2, 2]; off = (c - K[:2, 2]).norm(dim=-1); away = (triangulate(views).point if center is None else center).norm().item()
+    size = domain.image_size
+    v = _cropped(views, size)
+    K = domain.K().double()
+    sim = _about(views, torch.zeros(3), domain.middle_distance)
+    f, c = v.cameras.K[:, 0, 0], v.cameras.K[:, :2, 2]
+    off = (c - K[:2, 2]).norm(dim=-1)
+    away = (triangulate(views).point if center is None else center).norm().item()
     said = (f"K says {K[0, 0]:.0f} px where the pixels were taken with {f.min():.0f} to {f.max():.0f} and the principal point {off.min():.1f} to {off.max():.1f} px aside, and the world's origin lies {away*sim.scale:.2f} units ({away:.0f} {views.cameras.unit}) from the animal")
     return Documented(replace(v, cameras=replace(sim.cameras(v.cameras), K=K.expand_as(v.cameras.K).clone())), sim.inverse, said, zoom=tuple((f/K[0, 0]).tolist()), info={})
 
@@ -155,7 +189,9 @@ def _sample(views, domain) -> Prepared:
 # %% ../nbs/07_preprocess.ipynb #fed800cf
 def _copied(base:Prepared, s, src, dst, info, said) -> Documented:
     "Pixels moved, cameras copied: what shift and scale did to the pictures, no camera knows."
-    v = _affine(base.views, s, src, dst, base.views.cameras.width); true = v.cameras.K; v = replace(v, cameras=base.views.cameras)
+    v = _affine(base.views, s, src, dst, base.views.cameras.width)
+    true = v.cameras.K
+    v = replace(v, cameras=base.views.cameras)
     shift = (true[:, :2, 2] - v.cameras.K[:, :2, 2]).norm(dim=-1)
     said = f"{said}, and the cameras were copied: K does not know of a scale of {_range(s)}" + (f" nor of the principal point's move by {shift.min():.0f} to {shift.max():.0f} px" if shift.max() >= .5 else "") + (f"; before that, {base.statement}" if base.statement else "")
     return Documented(v, base.back, said, zoom=tuple((torch.tensor(base.zoom)*s).tolist()), info=info(v))
@@ -167,18 +203,26 @@ def bbox_center(
     ratio:float=.6, # longest side of any view's bounding box over the picture's
 ) -> Documented:
     "`data_mouse_centered` (`preprocess_center_align_all_views.py`): one scale per sample, each view's bounding box to the middle by whole pixels, cameras copied."
-    base = _sample(views, domain); size = domain.image_size; _, _, box = foreground(base.views); mid = (box[:, :2] + box[:, 2:])/2
+    base = _sample(views, domain)
+    size = domain.image_size
+    _, _, box = foreground(base.views)
+    mid = (box[:, :2] + box[:, 2:])/2
     s = torch.full((len(views),), ratio*size/(box[:, 2:] - box[:, :2]).max().item(), dtype=torch.float64)
     to = (size/2 - s[:, None]*mid).round()                         # whole pixels
     return _copied(base, s, torch.zeros(2).double(), to, lambda v: {}, f"each view was centred on its own bounding box, {(foreground(base.views)[1] - mid).norm(dim=-1).max():.0f} px from the centre of mass at most")
 
 def _pixel_based_as_was(views, domain, ratio):
-    base = _sample(views, domain); _, com, _ = foreground(base.views); s = ratio/size_ratios(base.views)
+    base = _sample(views, domain)
+    _, com, _ = foreground(base.views)
+    s = ratio/size_ratios(base.views)
     return _copied(base, s, com, torch.full((2,), domain.image_size/2).double(), lambda v: _pixel_info(base.views, v, s, ratio), "each view was centred on its own centre of mass and scaled to one size by itself")
 
 # %% ../nbs/07_preprocess.ipynb #67823f71
 def _uniform(views, domain, ratio, by, centered, together):
-    base = bbox_center(views, domain) if centered else _sample(views, domain); size = domain.image_size; _, _, box = foreground(base.views); mid = torch.full((2,), size/2).double()
+    base = bbox_center(views, domain) if centered else _sample(views, domain)
+    size = domain.image_size
+    _, _, box = foreground(base.views)
+    mid = torch.full((2,), size/2).double()
     if by not in ("pixels", "bbox"): raise ValueError(f"by should be 'pixels' or 'bbox', got {by!r}")
     was = size_ratios(base.views) if by == "pixels" else (box[:, 2:] - box[:, :2]).amax(1)/size
     s = (ratio/was).min().expand(len(views)).clone() if together else ratio/was
@@ -212,11 +256,16 @@ def com_safe_scale(
     true_k:bool=False, # start from the true K of the converter's pictures instead of the one it wrote
 ) -> Documented:
     "`data_mouse_uniform` of 2026: all views by one scale that keeps them in frame, each shifted to its centre of mass, K updated accordingly."
-    base = _sample(views, domain); size = domain.image_size
+    base = _sample(views, domain)
+    size = domain.image_size
     if true_k and base.statement: base = Prepared(replace(base.views, cameras=replace(base.views.cameras, K=_cropped(views, size).cameras.K)), base.back, "", True, (1.,)*len(views))
-    _, com, box = foreground(base.views); was = size_ratios(base.views); reach = torch.stack([com - box[:, :2], box[:, 2:] - com]).amax((0, 2))
-    safe = torch.minimum(ratio/was, size/2*(1 - margin)/reach) if fit else ratio/was; s = safe.min().expand(len(views))
-    v = _affine(base.views, s, com, torch.full((2,), size/2).double(), size); off = (v.cameras.K[:, :2, 2] - size/2).norm(dim=-1)
+    _, com, box = foreground(base.views)
+    was = size_ratios(base.views)
+    reach = torch.stack([com - box[:, :2], box[:, 2:] - com]).amax((0, 2))
+    safe = torch.minimum(ratio/was, size/2*(1 - margin)/reach) if fit else ratio/was
+    s = safe.min().expand(len(views))
+    v = _affine(base.views, s, com, torch.full((2,), size/2).double(), size)
+    off = (v.cameras.K[:, :2, 2] - size/2).norm(dim=-1)
     said = f"shift and scale ({s[0]:.2f}) are in K, whose principal point now lies {off.min():.0f} to {off.max():.0f} px off the middle; " + (f"before that, {base.statement}" if base.statement else "nothing is broken in this step")
     info = dict(uniform_scale_info=dict(method="sample_uniform_scale", target_ratio=ratio, safe_margin=margin, uniform_scale=s[0].item(), original_ratios=was.tolist(), per_view_safe_scales=safe.tolist(), intrinsics_updated=True))
     return Documented(v, base.back, said, base.exact, base.zoom, info)
@@ -224,8 +273,12 @@ def com_safe_scale(
 # %% ../nbs/07_preprocess.ipynb #9a73a7d0
 def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
     "`data_mouse_normalized`: one similarity about the point nearest to all optical axes; pictures and K as the converter left them."
-    base = _sample(views, domain); c = base.views.cameras; p = nearest_point(c.centers.double(), c.axes.double()); sim = _about(base.views, p, domain.middle_distance)
-    mean = (c.centers.double() - p).norm(dim=-1).mean().item(); away = (triangulate(views).point - base.back(p)).norm().item()*sim.scale/base.back.scale
+    base = _sample(views, domain)
+    c = base.views.cameras
+    p = nearest_point(c.centers.double(), c.axes.double())
+    sim = _about(base.views, p, domain.middle_distance)
+    mean = (c.centers.double() - p).norm(dim=-1).mean().item()
+    away = (triangulate(views).point - base.back(p)).norm().item()*sim.scale/base.back.scale
     info = dict(normalization_info=dict(scene_center=p.tolist(), original_avg_distance=mean, target_distance=domain.middle_distance, scale_factor=sim.scale))
     said = f"one similarity, so the cameras agree with each other, about the point where their axes meet, {away:.2f} units from the animal" + (f"; before that, {base.statement}" if base.statement else "")
     return Documented(replace(base.views, cameras=sim.cameras(c)), base.back @ sim.inverse, said, base.exact, base.zoom, info)

@@ -593,7 +593,9 @@ def _conics(rec):
     "(..., 3) inverse 2D covariances xx, xy, yy from the factors in the records."
     out = rec[..., 2:5].clone(memory_format=torch.contiguous_format)
     a, b, c = out.unbind(-1)
-    c.square_().addcmul_(b, b); b.mul_(a); a.square_()            # in place: at most one table more in memory
+    c.square_().addcmul_(b, b)
+    b.mul_(a)
+    a.square_()            # in place: at most one table more in memory
     return out
 
 def rasterize(

@@ -17,10 +17,12 @@ def camera_rays(
     cams:Cameras, # (..., ) any batch of cameras
 ) -> Tensor: # (..., H, W, 3) z = 1
     "Direction of every pixel's ray in camera axes, up to the plane z = 1, in float32 or better."
-    dtype = torch.promote_types(cams.K.dtype, torch.float32); K = cams.K.to(dtype)
+    dtype = torch.promote_types(cams.K.dtype, torch.float32)
+    K = cams.K.to(dtype)
     x = torch.arange(cams.width, dtype=dtype, device=K.device) + .5
     y = torch.arange(cams.height, dtype=dtype, device=K.device) + .5
-    gx = (x - K[..., 0, 2, None])/K[..., 0, 0, None]; gy = (y - K[..., 1, 2, None])/K[..., 1, 1, None]
+    gx = (x - K[..., 0, 2, None])/K[..., 0, 0, None]
+    gy = (y - K[..., 1, 2, None])/K[..., 1, 1, None]
     shape = (*K.shape[:-2], cams.height, cams.width)
     return torch.stack([gx[..., None, :].expand(shape), gy[..., :, None].expand(shape), gx.new_ones(shape)], -1)
 
@@ -28,7 +30,8 @@ def pixel_rays(
     cams:Cameras, # (..., ) any batch of cameras
 ) -> tuple[Tensor, Tensor]: # (..., H, W, 3) origins and (..., H, W, 3) unit directions, world
     "Origin and unit direction of every pixel's ray, in float32 or better."
-    cam = camera_rays(cams); w2c = cams.w2c.to(cam.dtype)
+    cam = camera_rays(cams)
+    w2c = cams.w2c.to(cam.dtype)
     d = normalize(torch.einsum("...hwc,...ck->...hwk", cam, w2c[..., :3, :3]), dim=-1)
     o = -(w2c[..., :3, :3].mT @ w2c[..., :3, 3:])[..., 0]
     return o[..., None, None, :].expand_as(d), d

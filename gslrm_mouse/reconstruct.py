@@ -44,7 +44,8 @@ def smoothed(g:Gaussians, blur:float) -> Gaussians: # the unit of `g` is that of
 # %% ../nbs/14_reconstruct.ipynb #46dc2f13
 def pixel_footprints(cams:Cameras, domain:CameraDomain) -> Tensor: # (V,)
     "How large a pixel is at the world's origin, relative to the camera a checkpoint knows; `cams` in its picture size."
-    K = domain.K(cams.width); return cams.centers.norm(dim=-1)/(cams.K[..., 0, 0]*cams.K[..., 1, 1]).sqrt()/(domain.middle_distance/(K[0, 0]*K[1, 1]).sqrt())
+    K = domain.K(cams.width)
+    return cams.centers.norm(dim=-1)/(cams.K[..., 0, 0]*cams.K[..., 1, 1]).sqrt()/(domain.middle_distance/(K[0, 0]*K[1, 1]).sqrt())
 
 def pixel_sized(
     g:Gaussians, # as the network gave them: free ones first, then one per pixel of each view
@@ -52,7 +53,8 @@ def pixel_sized(
     domain:CameraDomain,
 ) -> Gaussians:
     "Every Gaussian scaled by the footprint of its own camera's pixels: the network makes grains of the size it was trained with."
-    w = pixel_footprints(cams, domain).to(g.scales); n = cams.width*cams.height
+    w = pixel_footprints(cams, domain).to(g.scales)
+    n = cams.width*cams.height
     return replace(g, scales=g.scales*torch.cat([w.mean().expand(len(g) - n*len(w)), w.repeat_interleave(n)])[:, None])
 
 # %% ../nbs/14_reconstruct.ipynb #637609f6
@@ -64,8 +66,10 @@ def predict(
     sized:CameraDomain=None, # resize each Gaussian to its pixel as if seen by this checkpoint's cameras, see `pixel_sized`; not when None
 ) -> Gaussians: # in the recording's unit
     "The model's Gaussians for one frame, smoothed by `blur`, filtered, and carried back to the world they came from."
-    device = next(model.parameters()).device; c = prepared.views.cameras
-    raw = model(prepared.views.images[None].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0); g = smoothed(raw, blur)
+    device = next(model.parameters()).device
+    c = prepared.views.cameras
+    raw = model(prepared.views.images[None].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0)
+    g = smoothed(raw, blur)
     if sized: g = pixel_sized(g, c, sized)
     if filters: g = g.kept(filters.mask(raw, c.centers))
     return g.moved(prepared.back)
@@ -80,7 +84,8 @@ def refined(
     steps:int=200, size:int=128, seed:int=0, # of Adam; of the pictures, pixels
 ) -> Gaussians: # in the views' world
     "A cloud fitted to the pictures it was made from, and smoothed by what the rasterizer added there; ValueError where hardly anything is there to begin with."
-    p = canonicalize(views, domain, choose="coverage", size=size); start = None if g is None else g.kept(g.opacities > .1).moved(p.back.inverse)
+    p = canonicalize(views, domain, choose="coverage", size=size)
+    start = None if g is None else g.kept(g.opacities > .1).moved(p.back.inverse)
     if start is not None and len(start) < LEAST: raise ValueError(f"{LEAST} Gaussians were looked for to begin a fit with, the network left {len(start)}; see gslrm_mouse doctor")
     x = fit_gaussians(p.views, Fit(steps=steps), seed, start)
     return smoothed(x, EPS2D**.5*pixel_at(p.views.cameras, x.means.double().median(0).values)).moved(p.back)
@@ -97,11 +102,15 @@ def _settled(out:Path):
 @contextmanager
 def whole_folder(out, overwrite:bool=False):
     "A temporary sibling of `out` to write into; becomes `out` if all goes well, vanishes if not."
-    out = Path(out); _settled(out); temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{k}") for k in ("part", "old"))
+    out = Path(out)
+    _settled(out)
+    temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{k}") for k in ("part", "old"))
     if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite: raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
     temp.mkdir(parents=True)
     try: yield temp
-    except BaseException: shutil.rmtree(temp, ignore_errors=True); raise
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
     if out.exists(): os.replace(out, old)
     os.replace(temp, out)
     if old.is_dir(): shutil.rmtree(old)
@@ -110,19 +119,24 @@ def whole_folder(out, overwrite:bool=False):
 # %% ../nbs/14_reconstruct.ipynb #5fd372bf
 def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
     "The least value of `x` under which a share `q` of the weight lies."
-    order = x.argsort(); c = w[order].double().cumsum(0); return x[order][torch.searchsorted(c, q*c[-1:]).clamp(max=len(x) - 1)[0]]
+    order = x.argsort()
+    c = w[order].double().cumsum(0)
+    return x[order][torch.searchsorted(c, q*c[-1:]).clamp(max=len(x) - 1)[0]]
 
 def _visible(g):
     if not len(g): raise ValueError("an empty cloud has no middle: no Gaussian passed the filters")
-    g = g.to("cpu", torch.float64); return g.kept(opaque(g)) if opaque(g).any() else g
+    g = g.to("cpu", torch.float64)
+    return g.kept(opaque(g)) if opaque(g).any() else g
 
 def middle(g:Gaussians) -> Tensor: # (3,) float64
     "Opacity-weighted median of the visible Gaussians; ValueError for an empty cloud."
-    g = _visible(g); return torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
+    g = _visible(g)
+    return torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
 
 def reach(g:Gaussians, center:Tensor) -> float: # (3,), in the cloud's unit
     "Radius of the ball about `center` which holds 99.5 % of the visible opacity, two standard deviations of each Gaussian included."
-    g = _visible(g); return weighted_quantile((g.means - center).norm(dim=-1) + 2*g.scales.amax(-1), g.opacities, .995).item()
+    g = _visible(g)
+    return weighted_quantile((g.means - center).norm(dim=-1) + 2*g.scales.amax(-1), g.opacities, .995).item()
 
 def around(
     center:Tensor, radius:float, # (3,) and of the ball to frame, in `unit`
@@ -139,7 +153,8 @@ def turntable_cameras(
     up:Tensor=None, # (3,) which way is up in its world; +z when None
 ) -> Cameras: # in the cloud's unit
     "Cameras all around the visible part of a cloud."
-    center = middle(g); return around(center, reach(g, center), 270 + torch.arange(n)*360/n, elevation, size, up, g.unit)
+    center = middle(g)
+    return around(center, reach(g, center), 270 + torch.arange(n)*360/n, elevation, size, up, g.unit)
 
 def up_of(prepared:Prepared) -> Tensor: # (3,) float64
     "Which way is up in the recording's world: the +z of the network's."
@@ -154,11 +169,17 @@ def write_video(
     "Write an H.264 film, whole or not at all."
     import av
     from fractions import Fraction
-    path = Path(path); temp = path.with_name(f".{path.name}.part"); s = None
+    path = Path(path)
+    temp = path.with_name(f".{path.name}.part")
+    s = None
     try:
         with av.open(str(temp), "w", format="mp4") as f:
             for x in frames:
-                if s is None: s = f.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000)); s.height, s.width = x.shape[:2]; s.pix_fmt = "yuv420p"; s.options = {"crf": "16"}
+                if s is None:
+                    s = f.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                    s.height, s.width = x.shape[:2]
+                    s.pix_fmt = "yuv420p"
+                    s.options = {"crf": "16"}
                 f.mux(s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray((x.clamp(0, 1)*255).round().to(torch.uint8).cpu().numpy()), format="rgb24")))
             if s is None: raise ValueError(f"{path}: a film needs at least one picture")
             f.mux(s.encode())
@@ -178,14 +199,21 @@ def panels(
 ):
     "A matplotlib figure with four rows."
     import matplotlib.pyplot as plt
-    V = len(views.images); fig, axs = plt.subplots(4, V, figsize=(1.6*V + .4, 6.6), squeeze=False)
-    truth, image, alpha = (x.clamp(0, 1).numpy() for x in (views.images, image, alpha)); err = np.abs(image - truth).mean(-1)
+    V = len(views.images)
+    fig, axs = plt.subplots(4, V, figsize=(1.6*V + .4, 6.6), squeeze=False)
+    truth, image, alpha = (x.clamp(0, 1).numpy() for x in (views.images, image, alpha))
+    err = np.abs(image - truth).mean(-1)
     for v in range(V):
-        axs[0, v].imshow(truth[v]); axs[1, v].imshow(image[v]); axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma"); axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
+        axs[0, v].imshow(truth[v])
+        axs[1, v].imshow(image[v])
+        axs[2, v].imshow(err[v], vmin=0, vmax=.5, cmap="magma")
+        axs[3, v].imshow(alpha[v], vmin=0, vmax=1, cmap="gray")
         axs[3, v].contour(views.alpha[v].numpy(), [.5], colors="C1", linewidths=.8)
         axs[0, v].set_title(f"{views.names[v] if views.names else v}\n{records[v]['psnr']:.1f} dB, IoU {records[v]['iou']:.2f}\n(white {records[v]['psnr_white']:.1f} dB)", fontsize=7)
     for a, t in zip(axs[:, 0], (first, "rendering", "error", "mask")): a.set_ylabel(t, fontsize=8)
-    for a in axs.flat: a.set_xticks([]); a.set_yticks([])
+    for a in axs.flat:
+        a.set_xticks([])
+        a.set_yticks([])
     fig.tight_layout()
     return fig
 
@@ -214,16 +242,21 @@ class How:
 def _settings(source, checkpoint:Path, how:How) -> dict:
     return json.loads(json.dumps(dict(source=str(Path(source).resolve()), checkpoint=checkpoint_hash(checkpoint), **asdict(how))))
 
-def settings_hash(settings:dict) -> str: "First 12 digits of the SHA-256 of settings."; return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+def settings_hash(settings:dict) -> str:
+    "First 12 digits of the SHA-256 of settings."
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../nbs/14_reconstruct.ipynb #998761d7
 def _as_is(views:Views, size:int) -> Prepared:
-    v = views.resized(size, size); v = replace(v, cameras=replace(v.cameras, unit="model"))
+    v = views.resized(size, size)
+    v = replace(v, cameras=replace(v.cameras, unit="model"))
     return Prepared(v, Similarity(1., None, None, "model", views.cameras.unit), "cameras as the folder has them", True)
 
 def _prepared(views:Views, domain:CameraDomain, how:How) -> tuple[Prepared, str, list, list]: # and the arm, the input views, the others
-    V, sample = len(views), views.cameras.unit == "model"; n = min(how.inputs or (4 if sample else V), V)
-    pick = sorted({round(i*V/n) for i in range(n)}); up = None if how.up is None else torch.tensor(how.up, dtype=torch.float64)
+    V, sample = len(views), views.cameras.unit == "model"
+    n = min(how.inputs or (4 if sample else V), V)
+    pick = sorted({round(i*V/n) for i in range(n)})
+    up = None if how.up is None else torch.tensor(how.up, dtype=torch.float64)
     if how.units == "mm" and views.cameras.unit != "mm": raise ValueError(f"millimetres were asked for, but the source's cameras are in {views.cameras.unit!r}")
     as_is = sample and how.choose is None and up is None
     p = _as_is(views[pick], domain.image_size) if as_is else canonicalize(views[pick], domain, choose=how.choose or "distance", up=up)
@@ -243,44 +276,65 @@ def load_cloud(path, units:str=None) -> tuple[Gaussians, Tensor]: # and (3,) up
 def _moment(folder:Path, views:Views, number:int, model, card, how:How, tag:dict) -> list[dict]:
     "Write all files of one moment; its records."
     import matplotlib.pyplot as plt
-    t = time.perf_counter(); prepared, arm, pick, rest = _prepared(views, card.domain, how); c = views.cameras
-    g = predict(model, prepared, training_blur(card.domain), how.filters, card.domain if how.sized else None).to("cpu"); seconds = round(time.perf_counter() - t, 2); records = []
-    if how.fit and len(g): g = refined(g, views[pick], card.domain, how.fit); arm = f"{arm}, fitted"; seconds = round(time.perf_counter() - t, 2)
+    t = time.perf_counter()
+    prepared, arm, pick, rest = _prepared(views, card.domain, how)
+    c = views.cameras
+    g = predict(model, prepared, training_blur(card.domain), how.filters, card.domain if how.sized else None).to("cpu")
+    seconds = round(time.perf_counter() - t, 2)
+    records = []
+    if how.fit and len(g):
+        g = refined(g, views[pick], card.domain, how.fit)
+        arm = f"{arm}, fitted"
+        seconds = round(time.perf_counter() - t, 2)
     if not len(g): raise ValueError(f"frame {number}: no Gaussian passed the filters ({how.filters}), so there is nothing to write; see gslrm_mouse doctor")
     save_cloud(g, prepared, folder/"gaussians.ply", how.units)
     if how.turntable: write_video(folder/"turntable.mp4", turning(g, turntable_cameras(g, up=up_of(prepared))))
     shown = [("input", pick, prepared.views, g.moved(prepared.back.inverse))]
     if rest: shown.append(("novel", rest, views[rest].resized(*([card.domain.image_size]*2 if c.unit == "model" else (c.width//8, c.height//8))), g))
     for split, ids, v, cloud in shown:
-        image, alpha = render(cloud, v.cameras, eps2d=0.); r = scores(image, alpha, v.images, v.alpha)
+        image, alpha = render(cloud, v.cameras, eps2d=0.)
+        r = scores(image, alpha, v.images, v.alpha)
         records += [dict(arm=arm, frame=number, camera=i, split=split, **x, n_views=len(pick), seed=0, **tag, seconds=seconds) for i, x in zip(ids, r)]
-        if how.panels: panels(v, image, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130); plt.close("all")
-    if how.panels: _rigs(c, prepared.views.cameras, pick).savefig(folder/"cameras.png", dpi=110); plt.close("all")
+        if how.panels:
+            panels(v, image, alpha, r, "input" if split == "input" else "truth").savefig(folder/("views.png" if split == "input" else "views_novel.png"), dpi=130)
+            plt.close("all")
+    if how.panels:
+        _rigs(c, prepared.views.cameras, pick).savefig(folder/"cameras.png", dpi=110)
+        plt.close("all")
     (folder/"cameras.txt").write_text(f"{getattr(prepared, 'certificate', prepared.statement)}\n", encoding="utf-8")
     (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return records
 
 def _rigs(real, presented, pick):
     import matplotlib.pyplot as plt
-    fig = plt.figure(figsize=(10, 5)); ax = draw_cameras(real, fig.add_subplot(121, projection="3d")); ax.set_title(f"as calibrated ({real.unit})", fontsize=9)
-    ax = draw_cameras(presented, fig.add_subplot(122, projection="3d"), color="C1", names=pick); ax.set_title("as the model sees them", fontsize=9)
+    fig = plt.figure(figsize=(10, 5))
+    ax = draw_cameras(real, fig.add_subplot(121, projection="3d"))
+    ax.set_title(f"as calibrated ({real.unit})", fontsize=9)
+    ax = draw_cameras(presented, fig.add_subplot(122, projection="3d"), color="C1", names=pick)
+    ax.set_title("as the model sees them", fontsize=9)
     return fig
 
 # %% ../nbs/14_reconstruct.ipynb #b65ae69e
 MANIFEST = "reconstruct.json"
 
-def frame_folder(out, number:int) -> Path: "Where frame `number` goes."; return Path(out)/f"frame_{number:06d}"
+def frame_folder(out, number:int) -> Path:
+    "Where frame `number` goes."
+    return Path(out)/f"frame_{number:06d}"
 
-def _there(out:Path) -> list: "Numbers of the frame folders in `out`, in order."; return sorted(int(m[1]) for p in out.iterdir() if (m := re.fullmatch(r"frame_(\d{6,})", p.name)))
+def _there(out:Path) -> list:
+    "Numbers of the frame folders in `out`, in order."
+    return sorted(int(m[1]) for p in out.iterdir() if (m := re.fullmatch(r"frame_(\d{6,})", p.name)))
 
 def finished(
     folder, # of one frame
     settings:dict, # it should have been made with
 ) -> list[dict]|None: # its records
     "The records of a whole frame folder that was made with `settings`; None for anything else."
-    folder = Path(folder); how = How(**{k: v for k, v in settings.items() if k in ("turntable", "panels")})
+    folder = Path(folder)
+    how = How(**{k: v for k, v in settings.items() if k in ("turntable", "panels")})
     try:
-        records = [json.loads(x) for x in (folder/"results.jsonl").read_text().splitlines()]; load_ply(folder/"gaussians.ply")
+        records = [json.loads(x) for x in (folder/"results.jsonl").read_text().splitlines()]
+        load_ply(folder/"gaussians.ply")
         return records if records and all(r["settings"] == settings_hash(settings) for r in records) and all((folder/n).is_file() for n in how.files) else None
     except (OSError, ValueError, KeyError, TypeError): return None
 
@@ -291,7 +345,9 @@ def _opened(out:Path, settings:dict, numbers:list, overwrite:bool):
         try: had = json.loads(manifest.read_bytes())["settings"]
         except (ValueError, KeyError, TypeError): raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
         differ = [k for k in settings if had.get(k) != settings[k]]
-        if differ and not overwrite: k = differ[0]; raise ValueError(f"{out} holds frames made with another {k} ({str(had.get(k))[:80]}, not {str(settings[k])[:80]}); choose another folder, or pass --overwrite")
+        if differ and not overwrite:
+            k = differ[0]
+            raise ValueError(f"{out} holds frames made with another {k} ({str(had.get(k))[:80]}, not {str(settings[k])[:80]}); choose another folder, or pass --overwrite")
         if differ and (other := sorted(set(_there(out)) - set(numbers))): raise ValueError(f"{out} holds frame {other[0]}, made with another {differ[0]} and not among those asked for now; choose another folder")
     elif out.exists() and (not out.is_dir() or any(out.iterdir())): raise FileExistsError(f"{out} exists, is not empty and has no {MANIFEST} to go on from; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
@@ -308,17 +364,23 @@ def film_pictures(
     up:Tensor=None, turn:float=90., height:int=256, # (3,) which way is up; degrees the camera goes around, 0: it stands; pixels
 ): # yields (H, W, 3)
     "Input, reconstruction in the same camera, reconstruction in a slowly turning one, side by side."
-    center = torch.stack([middle(c()) for c in clouds]).median(0).values; radius = max(reach(c(), center) for c in clouds); upright = Similarity() if up is None else _upright(up)
+    center = torch.stack([middle(c()) for c in clouds]).median(0).values
+    radius = max(reach(c(), center) for c in clouds)
+    upright = Similarity() if up is None else _upright(up)
     for k, (cloud, v, number) in enumerate(zip(clouds, views, numbers, strict=True)):
-        x, y, _ = (upright.Q @ (v.cameras.centers[0].double() - center)).tolist(); g = cloud()
+        x, y, _ = (upright.Q @ (v.cameras.centers[0].double() - center)).tolist()
+        g = cloud()
         if k == 0: start = math.degrees(math.atan2(y, x))
         v = v.resized(2*round(height*v.cameras.width/v.cameras.height/2), height)
         third = around(center, radius, [start + turn*k/max(len(clouds) - 1, 1)], 20., height, up, g.unit)
-        line = torch.full((height, 2, 3), .8); yield torch.cat([_numbered(v.images[0], f"frame {number}"), line, render(g, v.cameras)[0][0], line, render(g, third)[0][0]], 1)
+        line = torch.full((height, 2, 3), .8)
+        yield torch.cat([_numbered(v.images[0], f"frame {number}"), line, render(g, v.cameras)[0][0], line, render(g, third)[0][0]], 1)
 
 def _numbered(image, text):
     from PIL import Image, ImageDraw
-    im = Image.fromarray((image.clamp(0, 1)*255).round().byte().numpy()); ImageDraw.Draw(im).text((6, 4), text, fill=(90, 90, 90)); return torch.from_numpy(np.array(im))/255
+    im = Image.fromarray((image.clamp(0, 1)*255).round().byte().numpy())
+    ImageDraw.Draw(im).text((6, 4), text, fill=(90, 90, 90))
+    return torch.from_numpy(np.array(im))/255
 
 # %% ../nbs/14_reconstruct.ipynb #af05bd16
 def _each(read, out:Path, make, todo:list, bar, skip_bad:bool) -> dict: # number: what was wrong with it
@@ -331,7 +393,8 @@ def _each(read, out:Path, make, todo:list, bar, skip_bad:bool) -> dict: # number
         except (ValueError, FileNotFoundError) as e:
             if not skip_bad: raise (FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError)(f"frame {number}: {e}; leave such out with --skip-bad") from None
             skipped[number] = str(e)
-        bar.update(); del views
+        bar.update()
+        del views
     return skipped
 
 def _film(read, out:Path, settings:dict, have, turn:float):
@@ -341,7 +404,9 @@ def _film(read, out:Path, settings:dict, have, turn:float):
 
 def _many(numbers:list, read, out:Path, make, settings:dict, overwrite:bool, film:bool, turn:float, skip_bad:bool) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
-    _opened(out, settings, numbers, overwrite); todo = [i for i in numbers if overwrite or finished(frame_folder(out, i), settings) is None]; new = bool(todo)
+    _opened(out, settings, numbers, overwrite)
+    todo = [i for i in numbers if overwrite or finished(frame_folder(out, i), settings) is None]
+    new = bool(todo)
     if new: _put(out/MANIFEST, json.dumps(dict(settings=settings, complete=False), indent=1))
     with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct", unit="frame") as bar: skipped = _each(read, out, make, todo, bar, skip_bad)
     have = {i: r for i in _there(out) if (r := finished(frame_folder(out, i), settings))}
@@ -372,11 +437,15 @@ def reconstruct(
     skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
 ) -> dict: # mean scores per split
     "Write gaussians.ply, turntable.mp4, views.png, cameras.png, cameras.txt (the certificate) and results.jsonl for one frame, or for each of many."
-    how = How(inputs, choose, None if up is None else tuple(torch.as_tensor(up).tolist()), units, filters, sized, fit, turntable, panels); path = checkpoint_path(checkpoint); out = Path(out)
+    how = How(inputs, choose, None if up is None else tuple(torch.as_tensor(up).tolist()), units, filters, sized, fit, turntable, panels)
+    path = checkpoint_path(checkpoint)
+    out = Path(out)
     if frames is None and (out/MANIFEST).is_file(): raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose another folder")
     if frames is None: views = read_views(source, frame)
     else: numbers, read = moments(source, frames)
-    (model, card), settings = load_checkpoint(path), _settings(source, path, how); model.to(device); tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=settings_hash(settings))
+    (model, card), settings = load_checkpoint(path), _settings(source, path, how)
+    model.to(device)
+    tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=settings_hash(settings))
     make = lambda folder, views, number: _moment(folder, views, number, model, card, how, tag)
     if frames is None:
         with whole_folder(out, overwrite) as folder: records = make(folder, views, frame)

@@ -43,11 +43,24 @@ def pictured(
 ) -> str: # a JPEG in base64
     "Truth, and each cloud from the same novel place, a row for each rig."
     import matplotlib.pyplot as plt
-    yx = (truth.alpha[0] > .5).nonzero(); y, x = yx.float().mean(0).tolist(); h = .65*(yx.max(0).values - yx.min(0).values).max().item(); fig, axs = plt.subplots(len(rows), 4, figsize=(8, 2*len(rows)), squeeze=False); out = io.BytesIO()
+    yx = (truth.alpha[0] > .5).nonzero()
+    y, x = yx.float().mean(0).tolist()
+    h = .65*(yx.max(0).values - yx.min(0).values).max().item()
+    fig, axs = plt.subplots(len(rows), 4, figsize=(8, 2*len(rows)), squeeze=False)
+    out = io.BytesIO()
     for line, (name, clouds) in zip(axs, rows.items()):
         line[0].set_ylabel(f"{name} cameras", fontsize=8)
-        for ax, (k, img) in zip(line, {"truth": truth.images, **{k: render(g, truth.cameras)[0].clamp(0, 1) for k, g in clouds.items()}}.items()): ax.imshow(img[0]); ax.set_xlim(x - h, x + h); ax.set_ylim(y + h, y - h); ax.set_xticks([]); ax.set_yticks([]); ax.set_title(k, fontsize=8)
-    fig.tight_layout(); fig.savefig(out, dpi=90, format="jpg", pil_kwargs=dict(quality=85)); plt.close(fig); return base64.b64encode(out.getvalue()).decode()
+        for ax, (k, img) in zip(line, {"truth": truth.images, **{k: render(g, truth.cameras)[0].clamp(0, 1) for k, g in clouds.items()}}.items()):
+            ax.imshow(img[0])
+            ax.set_xlim(x - h, x + h)
+            ax.set_ylim(y + h, y - h)
+            ax.set_xticks([])
+            ax.set_yticks([])
+            ax.set_title(k, fontsize=8)
+    fig.tight_layout()
+    fig.savefig(out, dpi=90, format="jpg", pil_kwargs=dict(quality=85))
+    plt.close(fig)
+    return base64.b64encode(out.getvalue()).decode()
 
 def refine_arms(full:bool, checkpoint) -> list[Arm]:
     "A mouse each: twelve, or three."
@@ -55,17 +68,21 @@ def refine_arms(full:bool, checkpoint) -> list[Arm]:
 
 def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
     "Scores of every cloud for every rig; the first mouse with its pictures."
-    s, (model, card) = arm.settings, load_checkpoint(checkpoint); film, truth = control_views(s["scene"])[0], true_views(s["scene"])
+    s, (model, card) = arm.settings, load_checkpoint(checkpoint)
+    film, truth = control_views(s["scene"])[0], true_views(s["scene"])
     rows = {n: clouds_of(model, card.domain, film[keep], s["steps"], s["scene"]) for n, keep in s["rigs"].items()}
     out = [dict(scene=s["scene"], cameras=int(n), cloud=k, n_gaussians=len(g), **scored(g, truth)) for n, clouds in rows.items() for k, g in clouds.items()]
     return out + ([dict(picture=pictured(truth[[1]], rows))] if not s["scene"] else [])
 
-def true_views(i:int) -> Views: "Mouse `i` in the study's novel cameras, 512 px."; return trace(mouse_scene(i), asked_cameras().resized(512, 512), 2)
+def true_views(i:int) -> Views:
+    "Mouse `i` in the study's novel cameras, 512 px."
+    return trace(mouse_scene(i), asked_cameras().resized(512, 512), 2)
 
 # %% ../nbs/15i_refine.ipynb #800f03cf
 def by_rig(done:list[dict]) -> dict: # (number of cameras, cloud): {score: (mice,)}
     "Scores mouse by mouse, dB and IoU."
-    rows = [r for x in done for r in x["records"] if "iou" in r]; keys = dict.fromkeys((r["cameras"], r["cloud"]) for r in rows)
+    rows = [r for x in done for r in x["records"] if "iou" in r]
+    keys = dict.fromkeys((r["cameras"], r["cloud"]) for r in rows)
     return {k: {s: np.array([r[s] for r in rows if (r["cameras"], r["cloud"]) == k]) for s in ("iou", "psnr", "psnr_white", "psnr_fg")} for k in keys}
 
 def refine_table(done:list[dict]) -> str:
@@ -76,21 +93,42 @@ def refine_table(done:list[dict]) -> str:
 def refine_draw(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "Scores over the number of cameras, and the pictures of the first mouse."
     import matplotlib.pyplot as plt
-    b, out = by_rig(done), []; fig, axs = plt.subplots(1, 3, figsize=(10, 3))
+    b, out = by_rig(done), []
+    fig, axs = plt.subplots(1, 3, figsize=(10, 3))
     for ax, k, label in zip(axs, ("iou", "psnr", "psnr_fg"), ("novel IoU", "novel PSNR [dB]", "novel foreground PSNR [dB]")):
-        for c in CLOUDS: n = sorted({q[0] for q in b}); m = np.array([b[i, c][k].mean() for i in n]); ci = np.array([interval(b[i, c][k]) for i in n]); ax.plot(n, m, "o-", ms=4, label=c); ax.fill_between(n, *ci.T, alpha=.15, lw=0)
-        ax.set_xlabel("cameras"); ax.set_xticks(n); ax.set_ylabel(label, fontsize=8)
-    axs[0].legend(fontsize=7); fig.tight_layout(); fig.savefig(Path(folder)/"refine.png", dpi=100); plt.close(fig); out.append(("refine.png", "The network's cloud, a fit that begins from nothing, and a fit that begins from the network's cloud, by the number of cameras; bands are 95 % intervals over mice"))
+        for c in CLOUDS:
+            n = sorted({q[0] for q in b})
+            m = np.array([b[i, c][k].mean() for i in n])
+            ci = np.array([interval(b[i, c][k]) for i in n])
+            ax.plot(n, m, "o-", ms=4, label=c)
+            ax.fill_between(n, *ci.T, alpha=.15, lw=0)
+        ax.set_xlabel("cameras")
+        ax.set_xticks(n)
+        ax.set_ylabel(label, fontsize=8)
+    axs[0].legend(fontsize=7)
+    fig.tight_layout()
+    fig.savefig(Path(folder)/"refine.png", dpi=100)
+    plt.close(fig)
+    out.append(("refine.png", "The network's cloud, a fit that begins from nothing, and a fit that begins from the network's cloud, by the number of cameras; bands are 95 % intervals over mice"))
     for x in done:
         for r in x["records"]:
-            if "picture" in r: (Path(folder)/"refine_pictures.jpg").write_bytes(base64.b64decode(r["picture"])); out.append(("refine_pictures.jpg", f"{x['name']} from a place where no camera stood"))
+            if "picture" in r:
+                (Path(folder)/"refine_pictures.jpg").write_bytes(base64.b64decode(r["picture"]))
+                out.append(("refine_pictures.jpg", f"{x['name']} from a place where no camera stood"))
     return out
 
 def refine_says(done:list[dict]) -> list[Finding]:
     "Whether views say more than the network, and whether the network adds to them."
-    b = by_rig(done); rigs = sorted({n for n, _ in b}, reverse=True); net, alone, both = CLOUDS; f = lambda n, c: f"{b[n, c]['iou'].mean():.2f} ({b[n, c]['psnr_fg'].mean():.1f} dB)"
-    gain = {n: b[n, both]["iou"] - b[n, alone]["iou"] for n in rigs}; lo, hi = ({n: interval(g)[k] for n, g in gain.items()} for k in (0, 1)); fg = b[rigs[0], both]["psnr_fg"] - b[rigs[0], alone]["psnr_fg"]; helps, hurts, better = [n for n in rigs if lo[n] > 0], [n for n in rigs if hi[n] < 0], [n for n in rigs if interval(b[n, both]["iou"] - b[n, net]["iou"])[0] > 0]
-    said = lambda x: " and ".join(map(str, x)); why = [f"beginning with the network's cloud is better with {said(helps)} cameras" if helps else "", f"worse with {said(hurts)}" if hurts else "", f"no different with {said([n for n in rigs if n not in helps + hurts])}" if len(helps + hurts) < len(rigs) else ""]
+    b = by_rig(done)
+    rigs = sorted({n for n, _ in b}, reverse=True)
+    net, alone, both = CLOUDS
+    f = lambda n, c: f"{b[n, c]['iou'].mean():.2f} ({b[n, c]['psnr_fg'].mean():.1f} dB)"
+    gain = {n: b[n, both]["iou"] - b[n, alone]["iou"] for n in rigs}
+    lo, hi = ({n: interval(g)[k] for n, g in gain.items()} for k in (0, 1))
+    fg = b[rigs[0], both]["psnr_fg"] - b[rigs[0], alone]["psnr_fg"]
+    helps, hurts, better = [n for n in rigs if lo[n] > 0], [n for n in rigs if hi[n] < 0], [n for n in rigs if interval(b[n, both]["iou"] - b[n, net]["iou"])[0] > 0]
+    said = lambda x: " and ".join(map(str, x))
+    why = [f"beginning with the network's cloud is better with {said(helps)} cameras" if helps else "", f"worse with {said(hurts)}" if hurts else "", f"no different with {said([n for n in rigs if n not in helps + hurts])}" if len(helps + hurts) < len(rigs) else ""]
     return [Finding("Can the same six views give a better mouse than the network does? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, network {f(n, net)}, fitted from its cloud {f(n, both)}" for n in rigs), "answered", f"fitting the network's cloud to its own pictures is better with {said(better)} cameras" if better else "fitting adds nothing to the network's answer"),
             Finding("Is the network needed at all, once one fits? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, from nothing {f(n, alone)}, from the network {f(n, both)}, {gain[n].mean():+.3f} [{lo[n]:+.3f}, {hi[n]:+.3f}]" for n in rigs), "answered", f"by IoU, {', '.join(w for w in why if w)}; the foreground is better from {'nothing' if fg.mean() < 0 else 'the network'} with {rigs[0]} ({fg.mean():+.1f} dB [{interval(fg)[0]:+.1f}, {interval(fg)[1]:+.1f}])")]
 

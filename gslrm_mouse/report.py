@@ -22,12 +22,15 @@ __all__ = ['SCORES', 'QUESTION', 'todo', 'run_arms', 'Part', 'gathered', 'stored
 # %% ../nbs/17c_report.ipynb #4d3d00d5
 def todo(plan:Plan, cache=None, known:dict=None) -> list[tuple]: # (Experiment, arms)
     "Every experiment of a plan with the arms that were asked for; ValueError where no arm has a seed that was."
-    out = [(e, e.arms(plan.full, plan.checkpoint)) for e in experiments(plan, cache, known)]; have = sorted({a.seed for _, arms in out for a in arms})
+    out = [(e, e.arms(plan.full, plan.checkpoint)) for e in experiments(plan, cache, known)]
+    have = sorted({a.seed for _, arms in out for a in arms})
     if plan.seeds and not set(plan.seeds) & set(have): raise ValueError(f"no arm has one of the seeds {', '.join(map(str, plan.seeds))}; there are {', '.join(map(str, have))}")
     return [(e, [a for a in arms if not plan.seeds or a.seed in plan.seeds]) for e, arms in out]
 
 def _one(plan, name, arm, cache, known, threads): # in a process of its own: (records, seconds)
-    torch.set_num_threads(threads); e = next(e for e in experiments(plan, cache, known) if e.name == name); t = time.perf_counter()
+    torch.set_num_threads(threads)
+    e = next(e for e in experiments(plan, cache, known) if e.name == name)
+    t = time.perf_counter()
     return e.run(arm, plan.checkpoint, Path(cache)), time.perf_counter() - t
 
 def run_arms(
@@ -39,12 +42,20 @@ def run_arms(
     say=print, # a line per arm
 ) -> list[tuple]: # (experiment, arm, what went wrong)
     "Run the arms that are not kept yet."
-    results, begun = Path(results), time.perf_counter(); asked = [(e.name, a) for e, arms in todo(plan, cache, known) for a in arms]
-    have = {n: {x["key"] for x in kept_arms(results/f"{n}.jsonl")} for n in {n for n, _ in asked}}; left = [(n, a) for n, a in asked if a.key not in have[n]]; failed = []
+    results, begun = Path(results), time.perf_counter()
+    asked = [(e.name, a) for e, arms in todo(plan, cache, known) for a in arms]
+    have = {n: {x["key"] for x in kept_arms(results/f"{n}.jsonl")} for n in {n for n, _ in asked}}
+    left = [(n, a) for n, a in asked if a.key not in have[n]]
+    failed = []
     say(f"{len(asked)} arms of {len(have)} experiments, {len(asked) - len(left)} of them finished before; {min(jobs, max(1, len(left)))} at a time")
     def ended(i, n, a, result):
-        try: records, seconds = result(); keep_arm(results/f"{n}.jsonl", a, records, seconds); said = f"{seconds:.0f} s"
-        except Exception as e: failed.append((n, a, "".join(traceback.format_exception(e)))); said = f"FAILED: {type(e).__name__}: {e}"
+        try:
+            records, seconds = result()
+            keep_arm(results/f"{n}.jsonl", a, records, seconds)
+            said = f"{seconds:.0f} s"
+        except Exception as e:
+            failed.append((n, a, "".join(traceback.format_exception(e))))
+            said = f"FAILED: {type(e).__name__}: {e}"
         say(f"{i:4}/{len(left)} · {n} · {a.name}, seed {a.seed} · {said} · {(time.perf_counter() - begun)/60:.1f} min so far")
     if jobs == 1:
         for i, (n, a) in enumerate(left, 1): ended(i, n, a, lambda: _one(plan, n, a, cache, known, threads))
@@ -68,10 +79,15 @@ class Part:
 
 def gathered(e:Experiment, path, keys:list, mine:str, command:str="") -> Part: # mine: hash of the checkpoint
     "The arms of a file that were asked for, and how many others it has."
-    have = kept_arms(path); kept = {x["key"]: x for x in have}; done = [kept[k] for k in keys if k in kept]; others = {}
+    have = kept_arms(path)
+    kept = {x["key"]: x for x in have}
+    done = [kept[k] for k in keys if k in kept]
+    others = {}
     for x in have:
         if x["key"] in keys: continue
-        c = x["settings"].get("checkpoint", mine); why = "other settings" if c == mine else f"checkpoint {c}"; others[why] = others.get(why, 0) + 1
+        c = x["settings"].get("checkpoint", mine)
+        why = "other settings" if c == mine else f"checkpoint {c}"
+        others[why] = others.get(why, 0) + 1
     return Part(e, done, len(keys), others, command)
 
 def stored_parts(
@@ -80,13 +96,20 @@ def stored_parts(
     only=(), known:dict=None, recorded:dict=None, # see `experiments`
 ) -> list[Part]:
     "Every experiment a folder has results of: full arms where there are any, else the quick ones; a recording's by what its lines say."
-    out, mine = [], checkpoint_hash(checkpoint); known, recorded = known or EXPERIMENTS, RECORDED if recorded is None else recorded
+    out, mine = [], checkpoint_hash(checkpoint)
+    known, recorded = known or EXPERIMENTS, RECORDED if recorded is None else recorded
     for name in only or known:
-        e = experiments(Plan(str(checkpoint), only=(name,)), None, known)[0]; path = Path(results)/f"{e.name}.jsonl"; have = {x["key"] for x in kept_arms(path)}
-        keys = next((k for full in (True, False) if have & set(k := [a.key for a in e.arms(full, checkpoint)])), []); full = keys == [a.key for a in e.arms(True, checkpoint)]
+        e = experiments(Plan(str(checkpoint), only=(name,)), None, known)[0]
+        path = Path(results)/f"{e.name}.jsonl"
+        have = {x["key"] for x in kept_arms(path)}
+        keys = next((k for full in (True, False) if have & set(k := [a.key for a in e.arms(full, checkpoint)])), [])
+        full = keys == [a.key for a in e.arms(True, checkpoint)]
         out.append(gathered(e, path, keys, mine, f"gslrm_mouse study {'--full '*full}--only {name}"))
     for name in recorded if not only else ():
-        e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]; path = Path(results)/f"{e.name}.jsonl"; same = kept_arms(path, checkpoint=mine); film = same[-1]["settings"]["recording"] if same else None
+        e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]
+        path = Path(results)/f"{e.name}.jsonl"
+        same = kept_arms(path, checkpoint=mine)
+        film = same[-1]["settings"]["recording"] if same else None
         out.append(gathered(e, path, [x["key"] for x in same if x["settings"]["recording"] == film], mine, f"gslrm_mouse study --recording {same[-1]['settings']['called'] if same else ''} --only {name}"))
     return out
 
@@ -97,9 +120,12 @@ def plain_table(done) -> str:
     "Last scores of each arm, means over seeds."
     rows, names = [], list(dict.fromkeys(x["name"] for x in done))
     for name in names:
-        mine = [x for x in done if x["name"] == name]; last = []
+        mine = [x for x in done if x["name"] == name]
+        last = []
         for x in mine:
-            scored = [r for r in x["records"] if "iou" in r and r.get("split", "novel") == "novel"]; step = max((r.get("step") or 0 for r in scored), default=0); last += [r for r in scored if (r.get("step") or 0) == step]
+            scored = [r for r in x["records"] if "iou" in r and r.get("split", "novel") == "novel"]
+            step = max((r.get("step") or 0 for r in scored), default=0)
+            last += [r for r in scored if (r.get("step") or 0) == step]
         mean = lambda k: f"{np.mean(v):.2f}" if (v := [r[k] for r in last if r.get(k) is not None]) else "–"
         rows.append([f"{name}", len({x["seed"] for x in mine}), max((r.get("step") or 0 for r in last), default="–"), *map(mean, SCORES), f"{sum(x['seconds'] for x in mine)/60:.1f}"])
     return markdown(["arm", "seeds", "step", *(f"{v}" for v in SCORES.values()), "minutes"], rows)
@@ -121,18 +147,21 @@ def _said(text) -> str: return "".join(f"<code>{html.escape(x)}</code>" if i % 2
 def html_table(text:str) -> str: # Markdown
     "A table that scrolls by itself; one of sentences is set as text."
     rows = [[c.strip() for c in re.split(r"(?<!\\)\|", line.strip().strip("|"))] for line in text.strip().splitlines() if not re.match(r"\|[\s|:-]+\|?$", line)]
-    words = any(len(c) > 90 for r in rows for c in r[1:]); row = lambda t, r: "<tr>" + "".join(f"<{t}>{_said(c)}</{t}>" for c in r) + "</tr>"
+    words = any(len(c) > 90 for r in rows for c in r[1:])
+    row = lambda t, r: "<tr>" + "".join(f"<{t}>{_said(c)}</{t}>" for c in r) + "</tr>"
     return f"<div class='wide{' words'*words}'><table><thead>{row('th', rows[0])}</thead><tbody>{''.join(row('td', r) for r in rows[1:])}</tbody></table></div>"
 
 def _verdict_table(rows): # (Finding, anchor or "")
-    cell = lambda name, x: f"<td data-is='{name}'>{x}</td>"; claim = lambda f, a: f"<a href='#{a}'>{_said(f.claim)}</a>" if a else _said(f.claim)
+    cell = lambda name, x: f"<td data-is='{name}'>{x}</td>"
+    claim = lambda f, a: f"<a href='#{a}'>{_said(f.claim)}</a>" if a else _said(f.claim)
     body = "".join("<tr>" + cell("claim", claim(f, a)) + cell("measured", _said(f.measured)) + cell("verdict", f"<span class='v {f.verdict.split()[0]}'>{f.verdict}</span>") + cell("why", _said(f.why)) + "</tr>" for f, a in rows)
     return f"<table class='verdict'><thead><tr><th>claim or question</th><th>what was measured</th><th>verdict</th><th>why</th></tr></thead><tbody>{body}</tbody></table>"
 
 def _minutes(s): return f"{s:.0f} s" if s < 90 else f"{s/60:.0f} min" if s < 5400 else f"{s/3600:.1f} h"
 
 def _made(p:Part) -> str: # how a section came about, in one paragraph
-    of = lambda k: ", ".join(sorted({str(x["settings"][k]) for x in p.done if k in x["settings"]})); parts = [f"<code>{html.escape(p.command)}</code>" if p.command else "", f"checkpoint {of('checkpoint')}" if of("checkpoint") else "no network", f"world {of('world')}" if of("world") else "", f"recording {of('called')} ({of('recording')})" if of("recording") else "",
+    of = lambda k: ", ".join(sorted({str(x["settings"][k]) for x in p.done if k in x["settings"]}))
+    parts = [f"<code>{html.escape(p.command)}</code>" if p.command else "", f"checkpoint {of('checkpoint')}" if of("checkpoint") else "no network", f"world {of('world')}" if of("world") else "", f"recording {of('called')} ({of('recording')})" if of("recording") else "",
         f"seeds {', '.join(map(str, sorted({x['seed'] for x in p.done})))}", f"{len(p.done)} of {p.asked} arms", f"{_minutes(sum(x['seconds'] for x in p.done))} of computing"]
     left = f" Left out: {', '.join(f'{n} arm' + 's'*(n > 1) + f' of {k}' for k, n in p.others.items())}." if p.others else ""
     return f"<p class='made'>{' · '.join(x for x in parts if x)}.{left}</p>"
@@ -142,9 +171,15 @@ def _tried(f, *args): # (result, "") or (None, what went wrong): with half of it
     except Exception as e: return None, f"{type(e).__name__}: {e}"
 
 def _section(p:Part, folder) -> tuple[str, list, str]: # html, findings, plain text of its table
-    e, wrong = p.experiment, []; findings, table, drawn = None, "", []
+    e, wrong = p.experiment, []
+    findings, table, drawn = None, "", []
     if p.done:
-        findings, bad = _tried(e.says, p.done); wrong += [f"no verdict ({bad})"]*bool(bad); table, bad = _tried(e.table or plain_table, p.done); wrong += [f"no table ({bad})"]*bool(bad); drawn, bad = _tried(e.draw, p.done, folder); wrong += [f"no pictures ({bad})"]*bool(bad)
+        findings, bad = _tried(e.says, p.done)
+        wrong += [f"no verdict ({bad})"]*bool(bad)
+        table, bad = _tried(e.table or plain_table, p.done)
+        wrong += [f"no table ({bad})"]*bool(bad)
+        drawn, bad = _tried(e.draw, p.done, folder)
+        wrong += [f"no pictures ({bad})"]*bool(bad)
     pictures = "".join(f"<figure><img src='pictures/{html.escape(n)}' alt='{html.escape(re.sub('`', '', c), quote=True)}' loading='lazy'><figcaption>{_said(c)}</figcaption></figure>" for n, c in drawn or ())
     missing = f"<p class='warn'>{p.asked - len(p.done)} of {p.asked} arms are missing" + (f"; {html.escape('; '.join(wrong))}" if wrong else "") + ".</p>" if p.done and (wrong or len(p.done) < p.asked) else ""
     return f"<h2 id='{e.name}'>{html.escape(e.name.replace('_', ' '))}</h2><p>{_said(e.question)}</p>{missing}{html_table(table) if table else ''}{pictures}{_made(p)}", findings or [], table or ""
@@ -162,17 +197,27 @@ def write_report(
     extra=(), # findings of no experiment
 ) -> Path: # of the page
     "Write the report; the old one stays until this one is whole."
-    out = Path(out); parts = [p for p in parts if p.done]; rows, body = [], ""
+    out = Path(out)
+    parts = [p for p in parts if p.done]
+    rows, body = [], ""
     with whole_folder(out/"pictures", overwrite=True) as folder:
-        for p in parts: text, findings, _ = _section(p, folder); body += text; rows += [(f, p.experiment.name) for f in findings]
-    rows += [(f, "") for f in extra]; how = "".join(f"<tr><td>{html.escape(k)}</td><td>{_said(v)}</td></tr>" for k, v in facts.items())
-    lost = "".join(f"<li>{html.escape(n)}: {html.escape(a.name)}, seed {a.seed}: {html.escape(w.strip().splitlines()[-1])}</li>" for n, a, w in failed); lost = f"<div class='warn'><p>{len(failed)} arms failed; the others are not touched by it:</p><ul>{lost}</ul></div>" if failed else ""
+        for p in parts:
+            text, findings, _ = _section(p, folder)
+            body += text
+            rows += [(f, p.experiment.name) for f in findings]
+    rows += [(f, "") for f in extra]
+    how = "".join(f"<tr><td>{html.escape(k)}</td><td>{_said(v)}</td></tr>" for k, v in facts.items())
+    lost = "".join(f"<li>{html.escape(n)}: {html.escape(a.name)}, seed {a.seed}: {html.escape(w.strip().splitlines()[-1])}</li>" for n, a, w in failed)
+    lost = f"<div class='warn'><p>{len(failed)} arms failed; the others are not touched by it:</p><ul>{lost}</ul></div>" if failed else ""
     gone = "<p>Not in this report: " + "; ".join(f"{html.escape(n)} (<code>{html.escape(c)}</code>)" for n, c in absent.items()) + ".</p>" if absent else ""
     page = (f"<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width,initial-scale=1'><title>The study</title><link rel=icon href='data:,'><style>{_STYLE}</style>"
             f"<h1>Why the network went white on a mouse</h1><p>{html.escape(QUESTION)}</p><h2 id=verdict>Verdict</h2>{_verdict_table(rows)}<p class=made>Numbers are means over pictures, [95 % intervals] by bootstrap over mice or frames. IoU is that of silhouettes in novel views; PSNR in dB, truth on white; <i>white</i> is what an empty picture scores in the same cameras.</p>{lost}{gone}{body}"
             f"<h2 id=made>How this was made</h2><div class='wide words'><table><tbody>{how}</tbody></table></div></html>")
     flat = "".join(json.dumps({**{k: v for k, v in r.items() if k not in ("picture", "png")}, "experiment": x["experiment"], "name": x["name"], "seed": x["seed"], "checkpoint": x["settings"].get("checkpoint"), "step": r.get("step"), "settings": x["key"]}) + "\n" for p in parts for x in p.done for r in x["records"])
-    for name, text in (("results.jsonl", flat), ("index.html", page)): part = out/f".{name}.part"; part.write_text(text, encoding="utf-8"); os.replace(part, out/name)
+    for name, text in (("results.jsonl", flat), ("index.html", page)):
+        part = out/f".{name}.part"
+        part.write_text(text, encoding="utf-8")
+        os.replace(part, out/name)
     return out/"index.html"
 
 # %% ../nbs/17c_report.ipynb #e24a49b8
@@ -195,16 +240,25 @@ def study(
     say=print,
 ) -> tuple[list[Part], list]: # sections, failed arms
     "Run what is not kept yet, and write the report."
-    plan = plan or Plan(str(checkpoint_path())); out = own_folder(out); results, cache = Path(results or out/"results"), Path(cache or out/"cache"); begun = time.perf_counter()
-    card = read_card(plan.checkpoint); todo(plan, cache, known); out.mkdir(parents=True, exist_ok=True); _mark(out, dict(command=command or "study(...)", finished=False))    # mistakes are said before anything is written
-    failed = run_arms(plan, results, cache, jobs, threads, known, say); mine = checkpoint_hash(plan.checkpoint); every = known or (RECORDED if plan.recording else EXPERIMENTS)
+    plan = plan or Plan(str(checkpoint_path()))
+    out = own_folder(out)
+    results, cache = Path(results or out/"results"), Path(cache or out/"cache")
+    begun = time.perf_counter()
+    card = read_card(plan.checkpoint)
+    todo(plan, cache, known)
+    out.mkdir(parents=True, exist_ok=True)
+    _mark(out, dict(command=command or "study(...)", finished=False))    # mistakes are said before anything is written
+    failed = run_arms(plan, results, cache, jobs, threads, known, say)
+    mine = checkpoint_hash(plan.checkpoint)
+    every = known or (RECORDED if plan.recording else EXPERIMENTS)
     parts = [gathered(e, results/f"{e.name}.jsonl", [a.key for a in arms], mine, command) for e, arms in todo(plan, cache, known)]
     absent = {} if plan.recording else {n: f"gslrm_mouse study --full --only {n}" for n, (_, quick) in every.items() if (n not in plan.only if plan.only else not (plan.full or quick))}
     facts = dict(command=f"`{command or 'study(...)'}`", checkpoint=f"{Path(plan.checkpoint).name}, hash {mine}, {card.training.get('steps', '?')} training steps, {card.config.image_size} px", arms=f"{sum(len(p.done) for p in parts)} of {sum(p.asked for p in parts)}, {len(failed)} failed", time=f"{_minutes(time.perf_counter() - begun)} for this call, {_minutes(sum(x['seconds'] for p in parts for x in p.done))} of computing in all, {jobs} at a time, {threads} thread{'s'*(threads > 1)} each", results="JSON lines, an arm each; `results.jsonl` has one record per line", torch=torch.__version__)
     write_report(out, parts, facts, failed, absent, () if plan.recording else OPEN)
     if failed: (out/"failed.log").write_text("\n".join(f"{n}: {a.name}, seed {a.seed}\n{w}" for n, a, w in failed))
     else: (out/"failed.log").unlink(missing_ok=True)
-    _mark(out, {k: re.sub("`", "", v) for k, v in facts.items()} | dict(finished=not failed)); return parts, failed
+    _mark(out, {k: re.sub("`", "", v) for k, v in facts.items()} | dict(finished=not failed))
+    return parts, failed
 
 def report_from(
     results, # folder of JSON lines, of one study or of many
@@ -214,10 +268,17 @@ def report_from(
 ) -> list[Part]:
     "The report of what is stored; nothing is run."
     if not Path(results).is_dir() or not any(Path(results).glob("*.jsonl")): raise FileNotFoundError(f"{results}: results of a study (*.jsonl) were looked for, " + ("the folder holds none" if Path(results).is_dir() else "there is no such folder"))
-    path = checkpoint_path(checkpoint); out = own_folder(out); parts = stored_parts(results, path, only, known, recorded); mine = checkpoint_hash(path)
+    path = checkpoint_path(checkpoint)
+    out = own_folder(out)
+    parts = stored_parts(results, path, only, known, recorded)
+    mine = checkpoint_hash(path)
     if not any(p.done for p in parts): raise ValueError(f"{results}: no arm belongs to checkpoint {mine} ({path.name}); there are " + (", ".join(sorted({k for p in parts for k in p.others})) or "none"))
-    out.mkdir(parents=True, exist_ok=True); facts = dict(command=f"`{command or 'report_from(...)'}`", checkpoint=f"{path.name}, hash {mine}", results="stored ones; nothing was run for this page", arms=f"{sum(len(p.done) for p in parts)}, {_minutes(sum(x['seconds'] for p in parts for x in p.done))} of computing")
-    absent = {p.experiment.name: p.command for p in parts if not p.done and not p.experiment.name.startswith("recording")}; write_report(out, parts, facts, (), absent, OPEN); _mark(out, {k: re.sub("`", "", v) for k, v in facts.items()}); return parts
+    out.mkdir(parents=True, exist_ok=True)
+    facts = dict(command=f"`{command or 'report_from(...)'}`", checkpoint=f"{path.name}, hash {mine}", results="stored ones; nothing was run for this page", arms=f"{sum(len(p.done) for p in parts)}, {_minutes(sum(x['seconds'] for p in parts for x in p.done))} of computing")
+    absent = {p.experiment.name: p.command for p in parts if not p.done and not p.experiment.name.startswith("recording")}
+    write_report(out, parts, facts, (), absent, OPEN)
+    _mark(out, {k: re.sub("`", "", v) for k, v in facts.items()})
+    return parts
 
 def verdicts(parts:list[Part]) -> str:
     "The verdict for a terminal."

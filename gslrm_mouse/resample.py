@@ -22,7 +22,8 @@ def shrinkage(
 ) -> float:
     "Greatest number of source pixels per target pixel along an axis, at the target's centre."
     c = torch.tensor([[width/2, height/2, 1], [width/2 + 1, height/2, 1], [width/2, height/2 + 1, 1]], dtype=torch.float64)
-    q = c @ H.double().cpu().mT; q = q[..., :2]/q[..., 2:]
+    q = c @ H.double().cpu().mT
+    q = q[..., :2]/q[..., 2:]
     return max((q[:, 1] - q[:, 0]).norm(dim=-1).max().item(), (q[:, 2] - q[:, 0]).norm(dim=-1).max().item())
 
 def _samples(H, width, height): return max(1, min(32, math.ceil(shrinkage(H, width, height) - 1e-6)))
@@ -33,7 +34,9 @@ def warp_reference(
     width:int, height:int, # of the target, pixels
 ) -> Tensor: # (V, height, width, C)
     "The mean of n × n bilinear samples per pixel, by torch's own sampler: one pass over the picture for each sub-sample."
-    H, (V, h, w, _) = H.double(), source.shape; n = _samples(H, width, height); total = 0.
+    H, (V, h, w, _) = H.double(), source.shape
+    n = _samples(H, width, height)
+    total = 0.
     y, x = torch.meshgrid(*(torch.arange(k, dtype=torch.float64, device=H.device) for k in (height, width)), indexing="ij")
     for k in range(n*n):
         q = torch.stack([x + (k % n + .5)/n, y + (k//n + .5)/n, torch.ones_like(x)], -1).view(-1, 3) @ H.mT
@@ -73,9 +76,13 @@ def _warp(src, # (h, w, 4) premultiplied, the box of the silhouette
                                 p, q, r, z = (one - f)*(one - g), f*(one - g), (one - f)*g, f*g
                                 for k in range(4): acc[k] += p*src[t, s, k] + q*src[t, s + 1, k] + r*src[t + 1, s, k] + z*src[t + 1, s + 1, k]
                             else:
-                                _tap(src, s, t, (one - f)*(one - g), acc); _tap(src, s + 1, t, f*(one - g), acc)
-                                _tap(src, s, t + 1, (one - f)*g, acc); _tap(src, s + 1, t + 1, f*g, acc)
-                    a += H[0, 0]/n; b += H[1, 0]/n; c += H[2, 0]/n
+                                _tap(src, s, t, (one - f)*(one - g), acc)
+                                _tap(src, s + 1, t, f*(one - g), acc)
+                                _tap(src, s, t + 1, (one - f)*g, acc)
+                                _tap(src, s + 1, t + 1, f*g, acc)
+                    a += H[0, 0]/n
+                    b += H[1, 0]/n
+                    c += H[2, 0]/n
             for k in range(4): out[y, x, k] = acc[k]/(n*n)
 
 # %% ../nbs/05d_resample.ipynb #39550924
@@ -86,7 +93,8 @@ def _box(mask:np.ndarray) -> tuple: # (x0, x1, y0, y1)
 
 def _seen_box(H, box, width, height) -> tuple:
     "Box of the target pixels which can see the source's `box`; all of them where the box crosses the horizon."
-    x0, x1, y0, y1 = box; back = np.linalg.inv(H)
+    x0, x1, y0, y1 = box
+    back = np.linalg.inv(H)
     q = np.array([[x, y, 1.] for x in (x0 - 1, x1 + 1) for y in (y0 - 1, y1 + 1)]) @ back.T
     front = (q[:, 2] > 1e-9).all() and (np.array([[x, y, 1.] for x in (0, width) for y in (0, height)]) @ H[2] > 1e-9).all()
     if not front: return 0, width, 0, height
@@ -97,7 +105,8 @@ def _warp_view(image, alpha, H, n, width, height, out):
     "One view (h, w, 3) on white with its alpha, into `out` (height, width, 4)."
     box = x0, x1, y0, y1 = _box(alpha > 0)
     if x0 == x1: return
-    a = alpha[y0:y1, x0:x1, None]; source = np.concatenate([image[y0:y1, x0:x1] - 1 + a, a], -1)
+    a = alpha[y0:y1, x0:x1, None]
+    source = np.concatenate([image[y0:y1, x0:x1] - 1 + a, a], -1)
     t = _seen_box(H, box, width, height)
     if t[0] < t[1] and t[2] < t[3]: _warp(source, int(x0), int(y0), H, n, *t, out)
 

@@ -41,7 +41,9 @@ def to(self:Rig, *args, **kwargs) -> Rig:
 
 # %% ../nbs/01b_rigs.ipynb #c1930e66
 @patch(as_prop=True)
-def cameras(self:Rig) -> Cameras: "The ideal cameras alone."; return Cameras(self.K, self.w2c, self.width, self.height, self.unit)
+def cameras(self:Rig) -> Cameras:
+    "The ideal cameras alone."
+    return Cameras(self.K, self.w2c, self.width, self.height, self.unit)
 
 @patch
 def undistort(
@@ -75,7 +77,9 @@ def vector(x, name, what, lengths=None) -> np.ndarray:
 # %% ../nbs/01b_rigs.ipynb #c0e99d44
 def pose(R, t, name) -> np.ndarray: # (4, 4)
     "The w2c of a rotation and a translation which may be a row or a column."
-    w2c = np.eye(4); t = np.asarray(t, dtype=object); t = t.ravel() if t.shape in ((3,), (3, 1), (1, 3)) else t
+    w2c = np.eye(4)
+    t = np.asarray(t, dtype=object)
+    t = t.ravel() if t.shape in ((3,), (3, 1), (1, 3)) else t
     w2c[:3, :3], w2c[:3, 3] = matrix(R, (3, 3), name, "R"), matrix(t.tolist(), (3,), name, "T")
     return w2c
 
@@ -92,7 +96,8 @@ def picture_size(found, width, height, name) -> tuple: # (width, height)
 # %% ../nbs/01b_rigs.ipynb #904aeae7
 def _lens(K, distortion, model, width, height, name):
     "The lens, or None where the stored pictures are ideal."
-    allowed = LENS_MODELS[model][1]; n = max([len(d) for d in distortion], default=0)
+    allowed = LENS_MODELS[model][1]
+    n = max([len(d) for d in distortion], default=0)
     for i, d in enumerate(distortion):
         if len(d) not in (0, *allowed): raise ValueError(f"{name}, camera {i}: {len(d)} distortion coefficients, where the {model} model has {' or '.join(map(str, allowed))}")
         matrix(d, np.shape(d), f"{name}, camera {i}", "the distortion", 1e6)
@@ -119,7 +124,9 @@ def make_rig(
     for i, k in enumerate(K):
         if k[2, 0] or k[2, 1]: raise ValueError(f"{name}, camera {i}: K has {k[2, 0]:.1f} and {k[2, 1]:.1f} in its last row, where a zero belongs: it looks transposed (cx, cy belong in the last column)")
         if k[2, 2] != 1 or k[1, 0]: raise ValueError(f"{name}, camera {i}: K should be upper triangular with K[2,2] = 1, found {k.tolist()}")
-    K[:, :2, 2] += .5 - first; lens = _lens(K, distortion, model, *size, name); K[:, 0, 1] = 0
+    K[:, :2, 2] += .5 - first
+    lens = _lens(K, distortion, model, *size, name)
+    K[:, 0, 1] = 0
     rig = Rig(torch.from_numpy(K), torch.from_numpy(w2c), *size, "model", lens, tuple(map(str, names)), format)
     return with_unit(check_cameras(rig, name), world, name, unit)
 
@@ -173,13 +180,15 @@ def with_unit(
 
 def _in(rig, unit, why):
     if unit == "model" or unit == "mm": return replace(rig, unit=unit, reason=why)
-    w2c = rig.w2c.clone(); w2c[:, :3, 3] *= LENGTHS[unit]
+    w2c = rig.w2c.clone()
+    w2c[:, :3, 3] *= LENGTHS[unit]
     return replace(rig, w2c=w2c, unit="mm", reason=f"{why}, converted to millimetres")
 
 # %% ../nbs/01b_rigs.ipynb #c904171e
 def _scatter(R:Tensor, t:Tensor) -> float:
     "How far the axes pass from their common aim, in distances to it (root mean square); infinite where it lies behind a camera."
-    c = -(R.mT @ t[..., None])[..., 0]; d = R[..., 2, :]
+    c = -(R.mT @ t[..., None])[..., 0]
+    d = R[..., 2, :]
     try: p = nearest_point(c, d)
     except ValueError: return float("inf")
     depth = ((p - c)*d).sum(-1)
@@ -195,7 +204,8 @@ def transposed_rotations(
     cams:Cameras,
 ): # a sentence, or None
     "A sentence where the rotations look stored transposed: as they are, the cameras neither look at one thing nor stand upright; transposed, they do."
-    R, t = cams.R.double().cpu(), cams.t.double().cpu(); odd = lambda R: _scatter(R, t) + _roll(R)
+    R, t = cams.R.double().cpu(), cams.t.double().cpu()
+    odd = lambda R: _scatter(R, t) + _roll(R)
     stored, turned = odd(R), odd(R.mT)
     if turned < .3 and stored > max(2*turned, .15):
         what = "meet at no point in front of all cameras" if stored == float("inf") else f"miss one aim, or the cameras roll, by {stored:.2f} of the distance"
@@ -209,9 +219,13 @@ def rotation_of(q) -> np.ndarray: # (4,) w, x, y, z -> (3, 3)
 
 def quaternion_of(R) -> np.ndarray: # (3, 3) -> (4,) w, x, y, z with w >= 0
     "The unit quaternion of a rotation matrix, by its largest entry (Shepperd 1978)."
-    d = np.diag(R); four = np.array([1 + d.sum(), *(1 + 2*d - d.sum())])        # 4 w², 4 x², 4 y², 4 z²
+    d = np.diag(R)
+    four = np.array([1 + d.sum(), *(1 + 2*d - d.sum())])        # 4 w², 4 x², 4 y², 4 z²
     off = np.array([[0, R[2, 1] - R[1, 2], R[0, 2] - R[2, 0], R[1, 0] - R[0, 1]], [0, 0, R[0, 1] + R[1, 0], R[0, 2] + R[2, 0]], [0, 0, 0, R[1, 2] + R[2, 1]], [0]*4])
-    i = four.argmax(); q = (off + off.T)[i]; q[i] = four[i]; q = q/np.linalg.norm(q)
+    i = four.argmax()
+    q = (off + off.T)[i]
+    q[i] = four[i]
+    q = q/np.linalg.norm(q)
     return -q if q[0] < 0 else q
 
 # %% ../nbs/01b_rigs.ipynb #488338a9
@@ -222,7 +236,8 @@ def rotation_of_vector(r) -> np.ndarray: # (3,) -> (3, 3)
 
 def vector_of(R) -> np.ndarray: # (3, 3) -> (3,)
     "The rotation vector of a rotation matrix."
-    w, *v = quaternion_of(R); s = np.linalg.norm(v)
+    w, *v = quaternion_of(R)
+    s = np.linalg.norm(v)
     return np.array(v)*(2*np.arctan2(s, w)/s if s > 1e-12 else 2.)
 
 # %% ../nbs/01b_rigs.ipynb #b242b769
@@ -252,7 +267,8 @@ def write_whole(
     content, # bytes of the file; a dict of them by name for a folder
 ) -> Path:
     "Write all of it, or nothing."
-    path = Path(path); part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
+    path = Path(path)
+    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
         if isinstance(content, dict):
             if path.exists() and (not path.is_dir() or any(path.iterdir())): raise ValueError(f"{path} should be a new or empty folder, but {listing(path) if path.is_dir() else 'it is a file'}; nothing was written")
@@ -260,6 +276,8 @@ def write_whole(
             for name, data in content.items(): (part/name).write_bytes(data)
             if path.exists(): path.rmdir()
             part.rename(path)
-        else: part.write_bytes(content); os.replace(part, path)
+        else:
+            part.write_bytes(content)
+            os.replace(part, path)
     finally: shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
     return path

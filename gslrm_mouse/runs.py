@@ -45,18 +45,25 @@ def save_state(
     keep:int=3, # checkpoints
 ) -> Path:
     "Write checkpoint `step`, whole or not at all; then forget the oldest beyond `keep`."
-    place = Path(run)/"checkpoints"/f"step_{step:08d}"; part = place.with_name(f".{place.name}.part")
+    place = Path(run)/"checkpoints"/f"step_{step:08d}"
+    part = place.with_name(f".{place.name}.part")
     if place.is_dir(): return place
     try:
-        shutil.rmtree(part, ignore_errors=True); part.mkdir(parents=True)
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
         save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part/"model.safetensors")
         with open(part/"state.pt", "wb") as f: torch.save(state, f)
         for p in (*part.iterdir(), part): _flushed(p)
-        os.rename(part, place); _flushed(place.parent)
+        os.rename(part, place)
+        _flushed(place.parent)
     except (OSError, RuntimeError, SafetensorError) as e:
-        shutil.rmtree(part, ignore_errors=True); good = checkpoints(run)
+        shutil.rmtree(part, ignore_errors=True)
+        good = checkpoints(run)
         raise NotWritten(f"the checkpoint {place} could not be written ({_why(e)}); {f'the last good one is {good[-1]}' if good else 'there is none before it'}") from None
-    for old in checkpoints(run)[:-keep]: gone = old.with_name(f".{old.name}.part"); os.rename(old, gone); shutil.rmtree(gone, ignore_errors=True)
+    for old in checkpoints(run)[:-keep]:
+        gone = old.with_name(f".{old.name}.part")
+        os.rename(old, gone)
+        shutil.rmtree(gone, ignore_errors=True)
     return place
 
 def clear_parts(run):
@@ -93,7 +100,8 @@ def manifest(**facts) -> dict:
 
 def read_log(run) -> list[dict]:
     "All records of a run; a line that was cut off by the end of its process is left out."
-    path = Path(run)/"log.jsonl" if Path(run).is_dir() else Path(run); out = []
+    path = Path(run)/"log.jsonl" if Path(run).is_dir() else Path(run)
+    out = []
     if not path.is_file(): raise FileNotFoundError(f"no record at {path}")
     lines = path.read_text().splitlines()
     for i, line in enumerate(lines):
@@ -106,13 +114,17 @@ def trim_log(run, step:int):
     "Forget what was recorded from update `step` on."
     path = Path(run)/"log.jsonl"
     if not path.is_file(): return
-    kept = [r for r in read_log(run) if r.get("event") == "manifest" or r["step"] < step]; part = path.with_name("log.jsonl.part")
-    part.write_text("".join(json.dumps(r) + "\n" for r in kept)); os.replace(part, path)
+    kept = [r for r in read_log(run) if r.get("event") == "manifest" or r["step"] < step]
+    part = path.with_name("log.jsonl.part")
+    part.write_text("".join(json.dumps(r) + "\n" for r in kept))
+    os.replace(part, path)
 
 # %% ../nbs/12e_runs.ipynb #1b03275f
 def _smooth(x, k):
     import numpy as np
-    x = np.asarray(x, float); k = max(1, min(k, len(x)//4)); return np.convolve(np.pad(x, (k//2, k - 1 - k//2), mode="edge"), np.ones(k)/k, "valid")
+    x = np.asarray(x, float)
+    k = max(1, min(k, len(x)//4))
+    return np.convolve(np.pad(x, (k//2, k - 1 - k//2), mode="edge"), np.ones(k)/k, "valid")
 
 def curves(
     runs, # folders, or {label: folder}
@@ -124,15 +136,23 @@ def curves(
     runs = {k: read_log(r) for k, r in (runs if isinstance(runs, dict) else {Path(r).name: r for r in runs}).items()}
     if not runs: raise ValueError("no run was given to draw")
     if empty := [k for k, log in runs.items() if all("event" in r for r in log)]: raise ValueError(f"{empty[0]}: no update was recorded yet")
-    fig, axs = plt.subplots(1, 4, figsize=(13, 3)); ax = dict(zip(("psnr", "psnr_fg", "grad_norm", "validation"), axs))
+    fig, axs = plt.subplots(1, 4, figsize=(13, 3))
+    ax = dict(zip(("psnr", "psnr_fg", "grad_norm", "validation"), axs))
     for i, (label, log) in enumerate(runs.items()):
-        steps = [r for r in log if "event" not in r]; colour = f"C{i}"
-        x = [r["step"] for r in steps]; skipped = [r for r in steps if r["skipped"]]; share = len(skipped)/len(steps)
+        steps = [r for r in log if "event" not in r]
+        colour = f"C{i}"
+        x = [r["step"] for r in steps]
+        skipped = [r for r in steps if r["skipped"]]
+        share = len(skipped)/len(steps)
         for k in ("psnr", "psnr_fg"): ax[k].plot(x, _smooth([r[k] for r in steps], smooth), color=colour, label=f"{label}" + (f" ({share:.0%} skipped)" if share else ""))
         if "psnr_white" in steps[0]: ax["psnr"].plot(x, _smooth([r["psnr_white"] for r in steps], smooth), color=colour, lw=.6, ls=":")
-        ax["grad_norm"].semilogy(x, [r["grad_norm"] if math.isfinite(r["grad_norm"] or math.inf) else math.nan for r in steps], color=colour, lw=.6); ax["grad_norm"].plot([r["step"] for r in skipped], [r["grad_norm"] or math.nan for r in skipped], "x", color=colour, ms=4)
+        ax["grad_norm"].semilogy(x, [r["grad_norm"] if math.isfinite(r["grad_norm"] or math.inf) else math.nan for r in steps], color=colour, lw=.6)
+        ax["grad_norm"].plot([r["step"] for r in skipped], [r["grad_norm"] or math.nan for r in skipped], "x", color=colour, ms=4)
         if val := [r for r in log if r.get("event") == "validation"]: ax["validation"].plot([r["step"] for r in val], [r["novel"]["iou"] for r in val], "o-", ms=3, color=colour)
-    for k, (a, title) in zip(ax, zip(ax.values(), ("PSNR of training, dotted: white (dB)", "of the foreground (dB)", "gradient norm, x: not followed", "validation: IoU of novel views"))): a.set_title(title, fontsize=9); a.set_xlabel("update")
-    ax["psnr"].legend(fontsize=7); fig.tight_layout()
+    for k, (a, title) in zip(ax, zip(ax.values(), ("PSNR of training, dotted: white (dB)", "of the foreground (dB)", "gradient norm, x: not followed", "validation: IoU of novel views"))):
+        a.set_title(title, fontsize=9)
+        a.set_xlabel("update")
+    ax["psnr"].legend(fontsize=7)
+    fig.tight_layout()
     if out is not None: fig.savefig(out, dpi=130)
     return fig

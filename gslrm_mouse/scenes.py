@@ -40,7 +40,8 @@ def moved(self:Scene, sim:Similarity) -> Scene:
 @patch(as_prop=True)
 def center(self:Scene) -> Tensor:
     "(3,) mean of the ellipsoids' centres, weighted by volume."
-    w = 1/np.abs(np.linalg.det(self.A)); return torch.from_numpy((self.centers*w[:, None]).sum(0)/w.sum())
+    w = 1/np.abs(np.linalg.det(self.A))
+    return torch.from_numpy((self.centers*w[:, None]).sum(0)/w.sum())
 
 # %% ../nbs/06_scenes.ipynb #9225e2d2
 _jit = dict(nogil=True, cache=True)
@@ -54,8 +55,10 @@ def _hash(i, j, k):
 @njit(**_jit)
 def _noise(x, y, z):
     "Value noise in [0, 1], smooth over unit cells."
-    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z)); a, b, c = x - i, y - j, z - k
-    a, b, c = a*a*(3 - 2*a), b*b*(3 - 2*b), c*c*(3 - 2*c); out = 0.
+    i, j, k = int(math.floor(x)), int(math.floor(y)), int(math.floor(z))
+    a, b, c = x - i, y - j, z - k
+    a, b, c = a*a*(3 - 2*a), b*b*(3 - 2*b), c*c*(3 - 2*c)
+    out = 0.
     for di in range(2):
         for dj in range(2):
             for dk in range(2):
@@ -68,19 +71,26 @@ def _boxes(centers, radii, R, t, K, W, H):
     out, p = np.empty((len(centers), 4)), np.empty(3)
     for n in range(len(centers)):
         for a in range(3): p[a] = R[a, 0]*centers[n, 0] + R[a, 1]*centers[n, 1] + R[a, 2]*centers[n, 2] + t[a]
-        r = radii[n]; z2 = p[2]*p[2] - r*r
+        r = radii[n]
+        z2 = p[2]*p[2] - r*r
         out[n, 0], out[n, 1], out[n, 2], out[n, 3] = 0, W, 0, H
         if p[2] < -r: out[n, 1] = 0
         elif p[2] > r:
             for a in range(2):
-                s = r*math.sqrt(max(p[a]*p[a] + z2, 0.)); lo, hi = (p[a]*p[2] - s)/z2, (p[a]*p[2] + s)/z2
+                s = r*math.sqrt(max(p[a]*p[a] + z2, 0.))
+                lo, hi = (p[a]*p[2] - s)/z2, (p[a]*p[2] + s)/z2
                 out[n, 2*a], out[n, 2*a + 1] = K[a, a]*lo + K[a, 2], K[a, a]*hi + K[a, 2]
     return out
 
 @njit(**_jit)
 def _trace(centers, A, radii, colors, texture, light, ambient, R, t, K, W, H, n_sub, rgba, depth):
-    N = len(centers); box = _boxes(centers, radii, R, t, K, W, H)
-    U = np.zeros((N, 3)); d = np.empty(3); cand = np.empty(N, np.int64); q = np.empty(3); o = np.empty(3)
+    N = len(centers)
+    box = _boxes(centers, radii, R, t, K, W, H)
+    U = np.zeros((N, 3))
+    d = np.empty(3)
+    cand = np.empty(N, np.int64)
+    q = np.empty(3)
+    o = np.empty(3)
     for i in range(3): o[i] = -(R[0, i]*t[0] + R[1, i]*t[1] + R[2, i]*t[2])
     for n in range(N):
         for i in range(3):
@@ -89,18 +99,25 @@ def _trace(centers, A, radii, colors, texture, light, ambient, R, t, K, W, H, n_
         for x in range(W):
             m = 0
             for n in range(N):
-                if box[n, 0] < x + 1 and box[n, 1] > x and box[n, 2] < y + 1 and box[n, 3] > y: cand[m] = n; m += 1
+                if box[n, 0] < x + 1 and box[n, 1] > x and box[n, 2] < y + 1 and box[n, 3] > y:
+                    cand[m] = n
+                    m += 1
             if m == 0: continue
             for s in range(n_sub*n_sub):
                 px, py = x + (s % n_sub + .5)/n_sub, y + (s//n_sub + .5)/n_sub
-                cx, cy = (px - K[0, 2])/K[0, 0], (py - K[1, 2])/K[1, 1]; length = math.sqrt(cx*cx + cy*cy + 1)
+                cx, cy = (px - K[0, 2])/K[0, 0], (py - K[1, 2])/K[1, 1]
+                length = math.sqrt(cx*cx + cy*cy + 1)
                 for i in range(3): d[i] = (R[0, i]*cx + R[1, i]*cy + R[2, i])/length
                 best, hit = 1e30, -1
                 for c in range(m):
-                    n = cand[c]; aa = bb = 0.; cc = -1.
+                    n = cand[c]
+                    aa = bb = 0.
+                    cc = -1.
                     for i in range(3):
                         v = A[n, i, 0]*d[0] + A[n, i, 1]*d[1] + A[n, i, 2]*d[2]
-                        aa += v*v; bb += v*U[n, i]; cc += U[n, i]*U[n, i]
+                        aa += v*v
+                        bb += v*U[n, i]
+                        cc += U[n, i]*U[n, i]
                     disc = bb*bb - aa*cc
                     if disc <= 0: continue
                     root = (-bb - math.sqrt(disc))/aa
@@ -109,11 +126,16 @@ def _trace(centers, A, radii, colors, texture, light, ambient, R, t, K, W, H, n_
                 if s == (n_sub*n_sub)//2: depth[y, x] = best
                 nx = ny = nz = 0.
                 for i in range(3): q[i] = U[hit, i] + best*(A[hit, i, 0]*d[0] + A[hit, i, 1]*d[1] + A[hit, i, 2]*d[2])
-                for i in range(3): nx += A[hit, i, 0]*q[i]; ny += A[hit, i, 1]*q[i]; nz += A[hit, i, 2]*q[i]
+                for i in range(3):
+                    nx += A[hit, i, 0]*q[i]
+                    ny += A[hit, i, 1]*q[i]
+                    nz += A[hit, i, 2]*q[i]
                 nn = math.sqrt(nx*nx + ny*ny + nz*nz)
                 shade = ambient + max(0., (nx*light[0] + ny*light[1] + nz*light[2])/nn)
-                f = texture[hit, 0]; mix = .5 + texture[hit, 1]*(_noise(f*q[0] + 7*hit, f*q[1], f*q[2]) - .5)*2
-                mix = min(1., max(0., mix)); shade *= 1 + texture[hit, 2]*(_noise(9*q[0], 9*q[1] + 3*hit, 9*q[2]) - .5)*2
+                f = texture[hit, 0]
+                mix = .5 + texture[hit, 1]*(_noise(f*q[0] + 7*hit, f*q[1], f*q[2]) - .5)*2
+                mix = min(1., max(0., mix))
+                shade *= 1 + texture[hit, 2]*(_noise(9*q[0], 9*q[1] + 3*hit, 9*q[2]) - .5)*2
                 for i in range(3): rgba[y, x, i] += min(1., shade*(colors[hit, 0, i]*(1 - mix) + colors[hit, 1, i]*mix))
                 rgba[y, x, 3] += 1
 
@@ -123,7 +145,8 @@ def _arrays(scene): return scene.centers, scene.A, 1/np.linalg.svd(scene.A, comp
 def _trace_all(scene, cams, samples):
     if scene.unit != cams.unit: raise ValueError(f"a scene in {scene.unit!r} cannot be seen by cameras in {cams.unit!r}")
     if samples < 1: raise ValueError(f"samples must be positive, got {samples}")
-    R, t, K = (np.ascontiguousarray(x.double().numpy()) for x in (cams.R, cams.t, cams.K)); V = len(R)
+    R, t, K = (np.ascontiguousarray(x.double().numpy()) for x in (cams.R, cams.t, cams.K))
+    V = len(R)
     rgba, depth = np.zeros((V, cams.height, cams.width, 4)), np.full((V, cams.height, cams.width), np.inf)
     for v in range(V): _trace(*_arrays(scene), R[v], t[v], K[v], cams.width, cams.height, samples, rgba[v], depth[v])
     return torch.from_numpy(rgba/samples**2), torch.from_numpy(depth)
@@ -144,27 +167,35 @@ def trace_depth(scene:Scene, cams:Cameras) -> Tensor: # (V, H, W)
 class _Parts(list):
     "Collects ellipsoids: centre, semi-axes, rotation (columns = axes), colours, texture."
     def put(self, c, axes, color, color2=None, R=None, freq=2., contrast=0., grain=0.):
-        R = np.eye(3) if R is None else R; color = np.asarray(color, float)
+        R = np.eye(3) if R is None else R
+        color = np.asarray(color, float)
         self.append((np.asarray(c, float), np.diag(1/np.asarray(axes, float)) @ R.T, np.stack([color, color if color2 is None else np.asarray(color2, float)]), np.array([freq, contrast, grain])))
 
     def chain(self, points, radii, color, **kw):
         "Overlapping ellipsoids along a curve."
         for a, b, ra, rb in zip(points[:-1], points[1:], radii[:-1], radii[1:]):
-            d = b - a; n = np.linalg.norm(d); r = (ra + rb)/2
+            d = b - a
+            n = np.linalg.norm(d)
+            r = (ra + rb)/2
             self.put((a + b)/2, (n*.5 + r*.8, r, r), color, R=_frame(d/n), **kw)
 
     def scene(self, light, ambient=.45, unit="model"):
-        c, A, col, tex = (np.stack(x) for x in zip(*self)); return Scene(c, A, col.clip(0, 1), tex, np.asarray(light, float), ambient, unit)
+        c, A, col, tex = (np.stack(x) for x in zip(*self))
+        return Scene(c, A, col.clip(0, 1), tex, np.asarray(light, float), ambient, unit)
 
 def _frame(x):
     "Rotation whose first column is the unit vector x."
-    y = np.cross([0., 0, 1], x); y = np.array([0., 1, 0]) if np.linalg.norm(y) < 1e-6 else y/np.linalg.norm(y)
+    y = np.cross([0., 0, 1], x)
+    y = np.array([0., 1, 0]) if np.linalg.norm(y) < 1e-6 else y/np.linalg.norm(y)
     return np.stack([x, y, np.cross(x, y)], 1)
 
-def _random_rotation(r): q, _ = np.linalg.qr(r.normal(size=(3, 3))); return q*np.sign(np.linalg.det(q))
+def _random_rotation(r):
+    q, _ = np.linalg.qr(r.normal(size=(3, 3)))
+    return q*np.sign(np.linalg.det(q))
 
 def _light(r):
-    d = r.normal(size=3)*[.7, .7, .3] + [0, -.4, 1.]; return d/np.linalg.norm(d)*r.uniform(.4, .65)
+    d = r.normal(size=3)*[.7, .7, .3] + [0, -.4, 1.]
+    return d/np.linalg.norm(d)*r.uniform(.4, .65)
 
 # %% ../nbs/06_scenes.ipynb #ed4505ba
 SKINS = np.array([[.95, .80, .69], [.87, .67, .53], [.74, .53, .39], [.55, .37, .26], [.36, .24, .17], [.97, .85, .76]])
@@ -172,8 +203,13 @@ HAIRS = np.array([[.08, .06, .05], [.25, .15, .08], [.45, .29, .13], [.78, .62, 
 
 def head_scene(seed:int) -> Scene:
     "A head with eyes, nose, mouth, ears, hair, neck and shoulders, in model units about the origin."
-    r = np.random.default_rng([seed, 1]); p = _Parts(); u = lambda a, b: r.uniform(a, b)
-    skin = SKINS[r.integers(6)]*u(.9, 1.05); hair = HAIRS[r.integers(7)]*u(.8, 1.1); lips = skin*[.9, .55, .55]; cloth = r.uniform(.05, .95, 3)
+    r = np.random.default_rng([seed, 1])
+    p = _Parts()
+    u = lambda a, b: r.uniform(a, b)
+    skin = SKINS[r.integers(6)]*u(.9, 1.05)
+    hair = HAIRS[r.integers(7)]*u(.8, 1.1)
+    lips = skin*[.9, .55, .55]
+    cloth = r.uniform(.05, .95, 3)
     w, d, h = u(.47, .56), u(.54, .64), u(.58, .68)
     p.put((0, 0, .12), (w, d, h), skin, skin*.93, freq=3, contrast=.4)
     p.put((0, -.1, -.28), (w*u(.68, .85), d*.68, .42), skin, skin*.93, freq=3, contrast=.4)
@@ -183,7 +219,9 @@ def head_scene(seed:int) -> Scene:
     ex, ez, eye = u(.17, .22), u(.06, .14), [[.18, .28, .42], [.22, .14, .08], [.2, .33, .2]][r.integers(3)]
     front = lambda x, z: -d*math.sqrt(max(.05, 1 - (x/w)**2 - ((z - .12)/h)**2))
     for s in (-1, 1):
-        y = front(ex, ez); p.put((s*ex, y + .02, ez), (.095, .06, .06), (.95, .95, .95)); p.put((s*ex, y - .03, ez), (.045, .03, .045), eye, np.array(eye)*.3, freq=3, contrast=.6)
+        y = front(ex, ez)
+        p.put((s*ex, y + .02, ez), (.095, .06, .06), (.95, .95, .95))
+        p.put((s*ex, y - .03, ez), (.045, .03, .045), eye, np.array(eye)*.3, freq=3, contrast=.6)
         p.put((s*ex, front(ex, ez + .13) + .01, ez + .13), (.12, .04, .022), hair*.8)
         p.put((s*w*1.0, .04, .02), (.06, .13, .17), skin*.95)
     p.put((0, front(0, -.08) - .03, -.08), (u(.06, .09), .12, u(.1, .14)), skin*1.02)
@@ -202,22 +240,43 @@ def _color(r):
 
 def object_scene(seed:int) -> Scene:
     "An assorted object in model units near the origin."
-    r = np.random.default_rng([seed, 2]); p = _Parts(); style = r.uniform(); tex = lambda: dict(freq=r.uniform(1, 7), contrast=r.choice([0, .5, 1]), grain=r.uniform(0, .35))
+    r = np.random.default_rng([seed, 2])
+    p = _Parts()
+    style = r.uniform()
+    tex = lambda: dict(freq=r.uniform(1, 7), contrast=r.choice([0, .5, 1]), grain=r.uniform(0, .35))
     c1, c2 = _color(r), _color(r)
     if style < .45:                                                     # a lump of overlapping ellipsoids
         for _ in range(r.integers(2, 9)): p.put(r.normal(size=3)*.35, np.exp(r.normal(size=3)*.35)*r.uniform(.15, .4), *((c1, c2) if r.uniform() < .6 else (_color(r), _color(r))), R=_random_rotation(r), **tex())
     elif style < .85:                                                   # a body along a curve, with limbs
-        n = r.integers(3, 6); step = np.cumsum(r.normal(size=(n, 3))*.12 + [.28, 0, 0], 0); rad = r.uniform(.12, .33, n); kw = tex()
+        n = r.integers(3, 6)
+        step = np.cumsum(r.normal(size=(n, 3))*.12 + [.28, 0, 0], 0)
+        rad = r.uniform(.12, .33, n)
+        kw = tex()
         for a, rr in zip(step, rad): p.put(a, rr*np.exp(r.normal(size=3)*.2), c1, c2, R=_random_rotation(r), **kw)
         for _ in range(r.integers(1, 6)):
-            a = step[r.integers(n)]; d = r.normal(size=3); d /= np.linalg.norm(d); m = r.integers(2, 6); bend = r.normal(size=3)*.3
-            s = np.linspace(0, 1, m + 1)[:, None]; pts = a + d*s*r.uniform(.3, 1.) + bend*s**2; rr = np.linspace(r.uniform(.04, .14), r.uniform(.015, .05), m + 1)
+            a = step[r.integers(n)]
+            d = r.normal(size=3)
+            d /= np.linalg.norm(d)
+            m = r.integers(2, 6)
+            bend = r.normal(size=3)*.3
+            s = np.linspace(0, 1, m + 1)[:, None]
+            pts = a + d*s*r.uniform(.3, 1.) + bend*s**2
+            rr = np.linspace(r.uniform(.04, .14), r.uniform(.015, .05), m + 1)
             p.chain(pts, rr, c1 if r.uniform() < .5 else _color(r), **kw)
     else:                                                               # a stack
         z = 0.
-        for _ in range(r.integers(2, 6)): a = np.exp(r.normal(size=3)*.3)*r.uniform(.15, .4); z += a[2]*.8; p.put((r.normal()*.05, r.normal()*.05, z), a, _color(r), _color(r), **tex()); z += a[2]*.6
-    s = p.scene(_light(r), r.uniform(.4, .6)); c = s.center.numpy(); Q = _random_rotation(r); reach = np.quantile(np.linalg.norm(s.centers - c, axis=1) + 1/np.linalg.svd(s.A, compute_uv=False)[:, -1]*.8, .9)
-    scale = np.exp(r.uniform(math.log(.32), math.log(1.15)))/reach; off = r.normal(size=3); off *= r.uniform(0, .3)/np.linalg.norm(off)
+        for _ in range(r.integers(2, 6)):
+            a = np.exp(r.normal(size=3)*.3)*r.uniform(.15, .4)
+            z += a[2]*.8
+            p.put((r.normal()*.05, r.normal()*.05, z), a, _color(r), _color(r), **tex())
+            z += a[2]*.6
+    s = p.scene(_light(r), r.uniform(.4, .6))
+    c = s.center.numpy()
+    Q = _random_rotation(r)
+    reach = np.quantile(np.linalg.norm(s.centers - c, axis=1) + 1/np.linalg.svd(s.A, compute_uv=False)[:, -1]*.8, .9)
+    scale = np.exp(r.uniform(math.log(.32), math.log(1.15)))/reach
+    off = r.normal(size=3)
+    off *= r.uniform(0, .3)/np.linalg.norm(off)
     sim = Similarity(scale, torch.from_numpy(Q), torch.from_numpy(off - scale*Q @ c))
     return replace(s.moved(sim), light=s.light)
 
@@ -229,32 +288,59 @@ def mouse_scene(
     phase:float=0., # seconds of its walk
 ) -> Scene:
     "A mouse in millimetres, z up, standing near (54, 57)."
-    r = np.random.default_rng([seed, 3]); u = lambda a, b: r.uniform(a, b); p = _Parts()
+    r = np.random.default_rng([seed, 3])
+    u = lambda a, b: r.uniform(a, b)
+    p = _Parts()
     size, fur, kind = u(.85, 1.15), FURS[r.integers(5)]*u(.85, 1.15), r.choice(["walk", "stretch", "curl", "rear"], p=[.5, .15, .2, .15])
     heading0, where, speed, wob = u(0, 2*math.pi), np.array([54 + u(-12, 12), 57 + u(-12, 12)]), u(60, 120), u(0, 6)
     bend = {"walk": u(-.35, .35), "stretch": u(-.15, .15), "curl": r.choice([-1, 1])*u(.8, 1.3), "rear": u(-.2, .2)}[kind] + .25*math.sin(3*phase + wob)
-    rear = {"rear": u(.5, .9)}.get(kind, 0.)*(.75 + .25*math.cos(2*phase)); long = {"stretch": 1.12, "curl": .92}.get(kind, 1.)
-    s = np.linspace(0, 1, 7); ang = bend*(s - .4)                       # spine from the hips to the snout, in the body's frame
-    step = 62*long/6*np.stack([np.cos(ang)*math.cos(rear), np.sin(ang), np.full(7, math.sin(rear))], 1); spine = np.concatenate([[[0, 0, 0]], np.cumsum(step[1:], 0)])
+    rear = {"rear": u(.5, .9)}.get(kind, 0.)*(.75 + .25*math.cos(2*phase))
+    long = {"stretch": 1.12, "curl": .92}.get(kind, 1.)
+    s = np.linspace(0, 1, 7)
+    ang = bend*(s - .4)                       # spine from the hips to the snout, in the body's frame
+    step = 62*long/6*np.stack([np.cos(ang)*math.cos(rear), np.sin(ang), np.full(7, math.sin(rear))], 1)
+    spine = np.concatenate([[[0, 0, 0]], np.cumsum(step[1:], 0)])
     spine[:, 2] += np.array([13.5, 14, 13.5, 12.5, 12, 11, 9.5]) + .8*math.sin(9*phase)
     axis = lambda i: _frame((lambda d: d/np.linalg.norm(d))(spine[min(i + 1, 6)] - spine[max(i - 1, 0)]))
-    kw = dict(freq=2.5, contrast=.6, grain=.45); light_fur = fur*1.35 + .03; belly = fur*1.6 + .06
+    kw = dict(freq=2.5, contrast=.6, grain=.45)
+    light_fur = fur*1.35 + .03
+    belly = fur*1.6 + .06
     for i, (a, b, c) in zip((0, 1, 2, 3), ((13, 12, 12.5), (15, 13, 13), (14, 12, 12), (12, 10, 10.5))): p.put(spine[i], (a, b, c), fur, light_fur, R=axis(i), **kw)
     p.put(spine[1] - [0, 0, 4.5], (20, 10, 8), belly, fur, R=axis(1), **kw)
-    turn = u(-.4, .4) + .2*math.sin(2.3*phase); hd = spine[5] - spine[4]; hd /= np.linalg.norm(hd); c_, s_ = math.cos(turn), math.sin(turn)
-    hd = np.array([c_*hd[0] - s_*hd[1], s_*hd[0] + c_*hd[1], hd[2] - .2]); hd /= np.linalg.norm(hd); F = _frame(hd); head = spine[4] + hd*8
-    p.put(head, (12, 8.2, 8.2), fur, light_fur, R=F, **kw); p.put(head + hd*10 - [0, 0, 1.5], (8.5, 4.6, 4.4), light_fur, fur, R=F, **kw); p.put(head + hd*18 - [0, 0, 2], (1.8, 1.7, 1.5), (.55, .38, .36))
+    turn = u(-.4, .4) + .2*math.sin(2.3*phase)
+    hd = spine[5] - spine[4]
+    hd /= np.linalg.norm(hd)
+    c_, s_ = math.cos(turn), math.sin(turn)
+    hd = np.array([c_*hd[0] - s_*hd[1], s_*hd[0] + c_*hd[1], hd[2] - .2])
+    hd /= np.linalg.norm(hd)
+    F = _frame(hd)
+    head = spine[4] + hd*8
+    p.put(head, (12, 8.2, 8.2), fur, light_fur, R=F, **kw)
+    p.put(head + hd*10 - [0, 0, 1.5], (8.5, 4.6, 4.4), light_fur, fur, R=F, **kw)
+    p.put(head + hd*18 - [0, 0, 2], (1.8, 1.7, 1.5), (.55, .38, .36))
     for k in (-1, 1):
-        p.put(head - hd*4 + F[:, 1]*k*7 + F[:, 2]*7.5, (2.2, 5.2, 6), (.52, .38, .34), fur, R=F, freq=1.5, contrast=.5); p.put(head + hd*6 + F[:, 1]*k*5.6 + F[:, 2]*3, (1.9, 1.7, 1.9), (.03, .03, .03))
+        p.put(head - hd*4 + F[:, 1]*k*7 + F[:, 2]*7.5, (2.2, 5.2, 6), (.52, .38, .34), fur, R=F, freq=1.5, contrast=.5)
+        p.put(head + hd*6 + F[:, 1]*k*5.6 + F[:, 2]*3, (1.9, 1.7, 1.9), (.03, .03, .03))
     for j, (i, k) in enumerate(((0, -1), (0, 1), (4, 1), (4, -1))):
-        side = axis(i)[:, 1]*k; swing = 7*math.sin(7*phase + wob + j*math.pi/2 + (j > 1)*1.2)*(kind != "rear" or i == 0); fwd = axis(i)[:, 0]*[1, 1, 0]
-        top = spine[i] + side*(9 if i == 0 else 6) - [0, 0, 5]; foot = top + side*3 + fwd*(swing + (4 if i == 0 else 2)); foot[2] = 1.6 if (i == 0 or rear == 0) else top[2] - 9
-        p.chain(np.stack([top, (top + foot)/2 + fwd*(-2), foot]), [5.5 if i == 0 else 3.6, 3.2, 2.], fur, **kw); p.put(foot + fwd*2.5, (4.6, 2.1, 1.5), (.56, .42, .38), R=axis(i))
-    t = np.linspace(0, 1, 11); c2, ph = u(-1.2, 1.2), u(0, 6); ang = math.pi + c2*t + .5*np.sin(4*t + ph + 2*phase)
+        side = axis(i)[:, 1]*k
+        swing = 7*math.sin(7*phase + wob + j*math.pi/2 + (j > 1)*1.2)*(kind != "rear" or i == 0)
+        fwd = axis(i)[:, 0]*[1, 1, 0]
+        top = spine[i] + side*(9 if i == 0 else 6) - [0, 0, 5]
+        foot = top + side*3 + fwd*(swing + (4 if i == 0 else 2))
+        foot[2] = 1.6 if (i == 0 or rear == 0) else top[2] - 9
+        p.chain(np.stack([top, (top + foot)/2 + fwd*(-2), foot]), [5.5 if i == 0 else 3.6, 3.2, 2.], fur, **kw)
+        p.put(foot + fwd*2.5, (4.6, 2.1, 1.5), (.56, .42, .38), R=axis(i))
+    t = np.linspace(0, 1, 11)
+    c2, ph = u(-1.2, 1.2), u(0, 6)
+    ang = math.pi + c2*t + .5*np.sin(4*t + ph + 2*phase)
     tail = np.concatenate([[[0, 0, 0]], np.cumsum(8.3*np.stack([np.cos(ang[1:]), np.sin(ang[1:]), -.12 + 0*t[1:]], 1), 0)]) + spine[0] - [9, 0, 2]
-    tail[:, 2] = np.maximum(tail[:, 2]*(1 - t) + 2.2*t, 1.6); p.chain(tail, np.linspace(3., .9, 11), (.45, .34, .31), color2=fur, freq=3., contrast=.4)
-    heading = heading0 + .4*math.sin(phase*.8); ch, sh = math.cos(heading), math.sin(heading)
-    scene = p.scene(_light(r), u(.45, .6), "mm"); mid = np.array([spine[2, 0], spine[2, 1], 0]); Q = np.array([[ch, -sh, 0], [sh, ch, 0], [0, 0, 1]])
+    tail[:, 2] = np.maximum(tail[:, 2]*(1 - t) + 2.2*t, 1.6)
+    p.chain(tail, np.linspace(3., .9, 11), (.45, .34, .31), color2=fur, freq=3., contrast=.4)
+    heading = heading0 + .4*math.sin(phase*.8)
+    ch, sh = math.cos(heading), math.sin(heading)
+    scene = p.scene(_light(r), u(.45, .6), "mm")
+    mid = np.array([spine[2, 0], spine[2, 1], 0])
+    Q = np.array([[ch, -sh, 0], [sh, ch, 0], [0, 0, 1]])
     at = np.array([*(where + speed*phase*np.array([ch, sh])*(kind == "walk")), 0.])
     sim = Similarity(size, torch.from_numpy(Q), torch.from_numpy(at - size*Q @ mid), "mm", "mm")
     return replace(scene.moved(sim), light=scene.light)
@@ -279,7 +365,8 @@ WORLD = "73e58863" # version of the scene generator; a new one whenever the imag
 def heldout_cameras() -> list[Cameras]:
     "Six single cameras in millimetres that are not in the rig: two of its picture size, four of 512², the last with FaceLift's intrinsics."
     az, el, f = (-111, -51, 3, 63, 127, 187), (0, 15, 30, 45, 8, 20), (1600., 1500., 750., 700., 800., None)
-    sizes = ((1152, 1024), (1152, 1024), *[(512, 512)]*4); out = []
+    sizes = ((1152, 1024), (1152, 1024), *[(512, 512)]*4)
+    out = []
     for a, e, k, (w, h) in zip(az, el, f, sizes):
         K = intrinsics(FACELIFT_FOV, w, h).double() if k is None else torch.tensor([[k, 0, w/2], [0, k, h/2], [0, 0, 1]], dtype=torch.float64)
         out.append(Cameras(K[None], orbit([a], e, 320., target=(54, 57, 22)).w2c.double(), w, h, "mm"))
@@ -288,14 +375,18 @@ def heldout_cameras() -> list[Cameras]:
 def _film(path, pictures, fps=20):
     import av
     with av.open(str(path), "w") as f:
-        s = f.add_stream("libx264", rate=fps); s.height, s.width = pictures[0].shape[:2]; s.pix_fmt = "yuv420p"; s.options = {"crf": "12"}
+        s = f.add_stream("libx264", rate=fps)
+        s.height, s.width = pictures[0].shape[:2]
+        s.pix_fmt = "yuv420p"
+        s.options = {"crf": "12"}
         for x in pictures:
             for p in s.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(x), format="rgb24")): f.mux(p)
         for p in s.encode(): f.mux(p)
 
 def _rgba_png(views, path):
     from PIL import Image
-    a = views.alpha[0, ..., None]; rgb = torch.where(a > 0, views.premultiplied[0]/a.clamp(min=1e-6), torch.zeros_like(a))
+    a = views.alpha[0, ..., None]
+    rgb = torch.where(a > 0, views.premultiplied[0]/a.clamp(min=1e-6), torch.zeros_like(a))
     Image.fromarray((torch.cat([rgb, a], -1).clamp(0, 1)*255).round().to(torch.uint8).numpy()).save(path)
 
 # %% ../nbs/06_scenes.ipynb #4761a9af
@@ -311,17 +402,24 @@ def write_recording(
     path, cams = Path(path), cams or mouse_rig()
     if path.exists() and (not path.is_dir() or any(path.iterdir())): raise FileExistsError(f"{path} exists and is not empty; choose another folder for the recording")
     if frames < 1: raise ValueError(f"a recording has at least one frame, got {frames}")
-    temp = path.with_name(path.name + ".part"); shutil.rmtree(temp, ignore_errors=True)
+    temp = path.with_name(path.name + ".part")
+    shutil.rmtree(temp, ignore_errors=True)
     for d in ("videos_undist", "simpleclick_undist", "truth/heldout_views"): (temp/d).mkdir(parents=True)
-    y, x = np.mgrid[:cams.height, :cams.width]; floor = (108 + 12*np.sin(x/17)*np.sin(y/23)).astype(np.float32)[..., None]/255
+    y, x = np.mgrid[:cams.height, :cams.width]
+    floor = (108 + 12*np.sin(x/17)*np.sin(y/23)).astype(np.float32)[..., None]/255
     video, masks, held = [[] for _ in range(len(cams))], [[] for _ in range(len(cams))], heldout_cameras()
     for i in tqdm(range(frames), desc="filming"):
-        scene = mouse_scene(seed, i/20); v = trace(scene, cams, 2)
+        scene = mouse_scene(seed, i/20)
+        v = trace(scene, cams, 2)
         for c in range(len(cams)):
-            a = v.alpha[c, ..., None].numpy(); video[c].append(((v.premultiplied[c].numpy() + (1 - a)*floor)*255).round().astype(np.uint8)); masks[c].append(np.repeat((a > .5)*np.uint8(255), 3, -1))
+            a = v.alpha[c, ..., None].numpy()
+            video[c].append(((v.premultiplied[c].numpy() + (1 - a)*floor)*255).round().astype(np.uint8))
+            masks[c].append(np.repeat((a > .5)*np.uint8(255), 3, -1))
         if truth:
             for k, cam in enumerate(held): _rgba_png(trace(scene, cam, 2), temp/f"truth/heldout_views/frame_{i:03d}_view_{k}.png")
-    for c in range(len(cams)): _film(temp/f"videos_undist/{c}.mp4", video[c]); _film(temp/f"simpleclick_undist/{c}.mp4", masks[c])
+    for c in range(len(cams)):
+        _film(temp/f"videos_undist/{c}.mp4", video[c])
+        _film(temp/f"simpleclick_undist/{c}.mp4", masks[c])
     half = np.array([[0, 0, .5], [0, 0, .5], [0, 0, 0]])
     (temp/"new_cam.pkl").write_bytes(pickle.dumps([dict(K=K.double().numpy() - half, R=R.double().numpy().copy(), T=t.double().numpy()[:, None].copy()) for K, R, t in zip(cams.K, cams.R, cams.t)], protocol=4))
     if truth: (temp/"truth/heldout_views/heldout_cameras.json").write_text(json.dumps(dict(units="mm", world="Z up, floor at z = 0", camera="OpenCV: x right, y down, z forward; x_cam = R X + T; pixel = K x_cam", pixel_centre_of_first_pixel=[.5, .5],

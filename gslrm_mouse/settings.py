@@ -24,16 +24,31 @@ __all__ = ['ONLY', 'TokenizerSettings', 'TransformerSettings', 'UpsamplerSetting
 def _of(cls): return field(default_factory=cls)
 
 @dataclass(frozen=True)
-class TokenizerSettings: "model.image_tokenizer"; image_size:int = 512; patch_size:int = 8; in_channels:int = 9
+class TokenizerSettings:
+    "model.image_tokenizer"
+    image_size:int = 512
+    patch_size:int = 8
+    in_channels:int = 9
 
 @dataclass(frozen=True)
-class TransformerSettings: "model.transformer"; d:int = 1024; d_head:int = 64; n_layer:int = 24
+class TransformerSettings:
+    "model.transformer"
+    d:int = 1024
+    d_head:int = 64
+    n_layer:int = 24
 
 @dataclass(frozen=True)
-class UpsamplerSettings: "model.gaussians.upsampler"; upsample_factor:int = 1
+class UpsamplerSettings:
+    "model.gaussians.upsampler"
+    upsample_factor:int = 1
 
 @dataclass(frozen=True)
-class GaussiansSettings: "model.gaussians"; n_gaussians:int = 2; sh_degree:int = 0; upsampler:UpsamplerSettings = _of(UpsamplerSettings); scaling_modifier:float = 1.
+class GaussiansSettings:
+    "model.gaussians"
+    n_gaussians:int = 2
+    sh_degree:int = 0
+    upsampler:UpsamplerSettings = _of(UpsamplerSettings)
+    scaling_modifier:float = 1.
 
 @dataclass(frozen=True)
 class ModelSettings:
@@ -149,7 +164,12 @@ class DatasetSettings:
     cache:str = "" # ours: folder of prepared moments; CHECKPOINT_DIR/cache when empty
 
 @dataclass(frozen=True)
-class DataloaderSettings: "training.dataloader"; batch_size_per_gpu:int = 2; num_workers:int = 1; num_threads:int = 0; prefetch_factor:int = 4
+class DataloaderSettings:
+    "training.dataloader"
+    batch_size_per_gpu:int = 2
+    num_workers:int = 1
+    num_threads:int = 0
+    prefetch_factor:int = 4
 
 # %% ../nbs/11a_settings.ipynb #33e59ee2
 @dataclass(frozen=True)
@@ -187,7 +207,14 @@ class OptimizerSettings:
     reset_training_state:bool = True
 
 @dataclass(frozen=True)
-class ScheduleSettings: "training.schedule: the run ends with the first of its limits"; num_epochs:int = 0; early_stop_after_epochs:int = 0; early_stop_after:int = 0; max_fwdbwd_passes:int = 0; warmup:int = 200; l2_warmup_steps:int = 0
+class ScheduleSettings:
+    "training.schedule: the run ends with the first of its limits"
+    num_epochs:int = 0
+    early_stop_after_epochs:int = 0
+    early_stop_after:int = 0
+    max_fwdbwd_passes:int = 0
+    warmup:int = 200
+    l2_warmup_steps:int = 0
 
 @dataclass(frozen=True)
 class CheckpointSettings:
@@ -200,10 +227,22 @@ class CheckpointSettings:
 
 # %% ../nbs/11a_settings.ipynb #2c3523ea
 @dataclass(frozen=True)
-class WandbSettings: "training.logging.wandb"; project:str = "gslrm_mouse"; group:str = ""; job_type:str = ""; exp_name:str = ""; log_every:int = 50; offline:bool = False
+class WandbSettings:
+    "training.logging.wandb"
+    project:str = "gslrm_mouse"
+    group:str = ""
+    job_type:str = ""
+    exp_name:str = ""
+    log_every:int = 50
+    offline:bool = False
 
 @dataclass(frozen=True)
-class LoggingSettings: "training.logging"; print_every:int = 10; vis_every:int = 0; wandb:WandbSettings = _of(WandbSettings); trackers:list[str] = field(default_factory=list)
+class LoggingSettings:
+    "training.logging"
+    print_every:int = 10
+    vis_every:int = 0
+    wandb:WandbSettings = _of(WandbSettings)
+    trackers:list[str] = field(default_factory=list)
 
 @dataclass(frozen=True)
 class TrainingSettings:
@@ -220,7 +259,14 @@ class TrainingSettings:
     logging:LoggingSettings = _of(LoggingSettings)
 
 @dataclass(frozen=True)
-class AugmentationSettings: "mouse.augmentation"; enabled:bool = False; brightness_range:list[float] = field(default_factory=list); contrast_range:list[float] = field(default_factory=list); horizontal_flip:bool = False; hflip:bool = False; rotation_range:list[float] = field(default_factory=list)
+class AugmentationSettings:
+    "mouse.augmentation"
+    enabled:bool = False
+    brightness_range:list[float] = field(default_factory=list)
+    contrast_range:list[float] = field(default_factory=list)
+    horizontal_flip:bool = False
+    hflip:bool = False
+    rotation_range:list[float] = field(default_factory=list)
 
 @dataclass(frozen=True)
 class MouseSettings:
@@ -236,10 +282,19 @@ class MouseSettings:
     preprocessing:dict[str, str] = field(default_factory=dict)
 
 @dataclass(frozen=True)
-class ValidationSettings: "validation"; enabled:bool = False; dataset_path:str = ""; output_dir:str = ""; val_every:int = 200; n:int = 4
+class ValidationSettings:
+    "validation"
+    enabled:bool = False
+    dataset_path:str = ""
+    output_dir:str = ""
+    val_every:int = 200
+    n:int = 4
 
 @dataclass(frozen=True)
-class InferenceSettings: "inference"; enabled:bool = False; output_dir:str = ""
+class InferenceSettings:
+    "inference"
+    enabled:bool = False
+    output_dir:str = ""
 
 # %% ../nbs/11a_settings.ipynb #c49e7ae5
 @dataclass(frozen=True)
@@ -258,7 +313,8 @@ class Settings:
 
     @property
     def config(self) -> GSLRMConfig:
-        m, t, f = self.model, self.model.image_tokenizer, self.model.transformer; rays = "nearest" if m.use_custom_plucker else "both" if m.use_aug_plucker else "moment"
+        m, t, f = self.model, self.model.image_tokenizer, self.model.transformer
+        rays = "nearest" if m.use_custom_plucker else "both" if m.use_aug_plucker else "moment"
         return GSLRMConfig(t.image_size, t.patch_size, f.d, f.d_head, f.n_layer, m.gaussians.n_gaussians, m.gaussians.sh_degree, rays, m.add_refsrc_marker, m.hard_pixelalign, m.depth_preact_bias,
                            m.depth_min, m.depth_max, m.depth_reference_origin, m.clip_xyz, m.gaussians.scaling_modifier)
 
@@ -298,9 +354,11 @@ ONLY = { # key: (values that are accepted, why no other)
 # %% ../nbs/11a_settings.ipynb #3aaa5ac9
 def known_keys(cls=Settings, at:str="") -> dict: # dotted name: default
     "Every key there is, sections included."
-    found = {}; blank = cls()
+    found = {}
+    blank = cls()
     for f in fields(cls):
-        v = getattr(blank, f.name); found[at + f.name] = v
+        v = getattr(blank, f.name)
+        found[at + f.name] = v
         if is_dataclass(v): found |= known_keys(type(v), at + f.name + ".")
     return found
 
@@ -318,7 +376,8 @@ def check_keys(tree:dict, where:str):
 
 def _nearest(key:str, known) -> str:
     "The same last name elsewhere, else the most similar whole name, else the most similar last name."
-    last = {k.rsplit(".", 1)[-1]: k for k in known}; end = key.rsplit(".", 1)[-1]
+    last = {k.rsplit(".", 1)[-1]: k for k in known}
+    end = key.rsplit(".", 1)[-1]
     return last.get(end) or next(iter(difflib.get_close_matches(key, known, 1, .75)), None) or last[difflib.get_close_matches(end, last, 1, 0)[0]]
 
 # %% ../nbs/11a_settings.ipynb #e9c1613a
@@ -383,7 +442,8 @@ def load_settings(
     scale:str="full", # "full", or a name under `scales:` in the file
 ) -> Settings:
     "Settings of a file, a scale and overrides, in this order; every key known, every type right."
-    tree = _yaml(path); scales = tree.pop("scales", None) or {}
+    tree = _yaml(path)
+    scales = tree.pop("scales", None) or {}
     if scale != "full" and scale not in scales: raise ValueError(f"{path}: there is no scale {scale!r}; it has full{''.join(', ' + s for s in scales)}")
     if wrong := [o for o in overrides if "=" not in o]: raise ValueError(f"an override is written key=value, got {wrong[0]!r}")
     try: given = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
@@ -391,7 +451,9 @@ def load_settings(
     check_keys(given, "override")
     return settings_from(tree, scales.get(scale, {}) if scale != "full" else {}, given, where=str(path))
 
-def plain(s:Settings) -> dict: "As JSON would give it back."; return json.loads(json.dumps(asdict(s)))
+def plain(s:Settings) -> dict:
+    "As JSON would give it back."
+    return json.loads(json.dumps(asdict(s)))
 
 def differences(old:dict, new:dict, at:str="") -> list[str]:
     "`key old there, new here` of two nested dicts."

@@ -68,17 +68,25 @@ def scene_views(
 # %% ../nbs/12c_sources.ipynb #9ce03965
 def _draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
     "What the ranges give for a scene: one draw in the logarithm, and a tenth of the range to and fro for each camera."
-    r = np.random.default_rng([seed, 78]); out = {}
+    r = np.random.default_rng([seed, 78])
+    out = {}
     for k, span in (("focal", spread.focal), ("aspect", spread.aspect), ("distance", spread.distance), ("size", spread.size)):
-        lo, hi = np.log(span); out[k] = np.exp(np.clip(r.uniform(lo, hi) + .1*(hi - lo)*r.uniform(-1, 1, n), lo, hi))
+        lo, hi = np.log(span)
+        out[k] = np.exp(np.clip(r.uniform(lo, hi) + .1*(hi - lo)*r.uniform(-1, 1, n), lo, hi))
     return {**out, "size": out["size"][0], "principal": spread.principal*r.uniform(-1, 1, (n, 2)), "aim": np.radians(spread.aim)*r.uniform(-1, 1, (n, 2))}
 
 def strayed(cams:Cameras, spread:SpreadSettings, seed:int) -> Cameras: # canonical ones
     "Cameras at the same places about the origin, with lenses, distances and aims drawn from the ranges."
-    d = {k: torch.from_numpy(np.asarray(v)) for k, v in _draws(seed, len(cams), spread).items()}; K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
-    K[:, 0, 0] *= d["focal"]/d["aspect"].sqrt(); K[:, 1, 1] *= d["focal"]*d["aspect"].sqrt(); K[:, :2, 2] += d["principal"]*cams.width
-    turn = torch.zeros(len(K), 3, 3, dtype=torch.float64); (x, y) = d["aim"].unbind(1); turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 2], turn[:, 2, 1] = y, -y, -x, x
-    w2c[:, :3, 3] *= d["distance"][:, None]; w2c[:, :3] = torch.linalg.matrix_exp(turn) @ w2c[:, :3]
+    d = {k: torch.from_numpy(np.asarray(v)) for k, v in _draws(seed, len(cams), spread).items()}
+    K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
+    K[:, 0, 0] *= d["focal"]/d["aspect"].sqrt()
+    K[:, 1, 1] *= d["focal"]*d["aspect"].sqrt()
+    K[:, :2, 2] += d["principal"]*cams.width
+    turn = torch.zeros(len(K), 3, 3, dtype=torch.float64)
+    (x, y) = d["aim"].unbind(1)
+    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 2], turn[:, 2, 1] = y, -y, -x, x
+    w2c[:, :3, 3] *= d["distance"][:, None]
+    w2c[:, :3] = torch.linalg.matrix_exp(turn) @ w2c[:, :3]
     return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
 
 def resized_scene(scene, spread:SpreadSettings, seed:int):
@@ -124,13 +132,18 @@ def _kept(path:Path, make) -> np.ndarray: # the array that `make` returns, from 
     if path.is_file():
         try: return np.load(path, allow_pickle=False)
         except (ValueError, EOFError): pass                              # cut short by something else than us: made again
-    x = make(); path.parent.mkdir(parents=True, exist_ok=True); temp = path.with_name(f"{path.name}.{os.getpid()}.{np.random.default_rng().integers(1 << 30)}.npy")
-    np.save(temp, x); os.replace(temp, path)
+    x = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temp = path.with_name(f"{path.name}.{os.getpid()}.{np.random.default_rng().integers(1 << 30)}.npy")
+    np.save(temp, x)
+    os.replace(temp, path)
     return x
 
 def _rgba8(v:Views) -> np.ndarray: return (torch.cat([v.images, v.alpha[..., None]], -1)*255).round().to(torch.uint8).numpy()
 
-def _views(rgba:np.ndarray, cams:Cameras, names=()) -> Views: x = torch.from_numpy(rgba).float()/255; return Views(x[..., :3], x[..., 3], cams, names)
+def _views(rgba:np.ndarray, cams:Cameras, names=()) -> Views:
+    x = torch.from_numpy(rgba).float()/255
+    return Views(x[..., :3], x[..., 3], cams, names)
 
 # %% ../nbs/12c_sources.ipynb #250f722b
 @dataclass(frozen=True)
@@ -174,12 +187,17 @@ class Scenes:
 # %% ../nbs/12c_sources.ipynb #2dd5ef00
 def recipe(d:DatasetSettings, m:MouseSettings, domain:CameraDomain, size:int): # Views → Views
     "What the settings do to a moment: the method, then a similarity, or the fork's per-camera scaling."
-    domain = replace(domain, image_size=size); f = None if d.method in ("none", "exact") else method_named(d.method)
+    domain = replace(domain, image_size=size)
+    f = None if d.method in ("none", "exact") else method_named(d.method)
     def prepare(v:Views) -> Views:
         if d.method == "exact": v = canonicalize(v, domain, choose=d.choose, zoom=d.zoom or None).views
         elif f: v = f(v, domain).views
         if d.normalize_distance_to: v = replace(v, cameras=_about(v, triangulate(v).point, d.normalize_distance_to).cameras(v.cameras))
-        if m.use_mouse_dataset and m.normalize_cameras: t = v.cameras.centers.norm(dim=-1)/m.target_camera_distance; w = v.cameras.w2c.clone(); w[:, :3, 3] /= t[:, None]; v = replace(v, cameras=replace(v.cameras, w2c=w))
+        if m.use_mouse_dataset and m.normalize_cameras:
+            t = v.cameras.centers.norm(dim=-1)/m.target_camera_distance
+            w = v.cameras.w2c.clone()
+            w[:, :3, 3] /= t[:, None]
+            v = replace(v, cameras=replace(v.cameras, w2c=w))
         if (v.cameras.width, v.cameras.height) != (size, size):
             if v.cameras.width != v.cameras.height: raise ValueError(f"the pictures are {v.cameras.width} × {v.cameras.height} px and not square; say training.dataset.method, for example exact")
             v = v.resized(size, size)
@@ -207,15 +225,21 @@ class Moments:
     def moment(self, number:int) -> Views:
         "All cameras of a moment, held-out ones too."
         def make():
-            v = self.prepare(self.read(number)); cams = np.concatenate([v.cameras.K.double().numpy().reshape(len(v), 9), v.cameras.w2c.double().numpy().reshape(len(v), 16)], 1)
+            v = self.prepare(self.read(number))
+            cams = np.concatenate([v.cameras.K.double().numpy().reshape(len(v), 9), v.cameras.w2c.double().numpy().reshape(len(v), 16)], 1)
             return np.frombuffer(json.dumps(dict(shape=list(v.images.shape), names=list(v.names))).encode().ljust(4096) + cams.tobytes() + _rgba8(v).tobytes(), np.uint8)
-        raw = _kept(self.folder/f"{number:07d}.npy", make).tobytes(); head = json.loads(raw[:4096]); V, H, W, _ = head["shape"]; c = torch.from_numpy(np.frombuffer(raw, np.float64, 25*V, 4096).copy())
-        rgba = np.frombuffer(raw, np.uint8, V*H*W*4, 4096 + 200*V).reshape(V, H, W, 4).copy(); c = c.view(V, 25)
+        raw = _kept(self.folder/f"{number:07d}.npy", make).tobytes()
+        head = json.loads(raw[:4096])
+        V, H, W, _ = head["shape"]
+        c = torch.from_numpy(np.frombuffer(raw, np.float64, 25*V, 4096).copy())
+        rgba = np.frombuffer(raw, np.uint8, V*H*W*4, 4096 + 200*V).reshape(V, H, W, 4).copy()
+        c = c.view(V, 25)
         return _views(rgba, Cameras(c[:, :9].reshape(V, 3, 3).float(), c[:, 9:].reshape(V, 4, 4).float(), W, H), tuple(head["names"]))
 
     def __getitem__(self, i:int) -> Views:
         v = self.moment(self.numbers[i])
-        v = v if v.names else replace(v, names=tuple(f"camera {k}" for k in range(len(v)))); v = v[list(self.keep)] if self.keep and len(v) > max(self.keep) else v
+        v = v if v.names else replace(v, names=tuple(f"camera {k}" for k in range(len(v))))
+        v = v[list(self.keep)] if self.keep and len(v) > max(self.keep) else v
         if len(v) != self.n_views: raise ValueError(f"it has {len(v)} views where the others have {self.n_views}")
         return v
 
@@ -225,7 +249,9 @@ def _hash(x) -> str: return hashlib.sha256(json.dumps(x, sort_keys=True, default
 def _listed(path:Path) -> list[Path]: # of a .txt list, relative to the list or to the working directory
     out = []
     for line in path.read_text().split("\n"):
-        if line.strip(): p = Path(line.strip()); out.append(p if p.is_absolute() or p.is_dir() else path.parent/p)
+        if line.strip():
+            p = Path(line.strip())
+            out.append(p if p.is_absolute() or p.is_dir() else path.parent/p)
     if not out: raise ValueError(f"{path}: one sample folder per line was expected, the list is empty")
     return out
 
@@ -254,7 +280,10 @@ def source_for(
     path:str=None, # instead of training.dataset.dataset_path, taken whole
 ): # Scenes or Moments
     "The moments that the settings name; FileNotFoundError or ValueError in a sentence."
-    d, m, size = s.training.dataset, s.mouse, picture_size(s); folder = Path(folder); whole = path is not None; path = path or d.dataset_path
+    d, m, size = s.training.dataset, s.mouse, picture_size(s)
+    folder = Path(folder)
+    whole = path is not None
+    path = path or d.dataset_path
     if wrong := [k for k in d.kinds if k not in SCENES]: raise ValueError(f"training.dataset.kinds: there is no kind {wrong[0]!r}, only {', '.join(SCENES)}")
     if d.method not in ("none", "exact"): method_named(d.method)
     prepare = recipe(d, m, domain, size)
@@ -262,10 +291,13 @@ def source_for(
         if d.method == "none": return Scenes(folder, size, tuple(d.kinds), d.n_scenes, tuple(d.elevation), d.camera_spread, d.camera_variety)
         if d.kinds != ["mouse"]: raise ValueError(f"the method {d.method} needs a rig, and of the procedural kinds only mice are filmed by one; found {', '.join(d.kinds)}")
         return _film(d, prepare, folder, size, domain)
-    p = Path(path); white = m.mask_threshold/255 if m.use_mouse_dataset and m.auto_generate_mask else None
+    p = Path(path)
+    white = m.mask_threshold/255 if m.use_mouse_dataset and m.auto_generate_mask else None
     if p.is_dir() and is_recording(p) and not is_sample(p):
         if d.method == "none" and not d.normalize_distance_to: raise ValueError(f"{p} is a recording, whose cameras no network knows; say training.dataset.method (exact, or {', '.join(METHODS)})")
-        rec = open_recording(p); numbers, read, name = frames_of(d.frames, rec.n_frames), rec.frame, lambda i: f"{p}, frame {i}"; stamps = _stamp(p)
+        rec = open_recording(p)
+        numbers, read, name = frames_of(d.frames, rec.n_frames), rec.frame, lambda i: f"{p}, frame {i}"
+        stamps = _stamp(p)
     else:
         if p.suffix == ".txt" and p.is_file(): folders, whole = _listed(p), True
         elif p.is_dir(): folders = sample_folders(p)
@@ -275,14 +307,19 @@ def source_for(
     return _moments(d, folder, [numbers[i] for i in train], [numbers[i] for i in val], read, prepare, name, dict(source=str(p), moments=len(numbers), hash=_hash(stamps)), size, domain, m)
 
 def _film(d, prepare, folder, size, domain):
-    rig = mouse_rig(); rig = rig.resized(rig.width//d.rig_scale, rig.height//d.rig_scale); read = lambda i: replace(trace(mouse_scene(i), rig, 2), names=tuple(f"camera {k}" for k in range(6)))
-    about = dict(source="procedural mice", world=WORLD, rig_scale=d.rig_scale); first = FIRST_MOUSE
+    rig = mouse_rig()
+    rig = rig.resized(rig.width//d.rig_scale, rig.height//d.rig_scale)
+    read = lambda i: replace(trace(mouse_scene(i), rig, 2), names=tuple(f"camera {k}" for k in range(6)))
+    about = dict(source="procedural mice", world=WORLD, rig_scale=d.rig_scale)
+    first = FIRST_MOUSE
     return _moments(d, folder, range(first, first + d.n_scenes), range(HELD_OUT, HELD_OUT + 1000), read, prepare, lambda i: f"mouse {i}", about, size, domain, MouseSettings(), 6)
 
 def _moments(d, folder, train, val, read, prepare, name, about, size, domain, m, cameras=None):
     n = cameras
     for i in train if n is None else ():                                       # the first sample that can be read says how many cameras there are
-        try: n = len(read(i)); break
+        try:
+            n = len(read(i))
+            break
         except (ValueError, OSError): continue
     if n is None: read(train[0])
     if wrong := [c for c in d.heldout_cameras if not 0 <= c < n]: raise ValueError(f"training.dataset.heldout_cameras: camera {wrong[0]} was named, there are {n} (0 to {n - 1})")
@@ -294,8 +331,11 @@ def _moments(d, folder, train, val, read, prepare, name, about, size, domain, m,
 @dataclass(frozen=True)
 class Batch:
     "One pass of one process."
-    images:Tensor; cameras:Cameras # (B, n, H, W, 3), (B, n)
-    truth:Tensor; truth_alpha:Tensor; target_cameras:Cameras # (B, t, …)
+    images:Tensor
+    cameras:Cameras # (B, n, H, W, 3), (B, n)
+    truth:Tensor
+    truth_alpha:Tensor
+    target_cameras:Cameras # (B, t, …)
     input_alpha:Tensor # (B, n, H, W)
     samples:list # per sample: name, inputs, targets (camera names)
     broken:list = field(default_factory=list) # (name, why) of samples that were passed over
@@ -310,20 +350,26 @@ def view_counts(d:DatasetSettings, r=None) -> tuple[int, int]: # inputs, targets
 
 def near_first(pick:np.ndarray, centers:Tensor, n:int) -> np.ndarray:
     "The views after the first `n` reordered: those within 60° of one of these first."
-    u = torch.nn.functional.normalize(centers, dim=-1); close = (u[pick[n:]] @ u[pick[:n]].T).max(1).values >= .5
+    u = torch.nn.functional.normalize(centers, dim=-1)
+    close = (u[pick[n:]] @ u[pick[:n]].T).max(1).values >= .5
     return np.concatenate([pick[:n], pick[n:][close.numpy()], pick[n:][~close.numpy()]])
 
 # %% ../nbs/12c_sources.ipynb #13985484
 def _small(v:Views, size:int) -> Views: return v if v.cameras.width == size else v.resized(size, size)
 
 def _stacked(views:list) -> tuple: # images, alpha, cameras
-    c = [v.cameras for v in views]; return torch.stack([v.images for v in views]), torch.stack([v.alpha for v in views]), replace(c[0], K=torch.stack([x.K for x in c]), w2c=torch.stack([x.w2c for x in c]))
+    c = [v.cameras for v in views]
+    return torch.stack([v.images for v in views]), torch.stack([v.alpha for v in views]), replace(c[0], K=torch.stack([x.K for x in c]), w2c=torch.stack([x.w2c for x in c]))
 
 class Stream:
     "`Stream(settings, source)(k)`: this process's batch of pass `k`."
     def __init__(self, s:Settings, source, replay=None, rank:int=0, world:int=1):
-        d = self.d = s.training.dataset; self.s, self.source, self.replay, self.rank, self.world = s, source, replay, rank, world; self.b = s.training.dataloader.batch_size_per_gpu; self.broken = {}
-        n, t = view_counts(d); have = min(source.n_views, replay.n_views if replay is not None else source.n_views)
+        d = self.d = s.training.dataset
+        self.s, self.source, self.replay, self.rank, self.world = s, source, replay, rank, world
+        self.b = s.training.dataloader.batch_size_per_gpu
+        self.broken = {}
+        n, t = view_counts(d)
+        have = min(source.n_views, replay.n_views if replay is not None else source.n_views)
         if n + t > have: raise ValueError(f"training.dataset: {n} input and {t} target views were asked for, a moment has {have}" + (f" ({len(d.heldout_cameras)} cameras are held out)" if d.heldout_cameras else ""))
         if t == 0 and not d.target_has_input and not d.target_inputs: raise ValueError(f"training.dataset: {n} input views leave no target")
         if d.replay_share and replay is None: raise ValueError("training.dataset.replay_share was given without scenes to replay")
@@ -332,19 +378,29 @@ class Stream:
         while True:
             try: return source[i], source.name(i)
             except (ValueError, OSError) as e:
-                name = source.name(i); self.broken[name] = str(e); share = len(self.broken)/len(source)
+                name = source.name(i)
+                self.broken[name] = str(e)
+                share = len(self.broken)/len(source)
                 if share > self.d.max_broken_share:
                     raise ValueError(f"the sample {name} cannot be used: {e}" + (f"; {len(self.broken)} of {len(source)} are broken, more than the {self.d.max_broken_share:.0%} that training.dataset.max_broken_share allows" if self.d.max_broken_share else "")) from None
                 i = int(r3.integers(0, len(source)))
 
     def __call__(self, k:int) -> Batch:
-        d, known = self.d, set(self.broken); r = np.random.default_rng([self.s.seed, k]); r2 = np.random.default_rng([self.s.seed, k, 1])
-        n, t = view_counts(d, r); ids = r.integers(0, len(self.source), self.b*self.world); again = r2.random(len(ids)) < d.replay_share; parts = []
+        d, known = self.d, set(self.broken)
+        r = np.random.default_rng([self.s.seed, k])
+        r2 = np.random.default_rng([self.s.seed, k, 1])
+        n, t = view_counts(d, r)
+        ids = r.integers(0, len(self.source), self.b*self.world)
+        again = r2.random(len(ids)) < d.replay_share
+        parts = []
         for j, i in enumerate(ids):
-            source = self.replay if again[j] else self.source; i = int(r2.integers(0, len(source))) if again[j] else int(i)
+            source = self.replay if again[j] else self.source
+            i = int(r2.integers(0, len(source))) if again[j] else int(i)
             pick = r.permutation(source.n_views) if d.random_input_views and not self.s.mouse.use_mouse_dataset else np.arange(source.n_views)
             if self.rank*self.b <= j < (self.rank + 1)*self.b: parts.append(self._one(source, i, pick, n, t, np.random.default_rng([self.s.seed, k, 2, j])))
-        views, samples = zip(*parts); first = 0 if d.target_has_input else n - d.target_inputs; size = self.s.model.image_tokenizer.image_size
+        views, samples = zip(*parts)
+        first = 0 if d.target_has_input else n - d.target_inputs
+        size = self.s.model.image_tokenizer.image_size
         (images, alpha, cams), (truth, truth_alpha, asked) = (_stacked([f(v) for v in views]) for f in (lambda v: _small(v[list(range(n))], size), lambda v: v[list(range(first, len(v)))]))
         return Batch(images, cams, truth, truth_alpha, asked, alpha,
                      [dict(name=name, inputs=list(x[:n]), targets=list(x[first:])) for name, x in samples], [(b, self.broken[b]) for b in self.broken if b not in known], torch.from_numpy(again[self.rank*self.b:(self.rank + 1)*self.b]))
@@ -357,12 +413,18 @@ class Stream:
 # %% ../nbs/12c_sources.ipynb #e257d179
 def ahead(stream:Stream, passes, workers:int=1, depth:int=4): # yields (pass, Batch)
     "The batches of `passes` in their order, prepared in the background; in the foreground when `workers` is 0."
-    if workers == 0: yield from ((k, stream(k)) for k in passes); return
+    if workers == 0:
+        yield from ((k, stream(k)) for k in passes)
+        return
     waiting, todo = deque(), iter(passes)
     with ThreadPoolExecutor(workers, "data") as pool:
         def more():
             if (k := next(todo, None)) is not None: waiting.append((k, pool.submit(stream, k)))
         try:
             for _ in range(max(1, depth)): more()
-            while waiting: k, f = waiting.popleft(); b = f.result(); more(); yield k, b
+            while waiting:
+                k, f = waiting.popleft()
+                b = f.result()
+                more()
+                yield k, b
         finally: pool.shutdown(wait=False, cancel_futures=True)

@@ -40,16 +40,23 @@ def novel_cameras(size:int=128) -> Cameras:
 
 def procedural_frame(seed:int, scale:int=1) -> Frame:
     "Procedural mouse `seed` in the documented rig (`scale` > 1: a smaller picture)."
-    scene, cams = mouse_scene(seed), novel_cameras(); rig = mouse_rig()
-    rig = rig.resized(rig.width//scale, rig.height//scale); truth = trace(scene, cams, 3)
+    scene, cams = mouse_scene(seed), novel_cameras()
+    rig = mouse_rig()
+    rig = rig.resized(rig.width//scale, rig.height//scale)
+    truth = trace(scene, cams, 3)
     return Frame(str(seed), trace(scene, rig, 1 if scale == 1 else 2), tuple(truth[i] for i in range(6)), tuple(f"novel {i}" for i in range(6)))
 
 def recorded_frames(recording, frames, truth=None, every:bool=True) -> list[Frame]:
     "Frames of a recording with the truth in a folder; without one, each rig camera held out in turn (`every`), or one for each frame."
-    rec = open_recording(recording); out = []
+    rec = open_recording(recording)
+    out = []
     for k, f in enumerate(frames):
-        views = rec.frame(f); n = len(views)
-        if truth is not None: t = tuple(read_truth(truth, f)); out.append(Frame(str(f), views, t, tuple(x.names[0] if x.names else str(i) for i, x in enumerate(t)))); continue
+        views = rec.frame(f)
+        n = len(views)
+        if truth is not None:
+            t = tuple(read_truth(truth, f))
+            out.append(Frame(str(f), views, t, tuple(x.names[0] if x.names else str(i) for i, x in enumerate(t))))
+            continue
         for v in range(n) if every else [k % n]:
             out.append(Frame(f"{f} without camera {v}", views[[i for i in range(n) if i != v]], (views[[v]].resized(views.cameras.width//4, views.cameras.height//4),), (f"camera {v}",)))
     return out
@@ -57,12 +64,17 @@ def recorded_frames(recording, frames, truth=None, every:bool=True) -> list[Fram
 # %% ../nbs/17_study.ipynb #55fef1d3
 def run_arm(model, domain:CameraDomain, arm:str, frame:Frame, smooth:bool=True) -> tuple[list[dict], list]:
     "Records of novel and input views, and the novel renderings [(H, W, 3), …]."
-    t = time.perf_counter(); g = predict(model, ARMS[arm](frame.views, domain), training_blur(domain)*smooth).to("cpu"); seconds = time.perf_counter() - t
+    t = time.perf_counter()
+    g = predict(model, ARMS[arm](frame.views, domain), training_blur(domain)*smooth).to("cpu")
+    seconds = time.perf_counter() - t
     records, pictures = [], []
     for name, truth in zip(frame.cameras, frame.truths):
-        img, alpha = render(g, truth.cameras); pictures.append(img[0].clamp(0, 1))
+        img, alpha = render(g, truth.cameras)
+        pictures.append(img[0].clamp(0, 1))
         records.append(dict(split="novel", camera=name, **scores(img, alpha, truth.images, truth.alpha)[0]))
-    c = frame.views.cameras; k = max(1, c.width//144); small = frame.views.resized(c.width//k, c.height//k)
+    c = frame.views.cameras
+    k = max(1, c.width//144)
+    small = frame.views.resized(c.width//k, c.height//k)
     img, alpha = render(g, small.cameras)
     records += [dict(split="input", camera=str(i), **r) for i, r in enumerate(scores(img, alpha, small.images, small.alpha))]
     return [dict(arm=arm, frame=frame.name, **r, n_views=len(frame.views), seconds=round(seconds, 2)) for r in records], pictures
@@ -73,7 +85,9 @@ def bootstrap(
     n:int=2000, seed:int=0,
 ) -> tuple[float, float, float]: # mean, 2.5 % and 97.5 %
     "Mean over pictures and its 95 % interval by resampling frames."
-    per = [np.asarray(v, float) for v in values.values()]; r = np.random.default_rng(seed); mean = float(np.concatenate(per).mean())
+    per = [np.asarray(v, float) for v in values.values()]
+    r = np.random.default_rng(seed)
+    mean = float(np.concatenate(per).mean())
     draws = [np.concatenate([per[i] for i in r.integers(0, len(per), len(per))]).mean() for _ in range(n)]
     return mean, float(np.quantile(draws, .025)), float(np.quantile(draws, .975))
 
@@ -81,7 +95,8 @@ def summary(records:list[dict], split:str="novel") -> list[dict]:
     "One row per arm: means of the scores over the pictures of `split`, and the interval of the IoU over frames."
     rows = []
     for arm in dict.fromkeys(r["arm"] for r in records):
-        mine = [r for r in records if r["arm"] == arm and r["split"] == split]; by = {}
+        mine = [r for r in records if r["arm"] == arm and r["split"] == split]
+        by = {}
         for r in mine: by.setdefault(r["frame"].split()[0], []).append(r["iou"])
         rows.append(dict(arm=arm, **{k: float(np.nanmean([r[k] for r in mine])) for k in ("psnr", "psnr_fg", "psnr_white")}, iou=bootstrap(by)))
     return rows
@@ -91,13 +106,15 @@ def table(records:list[dict]) -> str:
     novel, given = summary(records), {r["arm"]: r for r in summary(records, "input")}
     lines = ["| arm | novel: PSNR | foreground | IoU [95 %] | white picture | input: PSNR | IoU |", "|---|---|---|---|---|---|---|"]
     for r in novel:
-        g = given[r["arm"]]; m, lo, hi = r["iou"]
+        g = given[r["arm"]]
+        m, lo, hi = r["iou"]
         lines.append(f"| `{r['arm']}` {ARM_SAYS[r['arm']]} | {r['psnr']:.2f} | {r['psnr_fg']:.2f} | {m:.3f} [{lo:.3f}, {hi:.3f}] | {r['psnr_white']:.2f} | {g['psnr']:.2f} | {g['iou'][0]:.3f} |")
     return "\n".join(lines)
 
 def verdict(records:list[dict]) -> str:
     "One sentence: which arm was best, and whether that was expected."
-    rows = {r["arm"]: r["iou"] for r in summary(records)}; best = max(rows, key=lambda a: rows[a][0])
+    rows = {r["arm"]: r["iou"] for r in summary(records)}
+    best = max(rows, key=lambda a: rows[a][0])
     if "exact" not in rows or best == "exact": return f"The best of the {len(rows)} arms by IoU is `{best}` ({rows[best][0]:.3f}); millimetres reach {rows['mm'][0]:.3f}."
     overlap = rows[best][1] <= rows["exact"][2]
     return (f"The best arm by IoU is `{best}` ({rows[best][0]:.3f}), not `exact` ({rows['exact'][0]:.3f}); " +
@@ -110,11 +127,22 @@ def sheet(
 ) -> bytes: # of a JPEG
     "Truth above, then a row per arm, cropped about the animal."
     import matplotlib.pyplot as plt
-    n = len(frame.truths); fig, axs = plt.subplots(len(pictures) + 1, n, figsize=(1.5*n + .6, 1.5*(len(pictures) + 1)), squeeze=False); out = io.BytesIO()
+    n = len(frame.truths)
+    fig, axs = plt.subplots(len(pictures) + 1, n, figsize=(1.5*n + .6, 1.5*(len(pictures) + 1)), squeeze=False)
+    out = io.BytesIO()
     for row, (name, pics) in zip(axs, [("truth", [t.images[0] for t in frame.truths]), *pictures.items()]):
         row[0].set_ylabel(name, fontsize=8)
         for ax, p, t in zip(row, pics, frame.truths):
-            yx = (t.alpha[0] > .5).nonzero(); (y0, x0), (y1, x1) = (yx.min(0).values.tolist(), yx.max(0).values.tolist()); m = (max(y1 - y0, x1 - x0)*6)//10 + 2; cy, cx = (y0 + y1)//2, (x0 + x1)//2
-            ax.imshow(p.numpy()); ax.set_xlim(cx - m, cx + m); ax.set_ylim(cy + m, cy - m); ax.set_xticks([]); ax.set_yticks([])
-    fig.tight_layout(); fig.savefig(out, dpi=80, format="jpg", pil_kwargs=dict(quality=85)); plt.close(fig)
+            yx = (t.alpha[0] > .5).nonzero()
+            (y0, x0), (y1, x1) = (yx.min(0).values.tolist(), yx.max(0).values.tolist())
+            m = (max(y1 - y0, x1 - x0)*6)//10 + 2
+            cy, cx = (y0 + y1)//2, (x0 + x1)//2
+            ax.imshow(p.numpy())
+            ax.set_xlim(cx - m, cx + m)
+            ax.set_ylim(cy + m, cy - m)
+            ax.set_xticks([])
+            ax.set_yticks([])
+    fig.tight_layout()
+    fig.savefig(out, dpi=80, format="jpg", pil_kwargs=dict(quality=85))
+    plt.close(fig)
     return out.getvalue()

@@ -37,20 +37,30 @@ __all__ = ['UNDECIDED', 'Clock', 'forward_pass', 'shown', 'decibel', 'lr_factor'
 # %% ../nbs/13_training.ipynb #276b7058
 class Clock(dict):
     "Seconds by name; `lap(name)` adds what has passed since the last lap."
-    def __init__(self, cuda:bool=False): super().__init__(); self.cuda, self.t = cuda, time.perf_counter()
+    def __init__(self, cuda:bool=False):
+        super().__init__()
+        self.cuda, self.t = cuda, time.perf_counter()
     def lap(self, name):
         if self.cuda: torch.cuda.synchronize()
-        t = time.perf_counter(); self[name] = self.get(name, 0.) + t - self.t; self.t = t
+        t = time.perf_counter()
+        self[name] = self.get(name, 0.) + t - self.t
+        self.t = t
 
 def forward_pass(model, b:Batch, points:bool=False, bf16:bool=True, clock:Clock=None, before=None) -> Pass: # `points`: with what the place terms need; `before`: of `before_run`
     "Input views → Gaussians → the target cameras' pictures."
     keep, place, again = None if before is None else {}, {}, before is not None and b.replayed is not None and b.replayed.any()
     with torch.autocast(b.images.device.type, torch.bfloat16, enabled=bf16):
         g = model(b.images, b.cameras) if keep is None else model(b.images, b.cameras, keep)
-        if again: c = b.cameras; place = dict(replayed=b.replayed, raw=keep["raw_gaussians"][b.replayed], before=before(b.images[b.replayed], replace(c, K=c.K[b.replayed], w2c=c.w2c[b.replayed])))
-    if clock is not None: clock.lap("model"); g.means.register_hook(lambda _: clock.lap("render")) if g.means.requires_grad else None     # the rasterizer's part of the backward pass ends where the cloud's gradient is known
+        if again:
+            c = b.cameras
+            place = dict(replayed=b.replayed, raw=keep["raw_gaussians"][b.replayed], before=before(b.images[b.replayed], replace(c, K=c.K[b.replayed], w2c=c.w2c[b.replayed])))
+    if clock is not None:
+        clock.lap("model")
+        g.means.register_hook(lambda _: clock.lap("render")) if g.means.requires_grad else None     # the rasterizer's part of the backward pass ends where the cloud's gradient is known
     if points:
-        c = getattr(model, "module", model).config; _, o, d = ray_features(b.cameras, c.rays); rows = lambda x: to_patch_order(x, c.patch_size).unflatten(1, (b.images.shape[1], -1))
+        c = getattr(model, "module", model).config
+        _, o, d = ray_features(b.cameras, c.rays)
+        rows = lambda x: to_patch_order(x, c.patch_size).unflatten(1, (b.images.shape[1], -1))
         place |= dict(xyz=g.means[:, c.n_gaussians:].unflatten(1, (b.images.shape[1], -1)), o=rows(o), d=rows(d), input_alpha=rows(b.input_alpha[..., None])[..., 0])
     p = Pass(*render(g, b.target_cameras), b.truth, b.truth_alpha, **place)
     if clock is not None: clock.lap("render")
@@ -59,7 +69,9 @@ def forward_pass(model, b:Batch, points:bool=False, bf16:bool=True, clock:Clock=
 @torch.no_grad()
 def shown(p:Pass, s:LossSettings=LossSettings()) -> Tensor: # (4,) mean squared errors of all pixels, of the foreground, of a white picture; IoU of the mask
     "What a pass shows, whatever its loss: to be averaged over passes and processes. The mask is where a rendering differs from the background, as in the fork."
-    x = p.image.clamp(0, 1); err, fg = (x - p.truth).square().mean(-1), p.truth_alpha > .5; seen = (x - torch.tensor(s.background_color_target, device=x.device)).abs().mean(-1) > s.mask_iou_threshold
+    x = p.image.clamp(0, 1)
+    err, fg = (x - p.truth).square().mean(-1), p.truth_alpha > .5
+    seen = (x - torch.tensor(s.background_color_target, device=x.device)).abs().mean(-1) > s.mask_iou_threshold
     return torch.stack([err.mean(), (err*fg).sum()/fg.sum().clamp(min=1), (1 - p.truth).square().mean(), (seen & fg).sum()/(seen | fg).sum().clamp(min=1)])
 
 def decibel(mse:float) -> float: return -10*math.log10(max(mse, 1e-10))
@@ -122,9 +134,12 @@ def optimizers_for(
     s:OptimizerSettings, # or PretrainSettings
 ) -> list[torch.optim.Optimizer]:
     "Muon for the transformer's matrices where it has a rate, AdamW for everything else; only what trains."
-    trains = [p for p in model.parameters() if p.requires_grad]; inside = [p for p in model.transformer_layers.parameters() if p.ndim > 1 and p.requires_grad] if s.muon_lr else []; ids = {id(p) for p in inside}
+    trains = [p for p in model.parameters() if p.requires_grad]
+    inside = [p for p in model.transformer_layers.parameters() if p.ndim > 1 and p.requires_grad] if s.muon_lr else []
+    ids = {id(p) for p in inside}
     if not trains: raise ValueError("everything is frozen: nothing would train")
-    other = [p for p in trains if id(p) not in ids]; groups = [dict(params=x, weight_decay=wd) for x, wd in (([p for p in other if p.ndim > 1], s.weight_decay), ([p for p in other if p.ndim < 2], 0.)) if x]
+    other = [p for p in trains if id(p) not in ids]
+    groups = [dict(params=x, weight_decay=wd) for x, wd in (([p for p in other if p.ndim > 1], s.weight_decay), ([p for p in other if p.ndim < 2], 0.)) if x]
     fused = dict(fused=True) if all(p.is_cuda for p in trains) else {}
     adamw = [torch.optim.AdamW(groups, lr=s.lr, betas=(s.beta1, s.beta2), **fused)] if groups else []
     return ([Muon(inside, lr=s.muon_lr, weight_decay=s.weight_decay, adjust_lr_fn="match_rms_adamw")] if inside else []) + adamw
@@ -132,9 +147,11 @@ def optimizers_for(
 # %% ../nbs/13_training.ipynb #cfcaa9ad
 def network(s:Settings, init:str="") -> tuple: # GSLRM, what its cameras are, Path or None
     "The network at the start of a run; ValueError when a checkpoint is another network than the settings say."
-    size = s.model.image_tokenizer.image_size; torch.manual_seed(s.seed)
+    size = s.model.image_tokenizer.image_size
+    torch.manual_seed(s.seed)
     if not init: return GSLRM(s.config), CameraDomain(elevation=tuple(s.training.dataset.elevation), image_size=size), None
-    path = checkpoint_path(None if init == "shipped" else init); model, card = load_checkpoint(path)
+    path = checkpoint_path(None if init == "shipped" else init)
+    model, card = load_checkpoint(path)
     if wrong := differences(*({k: v for k, v in asdict(c).items() if k != "image_size"} for c in (card.config, s.config))): raise ValueError(f"{path} is another network than the settings: {'; '.join(wrong)}")
     return model, replace(card.domain, image_size=size), path
 
@@ -143,7 +160,8 @@ def lengths(s:Settings, n:int, batch:int) -> tuple[int, int]: # updates of the s
     t, epoch, accum = s.training.schedule, max(1, n//batch), s.training.runtime.grad_accum_steps
     limits = [x for x in (t.max_fwdbwd_passes, t.num_epochs*epoch) if x > 0]
     if not limits: raise ValueError("training.schedule has no end: max_fwdbwd_passes or num_epochs should be positive")
-    total = max(1, min(limits)//accum); early = [x//accum for x in (t.early_stop_after, t.early_stop_after_epochs*epoch) if x > 0]
+    total = max(1, min(limits)//accum)
+    early = [x//accum for x in (t.early_stop_after, t.early_stop_after_epochs*epoch) if x > 0]
     return total, min([total, *early])
 
 # %% ../nbs/13_training.ipynb #faeee7be
@@ -152,8 +170,21 @@ UNDECIDED = ("training.logging", "training.checkpointing", "training.dataloader"
 @dataclass
 class _Run:
     "A run at work."
-    s:Settings; out:Path; accelerator:object; model:object; optimizers:list; stream:Stream; losses:Losses; domain:CameraDomain; total:int; init:Path|None; before:object = None
-    guard:GuardState = GuardState(); step:int = 0; seconds:float = 0.; changed:tuple = () # of the schedule, since the checkpoint
+    s:Settings
+    out:Path
+    accelerator:object
+    model:object
+    optimizers:list
+    stream:Stream
+    losses:Losses
+    domain:CameraDomain
+    total:int
+    init:Path|None
+    before:object = None
+    guard:GuardState = GuardState()
+    step:int = 0
+    seconds:float = 0.
+    changed:tuple = () # of the schedule, since the checkpoint
 
     @property
     def raw(self): return self.accelerator.unwrap_model(self.model)
@@ -162,7 +193,8 @@ def deciding(s:Settings) -> dict:
     "The settings that decide the weights, nested."
     d = plain(s)
     for key in UNDECIDED:
-        *path, last = key.split("."); node = d
+        *path, last = key.split(".")
+        node = d
         for k in path: node = node[k]
         node.pop(last)
     if not s.training.dataset.camera_variety.on: d["training"]["dataset"].pop("camera_variety") # younger than the stored results
@@ -176,12 +208,16 @@ def save_run(r:_Run) -> Path:
 
 def load_run(r:_Run) -> _Run:
     "The run as its last checkpoint left it; ValueError when settings, data or batch are others. A schedule may be shortened or lengthened, which is noted."
-    path = last_checkpoint(r.out); weights, state = load_state(path); batch = r.stream.b*r.stream.world
-    was, now = deciding(settings_from(state["settings"])), deciding(r.s); r.changed = tuple(differences(*(dict(x["training"].pop("schedule")) for x in (was, now))))
+    path = last_checkpoint(r.out)
+    weights, state = load_state(path)
+    batch = r.stream.b*r.stream.world
+    was, now = deciding(settings_from(state["settings"])), deciding(r.s)
+    r.changed = tuple(differences(*(dict(x["training"].pop("schedule")) for x in (was, now))))
     wrong = differences(was, now) + differences(dict(batch=state["batch"], data=state["data"]), dict(batch=batch, data=json.loads(json.dumps(r.stream.source.facts()))))
     if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
     if r.before is not None and not r.s.training.lora.enabled and (checkpoint_hash(r.init) if r.init else "") != state["init"]: raise ValueError(f"{path} is held to what checkpoint {state['init'] or 'of nothing'} puts out, and training.checkpointing.resume_ckpt names {checkpoint_hash(r.init) if r.init else 'none'}; name the one it started from")
-    r.raw.load_state_dict(weights); torch.set_rng_state(state["rng"])
+    r.raw.load_state_dict(weights)
+    torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and state["cuda"]: torch.cuda.set_rng_state_all(state["cuda"])
     for o, kept in zip(r.optimizers, state["optimizers"]): o.load_state_dict(kept)
     r.guard, r.step, r.seconds = GuardState(**state["guard"]), state["step"], state["seconds"]
@@ -190,27 +226,45 @@ def load_run(r:_Run) -> _Run:
 # %% ../nbs/13_training.ipynb #8a1a2d21
 def update(r:_Run, batches:list) -> tuple[dict, dict|None]: # record, event of an update that was not followed
     "One update of a run from its passes."
-    rt = r.s.training.runtime; start = time.perf_counter(); total, clock = None, Clock(r.accelerator.device.type == "cuda") if r.s.profile else None; lap = clock.lap if clock is not None else lambda name: None
+    rt = r.s.training.runtime
+    start = time.perf_counter()
+    total, clock = None, Clock(r.accelerator.device.type == "cuda") if r.s.profile else None
+    lap = clock.lap if clock is not None else lambda name: None
     for i, (k, b) in enumerate(batches):
         b = b.to(r.accelerator.device)
         with r.accelerator.no_sync(r.model) if i < len(batches) - 1 else nullcontext():
-            p = forward_pass(r.model, b, r.losses.needs_points, rt.use_amp, clock, r.before); parts = r.losses(p, k, _share(r, p)); lap("loss"); r.accelerator.backward(parts["loss"]/len(batches)); lap("model")
-        values = torch.cat([torch.stack([v.detach().float() for v in parts.values()]), shown(p, r.s.training.losses)])/len(batches); total = values if total is None else total + values
-    params = [p for p in r.raw.parameters() if p.grad is not None]; norm = torch.nn.utils.get_total_norm([p.grad for p in params]).item()
-    reason, threshold, r.guard = judge(norm, r.guard, rt); lr = lr_factor(r.step, r.s.training.schedule.warmup, r.total); names = list(parts) + ["mse", "mse_fg", "mse_white", "mask_iou"]
+            p = forward_pass(r.model, b, r.losses.needs_points, rt.use_amp, clock, r.before)
+            parts = r.losses(p, k, _share(r, p))
+            lap("loss")
+            r.accelerator.backward(parts["loss"]/len(batches))
+            lap("model")
+        values = torch.cat([torch.stack([v.detach().float() for v in parts.values()]), shown(p, r.s.training.losses)])/len(batches)
+        total = values if total is None else total + values
+    params = [p for p in r.raw.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in params]).item()
+    reason, threshold, r.guard = judge(norm, r.guard, rt)
+    lr = lr_factor(r.step, r.s.training.schedule.warmup, r.total)
+    names = list(parts) + ["mse", "mse_fg", "mse_white", "mask_iou"]
     if r.accelerator.num_processes > 1: total = r.accelerator.reduce(total, "mean")
-    v = dict(zip(names, total.tolist())); told = event(r.step, norm, threshold, reason, r.raw, {k: v[k] for k in parts}, _joined(r, b), r.domain) if reason else None
-    lap("guard"); _follow(r, params, norm, lr) if not reason else None; lap("optimizer")
-    r.model.zero_grad(set_to_none=True); seconds = time.perf_counter() - start; r.seconds += seconds
+    v = dict(zip(names, total.tolist()))
+    told = event(r.step, norm, threshold, reason, r.raw, {k: v[k] for k in parts}, _joined(r, b), r.domain) if reason else None
+    lap("guard")
+    _follow(r, params, norm, lr) if not reason else None
+    lap("optimizer")
+    r.model.zero_grad(set_to_none=True)
+    seconds = time.perf_counter() - start
+    r.seconds += seconds
     rec = dict(step=r.step, **{k: v[k] for k in parts}, psnr=decibel(v["mse"]), psnr_fg=decibel(v["mse_fg"]), psnr_white=decibel(v["mse_white"]), mask_iou=v["mask_iou"], grad_norm=norm, skipped=bool(reason), lr=r.s.training.optimizer.lr*lr, n_in=b.images.shape[1], seconds=round(seconds, 4))
     return {**rec, **{f"seconds_{k}": round(t, 4) for k, t in (clock or {}).items()}}, told
 
 def _share(r, p:Pass): # of the masked terms' pixels
     if r.accelerator.num_processes == 1: return 1., 1.
-    inside = (p.truth_alpha > .5).sum(); return mask_shares(r.accelerator.gather(torch.stack([inside, p.truth_alpha.numel() - inside])[None]), r.accelerator.process_index)
+    inside = (p.truth_alpha > .5).sum()
+    return mask_shares(r.accelerator.gather(torch.stack([inside, p.truth_alpha.numel() - inside])[None]), r.accelerator.process_index)
 
 def _follow(r, params, norm, factor):
-    torch.nn.utils.clip_grads_with_norm_(params, r.s.training.runtime.grad_clip_norm, torch.tensor(norm, device=params[0].device)); o = r.s.training.optimizer
+    torch.nn.utils.clip_grads_with_norm_(params, r.s.training.runtime.grad_clip_norm, torch.tensor(norm, device=params[0].device))
+    o = r.s.training.optimizer
     for opt in r.optimizers:
         peak = o.muon_lr if isinstance(getattr(opt, "optimizer", opt), torch.optim.Muon) else o.lr
         for group in opt.param_groups: group["lr"] = peak*factor
@@ -219,7 +273,8 @@ def _follow(r, params, norm, factor):
 def _joined(r, b:Batch) -> Batch: # the cameras of all processes, for an event
     if r.accelerator.num_processes == 1: return b
     from accelerate.utils import gather_object
-    all_ = gather_object([dict(K=b.cameras.K.cpu(), w=b.cameras.w2c.cpu(), tK=b.target_cameras.K.cpu(), tw=b.target_cameras.w2c.cpu(), samples=b.samples)]); cat = lambda k: torch.cat([x[k] for x in all_])
+    all_ = gather_object([dict(K=b.cameras.K.cpu(), w=b.cameras.w2c.cpu(), tK=b.target_cameras.K.cpu(), tw=b.target_cameras.w2c.cpu(), samples=b.samples)])
+    cat = lambda k: torch.cat([x[k] for x in all_])
     return replace(b, cameras=replace(b.cameras, K=cat("K"), w2c=cat("w")), target_cameras=replace(b.target_cameras, K=cat("tK"), w2c=cat("tw")), samples=[y for x in all_ for y in x["samples"]])
 
 # %% ../nbs/13_training.ipynb #dc9876fa
@@ -231,12 +286,20 @@ def validate(
     size:int=None, # of the input pictures; as the source has them when None
 ) -> dict: # input and novel: means over pictures; moments
     "Scores on moments that were never trained on; {} where there is none."
-    records, device = dict(input=[], novel=[]), next(model.parameters()).device; numbers = source.held_out(n)
+    records, device = dict(input=[], novel=[]), next(model.parameters()).device
+    numbers = source.held_out(n)
     for number in numbers:
-        v = source.moment(number) if hasattr(source, "moment") else source[number]; held = [i for i in range(len(v)) if getattr(source, "keep", ()) and i not in source.keep]; free = [i for i in range(len(v)) if i not in held]
-        n_in_ = min(n_in, len(free) - (not held)); ins, outs = free[:n_in_], (free[n_in_:] + held)[:6]; given = v[ins].resized(size, size) if size else v[ins]; one = replace(given.cameras, K=given.cameras.K[None], w2c=given.cameras.w2c[None]).to(device)
+        v = source.moment(number) if hasattr(source, "moment") else source[number]
+        held = [i for i in range(len(v)) if getattr(source, "keep", ()) and i not in source.keep]
+        free = [i for i in range(len(v)) if i not in held]
+        n_in_ = min(n_in, len(free) - (not held))
+        ins, outs = free[:n_in_], (free[n_in_:] + held)[:6]
+        given = v[ins].resized(size, size) if size else v[ins]
+        one = replace(given.cameras, K=given.cameras.K[None], w2c=given.cameras.w2c[None]).to(device)
         g = model(given.images[None].to(device), one).scene(0)
-        for split, part in (("input", ins), ("novel", outs)): img, alpha = render(g, v.cameras[part].to(device)); records[split] += scores(img.cpu(), alpha.cpu(), v.images[part], v.alpha[part])
+        for split, part in (("input", ins), ("novel", outs)):
+            img, alpha = render(g, v.cameras[part].to(device))
+            records[split] += scores(img.cpu(), alpha.cpu(), v.images[part], v.alpha[part])
     return {**{k: {**mean_scores(r), "pictures": len(r)} for k, r in records.items()}, "moments": len(numbers)} if numbers else {}
 
 @torch.no_grad()
@@ -248,9 +311,12 @@ def evaluate(
     elevation=(-5., 50.),
 ) -> dict: # means over pictures, and how many
     "Novel-view scores on `n` held-out scenes of a kind in canonical cameras."
-    size = size or model.config.image_size; records = []; device = next(model.parameters()).device
+    size = size or model.config.image_size
+    records = []
+    device = next(model.parameters()).device
     for i in range(HELD_OUT, HELD_OUT + n):
-        v = scene_views(i, kind, size, n_in + 4, elevation); one = lambda c: replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)
+        v = scene_views(i, kind, size, n_in + 4, elevation)
+        one = lambda c: replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)
         g = model(v.images[None, :n_in].to(device), one(v.cameras[:n_in])).scene(0)
         img, alpha = render(g, v.cameras[n_in:].to(device))
         records += scores(img.cpu(), alpha.cpu(), v.images[n_in:], v.alpha[n_in:])
@@ -282,12 +348,20 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     if resume: last_checkpoint(out)
     elif checkpoints(out) or (out/"log.jsonl").exists(): raise FileExistsError(f"{out} holds a run: pass --resume to go on with it, or choose another folder")
     if s.training.dataloader.num_threads: torch.set_num_threads(s.training.dataloader.num_threads)
-    acc = _accelerator(s, out, device); model, domain, path = network(s, start); folder = Path(cache or s.training.dataset.cache or out/"cache")
-    source = source_for(s, folder, domain); replay = Scenes(folder, picture_size(s), elevation=tuple(s.training.dataset.elevation)) if s.training.dataset.replay_share else None
-    stream = Stream(s, source, replay, acc.process_index, acc.num_processes); total, _ = lengths(s, len(source), stream.b*stream.world)
-    model = prepared(model, s).to(acc.device).train(); before = before_run(model, s); optimizers = optimizers_for(model, s.training.optimizer); losses = Losses(s.training.losses, s.training.schedule.l2_warmup_steps).to(acc.device)
+    acc = _accelerator(s, out, device)
+    model, domain, path = network(s, start)
+    folder = Path(cache or s.training.dataset.cache or out/"cache")
+    source = source_for(s, folder, domain)
+    replay = Scenes(folder, picture_size(s), elevation=tuple(s.training.dataset.elevation)) if s.training.dataset.replay_share else None
+    stream = Stream(s, source, replay, acc.process_index, acc.num_processes)
+    total, _ = lengths(s, len(source), stream.b*stream.world)
+    model = prepared(model, s).to(acc.device).train()
+    before = before_run(model, s)
+    optimizers = optimizers_for(model, s.training.optimizer)
+    losses = Losses(s.training.losses, s.training.schedule.l2_warmup_steps).to(acc.device)
     if s.training.runtime.grad_checkpoint_every: _recompute(model)
-    acc.wait_for_everyone(); r = _Run(s, out, acc, acc.prepare(model), [acc.prepare(o) for o in optimizers], stream, losses, domain, total, path, before)
+    acc.wait_for_everyone()
+    r = _Run(s, out, acc, acc.prepare(model), [acc.prepare(o) for o in optimizers], stream, losses, domain, total, path, before)
     return load_run(r) if resume else r
 
 # %% ../nbs/13_training.ipynb #e355ab1f
@@ -298,43 +372,59 @@ def _clean(x): # NaN and infinity are no JSON
 class _Record:
     "log.jsonl of a run, the progress line, and trackers; silent in all processes but the first."
     def __init__(self, r:_Run, end:int, command:str, resume:bool):
-        self.r, self.main, self.loss, self.fg = r, r.accelerator.is_main_process, None, None; self.trackers = bool(r.s.training.logging.trackers)
-        if self.trackers: w = r.s.training.logging.wandb; r.accelerator.init_trackers(w.project, None, {"wandb": {k: v for k, v in dict(group=w.group, job_type=w.job_type, name=w.exp_name, mode="offline" if w.offline else "").items() if v}} if "wandb" in r.s.training.logging.trackers else {})
+        self.r, self.main, self.loss, self.fg = r, r.accelerator.is_main_process, None, None
+        self.trackers = bool(r.s.training.logging.trackers)
+        if self.trackers:
+            w = r.s.training.logging.wandb
+            r.accelerator.init_trackers(w.project, None, {"wandb": {k: v for k, v in dict(group=w.group, job_type=w.job_type, name=w.exp_name, mode="offline" if w.offline else "").items() if v}} if "wandb" in r.s.training.logging.trackers else {})
         if not self.main: return
         r.out.mkdir(parents=True, exist_ok=True)
-        clear_parts(r.out); save_run(r) if not resume else trim_log(r.out, r.step)               # a checkpoint before all else: from here on the run can be resumed
-        known = (r.out/"log.jsonl").is_file() and any(x.get("event") == "manifest" for x in read_log(r.out)); self.file = open(r.out/"log.jsonl", "a"); self.bar = tqdm(initial=r.step, total=end, desc=r.out.name or "train", mininterval=1)
-        table = freeze_table(r.raw); self.bar.write(f"{r.accelerator.num_processes} {'process' if r.accelerator.num_processes == 1 else 'processes'} on {r.accelerator.device}, {r.stream.b*r.stream.world} scenes in a pass of all; what trains:\n{table}") if r.step == 0 else None
+        clear_parts(r.out)
+        save_run(r) if not resume else trim_log(r.out, r.step)               # a checkpoint before all else: from here on the run can be resumed
+        known = (r.out/"log.jsonl").is_file() and any(x.get("event") == "manifest" for x in read_log(r.out))
+        self.file = open(r.out/"log.jsonl", "a")
+        self.bar = tqdm(initial=r.step, total=end, desc=r.out.name or "train", mininterval=1)
+        table = freeze_table(r.raw)
+        self.bar.write(f"{r.accelerator.num_processes} {'process' if r.accelerator.num_processes == 1 else 'processes'} on {r.accelerator.device}, {r.stream.b*r.stream.world} scenes in a pass of all; what trains:\n{table}") if r.step == 0 else None
         if r.changed: self.bar.write(f"from update {r.step} on the schedule is another: {'; '.join(r.changed)}")
         self.write(dict(event="resumed", step=r.step, **(dict(command=command, changed=r.changed) if r.changed else {})) if known else manifest(command=command, settings=plain(r.s), data=r.stream.source.facts(), init=dict(path=str(r.init.name), hash=checkpoint_hash(r.init)) if r.init else None, seed=r.s.seed, device=str(r.accelerator.device),
                                                                              processes=r.accelerator.num_processes, global_batch=r.stream.b*r.stream.world, updates=r.total, trains=table))
 
     def write(self, rec:dict):
-        if self.main: self.file.write(json.dumps(_clean(rec)) + "\n"); self.file.flush()
+        if self.main:
+            self.file.write(json.dumps(_clean(rec)) + "\n")
+            self.file.flush()
 
     def broken(self, name:str, why:str):
         self.write(dict(event="broken", step=self.r.step, sample=name, why=why))
         if self.main: self.bar.write(f"left out: the sample {name}: {why}")
 
     def update(self, rec:dict, told):
-        r = self.r; self.write(rec)
+        r = self.r
+        self.write(rec)
         if told: self.write(told)
         if self.trackers and rec["step"] % r.s.training.logging.wandb.log_every == 0: r.accelerator.log({k: v for k, v in rec.items() if isinstance(v, (int, float)) and k != "step"}, step=r.step)
         if not self.main: return
         if told: self.bar.write(sentence(told))
-        if math.isfinite(rec["loss"]): ease = lambda a, b: b if a is None else .95*a + .05*b; self.loss, self.fg = ease(self.loss, rec["loss"]), ease(self.fg, rec["psnr_fg"])
+        if math.isfinite(rec["loss"]):
+            ease = lambda a, b: b if a is None else .95*a + .05*b
+            self.loss, self.fg = ease(self.loss, rec["loss"]), ease(self.fg, rec["psnr_fg"])
         if rec["step"] % r.s.training.logging.print_every == 0: self.bar.set_postfix_str(f"loss {self.loss or math.nan:.4f}, foreground {self.fg or math.nan:.1f} dB, |g| {rec['grad_norm']:.2g}, skipped {r.guard.share:.1%}", refresh=False)
         self.bar.update()
 
     def close(self):
         if self.trackers: self.r.accelerator.end_training()
-        if self.main: self.file.close(); self.bar.close()
+        if self.main:
+            self.file.close()
+            self.bar.close()
 
 # %% ../nbs/13_training.ipynb #d1a866a9
 def _sheet(r:_Run, b:Batch): # targets above, renderings below
     from PIL import Image
     with torch.no_grad(): p = forward_pass(r.raw, b.to(r.accelerator.device), bf16=r.s.training.runtime.use_amp)
-    row = lambda x: torch.cat(list(x.flatten(0, 1)), 1); x = torch.cat([row(p.truth), row(p.image.clamp(0, 1))], 0); (r.out/"pictures").mkdir(exist_ok=True)
+    row = lambda x: torch.cat(list(x.flatten(0, 1)), 1)
+    x = torch.cat([row(p.truth), row(p.image.clamp(0, 1))], 0)
+    (r.out/"pictures").mkdir(exist_ok=True)
     Image.fromarray((x.cpu()*255).round().to(torch.uint8).numpy()).save(r.out/"pictures"/f"step_{r.step:08d}.png")
 
 def _aside(r:_Run, rec:_Record, b:Batch, val, wait:float):
@@ -353,19 +443,30 @@ def fit(
     cache=None, # folder of prepared moments
 ) -> Path: # the last checkpoint
     "Train as the settings say; resumable to the bit on the same machine."
-    r = open_run(s, out, init, resume, device, cache); accum, every = s.training.runtime.grad_accum_steps, s.training.checkpointing.checkpoint_every
-    _, end = lengths(s, len(r.stream.source), r.stream.b*r.stream.world); end = min(end, stop_at) if stop_at is not None else end; rec = _Record(r, end, command, resume)
+    r = open_run(s, out, init, resume, device, cache)
+    accum, every = s.training.runtime.grad_accum_steps, s.training.checkpointing.checkpoint_every
+    _, end = lengths(s, len(r.stream.source), r.stream.b*r.stream.world)
+    end = min(end, stop_at) if stop_at is not None else end
+    rec = _Record(r, end, command, resume)
     val = source_for(s, Path(cache or s.training.dataset.cache or r.out/"cache"), r.domain, s.validation.dataset_path) if s.validation.enabled and s.validation.dataset_path else r.stream.source
-    d = s.training.dataloader; batches = ahead(r.stream, range(r.step*accum, end*accum), d.num_workers, d.prefetch_factor)
+    d = s.training.dataloader
+    batches = ahead(r.stream, range(r.step*accum, end*accum), d.num_workers, d.prefetch_factor)
     try:
         with torch.autograd.set_detect_anomaly(s.debug):
             while r.step < end:
-                t = time.perf_counter(); passes = [next(batches) for _ in range(accum)]; wait = time.perf_counter() - t; _aside(r, rec, passes[-1][1], val, wait)
+                t = time.perf_counter()
+                passes = [next(batches) for _ in range(accum)]
+                wait = time.perf_counter() - t
+                _aside(r, rec, passes[-1][1], val, wait)
                 for _, b in passes: [rec.broken(n, w) for n, w in b.broken]
-                line, told = update(r, passes); rec.update({**line, "wait": round(wait, 4)}, told); r.step += 1
+                line, told = update(r, passes)
+                rec.update({**line, "wait": round(wait, 4)}, told)
+                r.step += 1
                 if rec.main and (r.step % every == 0 or r.step == end): save_run(r)
                 _stop_if_idle(r, told)
-    finally: rec.close(); batches.close()
+    finally:
+        rec.close()
+        batches.close()
     r.accelerator.wait_for_everyone()
     return last_checkpoint(out)
 
@@ -377,16 +478,22 @@ def _stop_if_idle(r:_Run, told):
 # %% ../nbs/13_training.ipynb #1bd0d4f7
 def measured_domain(source, n_views:tuple, size:int, n:int=16, base:CameraDomain=None) -> CameraDomain: # `base`: another domain that was trained on as well
     "The ranges of cameras and coverage over `n` training moments."
-    views = [source[i] for i in range(0, len(source), max(1, len(source)//n))][:n]; facts = [f for v in views for f in camera_facts(v.cameras, base or CameraDomain())]
-    elevation = [math.degrees(math.asin((c[2]/c.norm()).item())) for v in views for c in v.cameras.centers]; cover = [x for v in views for x in (v.alpha > .5).float().mean((1, 2)).sqrt().tolist()]
-    span = lambda x, digits=3: (round(min(x), digits), round(max(x), digits)); mid = lambda x: round(sum(x)/len(x), 4)
+    views = [source[i] for i in range(0, len(source), max(1, len(source)//n))][:n]
+    facts = [f for v in views for f in camera_facts(v.cameras, base or CameraDomain())]
+    elevation = [math.degrees(math.asin((c[2]/c.norm()).item())) for v in views for c in v.cameras.centers]
+    cover = [x for v in views for x in (v.alpha > .5).float().mean((1, 2)).sqrt().tolist()]
+    span = lambda x, digits=3: (round(min(x), digits), round(max(x), digits))
+    mid = lambda x: round(sum(x)/len(x), 4)
     d = CameraDomain(span([f["fov"] for f in facts], 2), tuple(mid([f["principal"][i] for f in facts]) for i in (0, 1)), span([f["aspect"] for f in facts], 4), span([f["distance"] for f in facts]), span(elevation, 1), span(cover), size, n_views)
     if base is None: return d
     return replace(d, **{k: (min(getattr(d, k)[0], getattr(base, k)[0]), max(getattr(d, k)[1], getattr(base, k)[1])) for k in ("fov", "aspect", "distance", "elevation", "coverage", "n_views")})
 
 def trained(path) -> tuple: # network or PeftModel in eval mode, Settings, the checkpoint's state
     "The network of a run's checkpoint."
-    weights, state = load_state(path); s = settings_from(state["settings"]); model = prepared(GSLRM(s.config), s); model.load_state_dict(weights)
+    weights, state = load_state(path)
+    s = settings_from(state["settings"])
+    model = prepared(GSLRM(s.config), s)
+    model.load_state_dict(weights)
     return model.eval(), s, state
 
 def finish(
@@ -397,18 +504,29 @@ def finish(
     cache=None, # folder of prepared moments
 ) -> Path:
     "Write out/model.safetensors (and out/adapter) from the run's last checkpoint, scored as stored, with its camera card."
-    out = Path(out); path = last_checkpoint(out); model, s, state = trained(path); d, size = s.training.dataset, s.model.image_tokenizer.image_size
-    if s.training.lora.enabled: save_adapter(out/"adapter", model); model = merged(model)
-    base = CameraDomain(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["domain"].items()}); inputs = d.input_views or [d.num_input_views]
+    out = Path(out)
+    path = last_checkpoint(out)
+    model, s, state = trained(path)
+    d, size = s.training.dataset, s.model.image_tokenizer.image_size
+    if s.training.lora.enabled:
+        save_adapter(out/"adapter", model)
+        model = merged(model)
+    base = CameraDomain(**{k: tuple(v) if isinstance(v, list) else v for k, v in state["domain"].items()})
+    inputs = d.input_views or [d.num_input_views]
     domain = _domain(s, source_for(s, Path(cache or d.cache or out/"cache"), base), (min(inputs), max(inputs)), size, base)
-    log = [r for r in read_log(out) if "event" not in r]; val = [r for r in read_log(out) if r.get("event") == "validation"]; last = [r["l2"] for r in log[-500:] if r["l2"] is not None]
+    log = [r for r in read_log(out) if "event" not in r]
+    val = [r for r in read_log(out) if r.get("event") == "validation"]
+    last = [r["l2"] for r in log[-500:] if r["l2"] is not None]
     facts = dict(command=command, **_history(read_log(out)), world=WORLD, steps=state["step"], seconds=round(state["seconds"]), l2_last_500=sum(last)/max(1, len(last)), skipped=state["guard"]["skipped"], init=state["init"], data=state["data"], settings=plain(s), **({"validation": val[-1]} if val else {}))
-    file = save_checkpoint(out/"model.safetensors", model, Card(s.config, domain, facts), dtype); model, _ = load_checkpoint(file)
+    file = save_checkpoint(out/"model.safetensors", model, Card(s.config, domain, facts), dtype)
+    model, _ = load_checkpoint(file)
     facts["held_out"] = {k: evaluate(model, k, n_eval) for k in ("head", "object", "mouse")}
     return save_checkpoint(file, model, Card(s.config, domain, facts), dtype)
 
 def _history(log:list, points:int=60) -> dict: # of a card: the training curve, and what was changed on the way
-    lines = [r for r in log if "event" not in r]; n = max(1, len(lines)//points); parts = [lines[i:i + n] for i in range(0, len(lines), n)]
+    lines = [r for r in log if "event" not in r]
+    n = max(1, len(lines)//points)
+    parts = [lines[i:i + n] for i in range(0, len(lines), n)]
     mean = lambda k, p: (lambda x: round(sum(x)/len(x), 5) if x else None)([r[k] for r in p if r.get(k) is not None])
     first, turns = next((r for r in log if r.get("event") == "manifest"), {}), [r for r in log if r.get("event") == "resumed" and r.get("changed")]
     return dict(curve=dict(step=[p[-1]["step"] + 1 for p in parts], **{k: [mean(k, p) for p in parts] for k in ("l2", "psnr_fg", "psnr_white")}), **(dict(changes=[dict(step=0, command=first.get("command")), *(dict(step=r["step"], command=r["command"], changed=r["changed"]) for r in turns)]) if turns else {}))
@@ -433,12 +551,14 @@ def train(
     command:str="", # noted in record and card
 ) -> Path: # model.safetensors, or the checkpoint of a run that was stopped
     "Train as a file of settings says, and leave a checkpoint with its camera card."
-    s = load_settings(config, overrides, scale); out = Path(out or s.training.checkpointing.checkpoint_dir)
+    s = load_settings(config, overrides, scale)
+    out = Path(out or s.training.checkpointing.checkpoint_dir)
     return _finished(s, out, fit(s, out, init, resume, stop_at, device, command, cache), command, n_eval, cache)
 
 def _finished(s, out, path, command, n_eval, cache):
     from accelerate import PartialState
-    _, state = load_state(path); total, end = lengths(s, 1 if not s.training.schedule.num_epochs and not s.training.schedule.early_stop_after_epochs else state["data"].get("train", state["data"].get("n", 1)), state["batch"])
+    _, state = load_state(path)
+    total, end = lengths(s, 1 if not s.training.schedule.num_epochs and not s.training.schedule.early_stop_after_epochs else state["data"].get("train", state["data"].get("n", 1)), state["batch"])
     if state["step"] < end or not PartialState().is_main_process: return path
     return finish(out, command, n_eval=n_eval, cache=cache)
 
@@ -487,5 +607,6 @@ def pretrain(
     n_eval:int=32, # held-out scenes of each kind scored at the end
 ) -> Path: # model.safetensors, or the checkpoint of a run that was stopped
     "Train a GS-LRM from nothing on heads and objects in the canonical camera; resumable."
-    s = s.settings if isinstance(s, PretrainSettings) else s; s = replace(s, training=replace(s.training, checkpointing=replace(s.training.checkpointing, checkpoint_every=save_every)))
+    s = s.settings if isinstance(s, PretrainSettings) else s
+    s = replace(s, training=replace(s.training, checkpointing=replace(s.training.checkpointing, checkpoint_every=save_every)))
     return _finished(s, Path(out), fit(s, out, None, resume, stop_at, device, command, cache), command, n_eval, cache)

@@ -39,7 +39,9 @@ def __len__(self:Views): return len(self.images)
 @patch
 def __getitem__(self:Views, i) -> Views:
     "The views which `i` picks (int, slice, list, mask); an int keeps the dimension."
-    if isinstance(i, int): i = range(len(self))[i]; i = slice(i, i + 1)
+    if isinstance(i, int):
+        i = range(len(self))[i]
+        i = slice(i, i + 1)
     names = tuple(self.names[j] for j in torch.arange(len(self))[i].tolist()) if self.names else ()
     return Views(self.images[i], self.alpha[i], self.cameras[i], names)
 
@@ -56,7 +58,9 @@ def premultiplied(self:Views) -> Tensor:
 # %% ../nbs/05_views.ipynb #21ababff
 class MaskError(ValueError):
     "A silhouette that is not known; `problem` names the kind for machines: mask_empty, mask_full, no_alpha."
-    def __init__(self, problem:str, message:str): super().__init__(message); self.problem = problem
+    def __init__(self, problem:str, message:str):
+        super().__init__(message)
+        self.problem = problem
 
 def check_views(
     views:Views,
@@ -86,11 +90,13 @@ def show_views(
 ):
     "The pictures side by side; returns the figure."
     import matplotlib.pyplot as plt
-    n = min(columns, len(views)); rows = -(-len(views)//n)
+    n = min(columns, len(views))
+    rows = -(-len(views)//n)
     fig, axs = plt.subplots(rows, n, figsize=(9, 9/max(n, 3)*rows*1.1), squeeze=False)
     for ax in axs.flat: ax.axis("off")
     for i, (ax, image) in enumerate(zip(axs.flat, views.images)):
-        ax.imshow(image.detach().float().clamp(0, 1).cpu().numpy()); label = titles or views.names
+        ax.imshow(image.detach().float().clamp(0, 1).cpu().numpy())
+        label = titles or views.names
         if label: ax.set_title(label[i], fontsize=8)
     fig.tight_layout()
     return fig
@@ -132,7 +138,8 @@ def _inside(folder:Path, name, where) -> Path:
 SAMPLES = {"opencv_cameras.json": facelift_frames, "transforms.json": nerfstudio_frames} # what a sample folder's rig is called: its frames
 
 def _sample_rig(folder) -> tuple: # path, Rig, frames
-    rig = next((folder/n for n in SAMPLES if (folder/n).exists()), folder/"opencv_cameras.json"); data = read_bytes(rig)
+    rig = next((folder/n for n in SAMPLES if (folder/n).exists()), folder/"opencv_cameras.json")
+    data = read_bytes(rig)
     if (found := format_of(data)) not in ("FaceLift", "nerfstudio"): raise ValueError(f"{rig}: a JSON with `frames` was expected, it begins with {data[:12]!r}")
     return rig, FORMATS[found].read(data, str(rig), None, None, None), {"FaceLift": facelift_frames, "nerfstudio": nerfstudio_frames}[found](data, str(rig))
 
@@ -149,10 +156,12 @@ def read_sample(
     white_threshold:float=None, # in (0, 1]: in pictures without alpha, pixels at least this bright in all channels are background
 ) -> Views:
     "A sample folder, checked, without its lenses; one sentence in a ValueError or FileNotFoundError otherwise."
-    folder = Path(folder); file, rig, frames = _sample_rig(folder)
+    folder = Path(folder)
+    file, rig, frames = _sample_rig(folder)
     chosen = range(len(frames)) if indices is None else [int(i) for i in indices]
     if not len(chosen) or not all(0 <= i < len(frames) for i in chosen): raise ValueError(f"{file}: frames {list(chosen)} were asked for, it holds 0 to {len(frames) - 1}")
-    where = [f"{file}, camera {i}" for i in chosen]; stored = rig.lens or rig
+    where = [f"{file}, camera {i}" for i in chosen]
+    stored = rig.lens or rig
     paths = [_inside(folder, frames[i].get("file_path"), w) for i, w in zip(chosen, where)]
     rgba = [torch.from_numpy(_rgba(p, (stored.width, stored.height), w, white_threshold)).float()/255 for p, w in zip(paths, where)]
     x = torch.stack([_without_lens(x, rig, i) for i, x in zip(chosen, rgba)])
@@ -177,13 +186,16 @@ def write_sample(
     folder, # new or empty
 ) -> Path:
     "Write a FaceLift sample folder: all of it, or nothing."
-    folder = _empty_folder(folder); check_views(views, "views to write")
+    folder = _empty_folder(folder)
+    check_views(views, "views to write")
     if views.cameras.unit != "model": raise ValueError(f"{folder}: a sample folder is in model units, the views are in {views.cameras.unit!r}; move their cameras with a Similarity first")
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     try:
-        (part/"images").mkdir(parents=True); frames = []
+        (part/"images").mkdir(parents=True)
+        frames = []
         for i, rgba in enumerate(_straight(views)):
-            file = f"images/cam_{i:03d}.png"; Image.fromarray(rgba).save(part/file)
+            file = f"images/cam_{i:03d}.png"
+            Image.fromarray(rgba).save(part/file)
             frames.append(facelift_frame(views.cameras[i], file_path=file, view_id=i))
         (part/"opencv_cameras.json").write_text(json.dumps(dict(id=folder.name, frames=frames), indent=1))
         if folder.exists(): folder.rmdir()
@@ -202,10 +214,14 @@ class Recording:
     masks:dict # number: path
 
 @patch(as_prop=True)
-def cameras(self:Recording) -> Cameras: "The cameras of the pictures which `frame` hands out."; return self.rig.cameras
+def cameras(self:Recording) -> Cameras:
+    "The cameras of the pictures which `frame` hands out."
+    return self.rig.cameras
 
 @patch(as_prop=True)
-def names(self:Recording) -> tuple: "One per camera, by the number of its video."; return tuple(f"camera {n}" for n in self.videos)
+def names(self:Recording) -> tuple:
+    "One per camera, by the number of its video."
+    return tuple(f"camera {n}" for n in self.videos)
 
 @patch
 def __getitem__(self:Recording, i:list) -> Recording:
@@ -233,7 +249,8 @@ RAW_VIDEOS, OWN_MASKS = "videos", "masks" # of pictures with their lens, or mask
 
 def _numbered(folder:Path) -> dict: # number: path
     if not folder.is_dir(): raise FileNotFoundError(f"{folder} with 0.mp4, 1.mp4, … was looked for; {listing(folder.parent)}")
-    paths = [p for p in sorted(folder.glob("*.mp4")) if re.fullmatch("[0-9]{1,9}", p.stem)]; files = {int(p.stem): p for p in paths}
+    paths = [p for p in sorted(folder.glob("*.mp4")) if re.fullmatch("[0-9]{1,9}", p.stem)]
+    files = {int(p.stem): p for p in paths}
     if len(files) < len(paths): raise ValueError(f"{folder}: two files have the same number among {', '.join(p.name for p in paths)}")
     if not files: raise FileNotFoundError(f"{folder}: 0.mp4, 1.mp4, … were looked for; {listing(folder)}")
     return dict(sorted(files.items()))
@@ -253,14 +270,17 @@ def find_rig(path:Path) -> tuple: # what it is called, function of (width, heigh
 # %% ../nbs/05_views.ipynb #2bb79658
 def open_recording(path) -> Recording:
     "The recording at `path`, after its videos, masks, cameras and picture sizes were found to agree."
-    path = Path(path); folders = _layout(path); videos, masks = map(_numbered, folders)
+    path = Path(path)
+    folders = _layout(path)
+    videos, masks = map(_numbered, folders)
     for have, lack, folder in (videos, masks, folders[1]), (masks, videos, folders[0]):
         if gone := sorted(set(have) - set(lack)): raise FileNotFoundError(f"{folder/f'{gone[0]}.mp4'} was looked for ({len(videos)} videos, {len(masks)} masks); {listing(folder)}")
     sizes = {p: _video_size(p) for p in (*videos.values(), *masks.values())}
     first, (width, height, _) = next(iter(sizes.items()))
     for p, (w, h, _) in sizes.items():
         if (w, h) != (width, height): raise ValueError(f"{p} is {w} × {h} px, {first} is {width} × {height}; all videos and masks should agree")
-    name, read = find_rig(path); rig = read(width, height, None)
+    name, read = find_rig(path)
+    rig = read(width, height, None)
     if len(rig) != len(videos): raise ValueError(f"{path}: {len(videos)} videos ({', '.join(map(str, videos))}) but {len(rig)} cameras in {Path(name).name}")
     if folders[0].name == VIDEOS and rig.lens and (rig.lens.distortion.any() or rig.lens.model != "opencv"): raise ValueError(f"{path}: the videos in {VIDEOS} should have no lens any more, but {Path(name).name} holds distortion; call the folder {RAW_VIDEOS} if it is still in them, or set the distortion to 0")
     return Recording(path, rig, min(n for *_, n in sizes.values()), videos, masks)
@@ -281,16 +301,20 @@ def decode_frames(
 ): # yields (H, W, 3) uint8
     "Exactly the frames `numbers` of a video, one after the other; ValueError where it is shorter or damaged there."
     with _video(path) as f:
-        stream, packets, here, decoded = f.streams.video[0], _packets(f, path), None, None; pts, keys = [t for t, _ in packets], [t for t, key in packets if key]
+        stream, packets, here, decoded = f.streams.video[0], _packets(f, path), None, None
+        pts, keys = [t for t, _ in packets], [t for t, key in packets if key]
         for i in numbers:
             if not 0 <= i < len(pts): raise ValueError(f"{path}: frame {i} was asked for, the video has {len(pts)} frames (0 to {len(pts) - 1})")
             on = here is not None and here < pts[i] and bisect_right(keys, here) == bisect_right(keys, pts[i])
             for start in (None, pts[i], pts[0])[not on:]:                          # from where it is; from the key frame before it; from the beginning
-                if start is not None: f.seek(start, stream=stream); decoded = f.decode(stream)
+                if start is not None:
+                    f.seek(start, stream=stream)
+                    decoded = f.decode(stream)
                 frame = next((x for x in decoded if x.pts is not None and x.pts >= pts[i]), None)
                 if frame is not None and frame.pts == pts[i] and not frame.is_corrupt: break
             else: raise ValueError(f"{path}: frame {i} of {len(pts)} cannot be decoded, the file is damaged there")
-            here = pts[i]; yield frame.to_ndarray(format="rgb24")
+            here = pts[i]
+            yield frame.to_ndarray(format="rgb24")
 
 def decode_frame(path, i:int) -> np.ndarray: # (H, W, 3) uint8
     "Exactly frame `i` of a video."
@@ -301,7 +325,8 @@ MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
 
 def _cut(picture, mask, rig:Rig, v:int) -> Tensor: # (H, W, 3) uint8 -> (H, W, 3), (H, W)
     "Picture on white and alpha of one camera, without its lens; `mask` is None where nothing is left of it."
-    m = torch.from_numpy(mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2] > 3*MASK_THRESHOLD); p = torch.from_numpy(picture)
+    m = torch.from_numpy(mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2] > 3*MASK_THRESHOLD)
+    p = torch.from_numpy(picture)
     if not m.any(): return None
     if rig.lens is None: return torch.where(m[..., None], p, 255).float()/255, m.float()
     x = _without_lens(torch.cat([p.float()/255, m.float()[..., None]], -1), rig, v)
@@ -325,9 +350,13 @@ def frame(self:Recording, i:int) -> Views:
     return next(self.frames([i]))
 
 # %% ../nbs/05_views.ipynb #4bd545a1
-def is_recording(path) -> bool: "Whether `path` has a part of a recording."; return any((Path(path)/part).exists() for part in (VIDEOS, RAW_VIDEOS, MASKS, RIG))
+def is_recording(path) -> bool:
+    "Whether `path` has a part of a recording."
+    return any((Path(path)/part).exists() for part in (VIDEOS, RAW_VIDEOS, MASKS, RIG))
 
-def is_sample(path) -> bool: "Whether `path` is a sample folder."; return any((Path(path)/n).exists() for n in SAMPLES)
+def is_sample(path) -> bool:
+    "Whether `path` is a sample folder."
+    return any((Path(path)/n).exists() for n in SAMPLES)
 
 def read_views(
     path, # a sample folder or a recording
@@ -360,18 +389,23 @@ def _truth_json(path:Path) -> dict:
     return rig
 
 # %% ../nbs/05_views.ipynb #c3764206
-def truth_frames(folder) -> list[int]: "The frames of which a folder of truth has pictures."; return sorted({int(m[1]) for p in Path(folder).glob("frame_*_view_*.png") if (m := re.fullmatch(r"frame_(\d+)_view_\d+", p.stem))})
+def truth_frames(folder) -> list[int]:
+    "The frames of which a folder of truth has pictures."
+    return sorted({int(m[1]) for p in Path(folder).glob("frame_*_view_*.png") if (m := re.fullmatch(r"frame_(\d+)_view_\d+", p.stem))})
 
 def read_truth(
     folder, # with heldout_cameras.json
     frame:int,
 ) -> list: # of Views, one view each
     "What cameras outside the rig saw at `frame`, in millimetres."
-    folder = Path(folder); file = folder/"heldout_cameras.json"; rig = _truth_json(file)
+    folder = Path(folder)
+    file = folder/"heldout_cameras.json"
+    rig = _truth_json(file)
     if frame not in (have := truth_frames(folder)): raise FileNotFoundError(f"{folder}: pictures of frame {frame} were looked for, those of {', '.join(map(str, have)) or 'none'} exist")
     views = []
     for c in rig["cameras"]:
-        cam = _truth_camera(c, rig["pixel_centre_of_first_pixel"], file); name = f"frame_{frame:03d}_view_{c['view']}"
+        cam = _truth_camera(c, rig["pixel_centre_of_first_pixel"], file)
+        name = f"frame_{frame:03d}_view_{c['view']}"
         images, alpha = _on_white(_rgba(folder/f"{name}.png", (cam.width, cam.height), file)[None])
         views.append(check_views(Views(images, alpha, cam, (str(c.get("name", name)),)), f"{folder}, {name}"))
     return views

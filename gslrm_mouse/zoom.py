@@ -29,6 +29,10 @@ def zero_shot(
     film:Views, truths, # millimetres, for `scored_in`
 ) -> dict: # "novel", "sized" and "input": mean scores
     "Scores of the frozen network on an animal prepared in one way, as given and with its grains resized, and of the input views in the cameras it was told."
-    p = WAYS[way](film, domain); told = p.views.cameras; g = predict(model, replace(p, back=SAME), training_blur(domain)).to("cpu"); s = pixel_sized(g, told, domain)
-    parts = dict(novel=scored_in(g.moved(p.back), truths), sized=scored_in(s.moved(p.back), truths), input=scored(g, p.views)); cut = getattr(p, "certificate", None)
+    p = WAYS[way](film, domain)
+    told = p.views.cameras
+    g = predict(model, replace(p, back=SAME), training_blur(domain)).to("cpu")
+    s = pixel_sized(g, told, domain)
+    parts = dict(novel=scored_in(g.moved(p.back), truths), sized=scored_in(s.moved(p.back), truths), input=scored(g, p.views))
+    cut = getattr(p, "certificate", None)
     return dict(arm=way, coverage=round(p.views.alpha.gt(.5).double().mean((1, 2)).sqrt().mean().item(), 4), cut=round(max(v.cut for v in cut.views), 4) if cut else None, **{k: {q: round(v, 4) for q, v in x.items()} for k, x in parts.items()})

@@ -47,7 +47,9 @@ def test_pictures_are_taken_by_the_cameras_that_are_told():
         if alpha[i, [0, -1]].any() or alpha[i, :, [0, -1]].any() or not alpha[i].any(): continue
         y, x = np.mgrid[:128, :128] + .5
         middle = np.array([(alpha[i]*x).sum(), (alpha[i]*y).sum()])/alpha[i].sum()
-        def pixel(K, w2c): p = K @ (w2c[:3, :3] @ at + w2c[:3, 3]); return p[:2]/p[2]
+        def pixel(K, w2c):
+            p = K @ (w2c[:3, :3] @ at + w2c[:3, 3])
+            return p[:2]/p[2]
         told = [c.double().numpy() for c in (away.K[i], away.w2c[i])]
         assert np.abs(pixel(*told) - middle).max() < .3
         assert np.abs(pixel(home.K[i].double().numpy(), told[1]) - middle).max() > 1 and np.abs(pixel(told[0], home.w2c[i].double().numpy()) - middle).max() > 1
@@ -103,7 +105,9 @@ def test_distillation_keeps_the_outputs(tmp_path, policy):
         v = Scenes(tmp_path/"cache", 32)[2]
         c = replace(v.cameras, K=v.cameras.K[None, :2], w2c=v.cameras.w2c[None, :2])
         a, b = {}, {}
-        with torch.no_grad(): before(v.images[None, :2], c, a); model(v.images[None, :2], c, b)
+        with torch.no_grad():
+            before(v.images[None, :2], c, a)
+            model(v.images[None, :2], c, b)
         moved[weight] = (a["raw_gaussians"] - b["raw_gaussians"]).square().mean().item()
     assert 0 < moved[10.] < .5*moved[0.], moved
 

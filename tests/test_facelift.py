@@ -85,19 +85,27 @@ def test_any_missing_or_extra_key_is_named(tmp_path):
     (lambda s: s.update({"input_layer_norm.weight": [1.]*32}), "no floating-point numbers in input_layer_norm.weight"),
     (lambda s: s.clear(), "its `model` is empty")])
 def test_wrong_tensors(tmp_path, change, says):
-    s = state(); change(s); refused(save(tmp_path/"a.pt", s), says)
+    s = state()
+    change(s)
+    refused(save(tmp_path/"a.pt", s), says)
 
 
 def test_foreign_files(tmp_path, file):
     refused(tmp_path/"none.pt", "the folder holds ckpt_0000000000021125.pt", exc=FileNotFoundError)
     refused(tmp_path, "no checkpoint at", exc=FileNotFoundError)
     for name, data in dict(empty=b"", text=b"not weights", old=b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.").items():
-        (tmp_path/name).write_bytes(data); refused(tmp_path/name, f"found {len(data)} bytes")
-    torch.save(state(), tmp_path/"bare.pt"); refused(tmp_path/"bare.pt", "an entry `model`, found 21 entries")
-    torch.save({"model_state_dict": state()}, tmp_path/"other.pt"); refused(tmp_path/"other.pt", "found 1 entries (model_state_dict)")
-    torch.save({"model": torch.zeros(3)}, tmp_path/"tensor.pt"); refused(tmp_path/"tensor.pt", "found 1 entries (model)")
-    torch.save([1, 2], tmp_path/"list.pt"); refused(tmp_path/"list.pt", "found list")
-    torch.save({"model": state()}, tmp_path/"legacy.pt", _use_new_zipfile_serialization=False); refused(tmp_path/"legacy.pt", "a zip file of torch.save was looked for")
+        (tmp_path/name).write_bytes(data)
+        refused(tmp_path/name, f"found {len(data)} bytes")
+    torch.save(state(), tmp_path/"bare.pt")
+    refused(tmp_path/"bare.pt", "an entry `model`, found 21 entries")
+    torch.save({"model_state_dict": state()}, tmp_path/"other.pt")
+    refused(tmp_path/"other.pt", "found 1 entries (model_state_dict)")
+    torch.save({"model": torch.zeros(3)}, tmp_path/"tensor.pt")
+    refused(tmp_path/"tensor.pt", "found 1 entries (model)")
+    torch.save([1, 2], tmp_path/"list.pt")
+    refused(tmp_path/"list.pt", "found list")
+    torch.save({"model": state()}, tmp_path/"legacy.pt", _use_new_zipfile_serialization=False)
+    refused(tmp_path/"legacy.pt", "a zip file of torch.save was looked for")
     with zipfile.ZipFile(tmp_path/"a.zip", "w") as z: z.writestr("readme.txt", "hello")
     refused(tmp_path/"a.zip", "not readable as a file of torch.save")
     refused(file, "does not fit the configuration", GSLRMConfig())                  # the released configuration is not guessed away
@@ -110,7 +118,8 @@ class Harm:
 
 @pytest.mark.parametrize("place", ["optimizer", "inside"])
 def test_code_in_the_file_is_not_run(tmp_path, place):
-    mark = tmp_path/"harmed"; s = state()
+    mark = tmp_path/"harmed"
+    s = state()
     path = save(tmp_path/"a.pt", s, optimizer=Harm(mark)) if place == "optimizer" else save(tmp_path/"a.pt", {**s, "input_layer_norm.weight": Harm(mark)})
     assert "system" in refused(path, "holds something other than weights, and nothing in it was run") and not mark.exists()
     with pytest.raises(ValueError): convert(path, tmp_path/"a.safetensors")
@@ -122,28 +131,36 @@ def test_code_in_the_file_is_not_run(tmp_path, place):
 def test_truncated_anywhere(tmp_path, file):
     whole = file.read_bytes()
     for n in (0, 1, 4, 100, 1000, len(whole)//2, len(whole) - 100, len(whole) - 1):
-        (tmp_path/"cut.pt").write_bytes(whole[:n]); refused(tmp_path/"cut.pt", "not readable as a file of torch.save" if n > 3 else "looked for")
+        (tmp_path/"cut.pt").write_bytes(whole[:n])
+        refused(tmp_path/"cut.pt", "not readable as a file of torch.save" if n > 3 else "looked for")
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(at=st.floats(0, 1), junk=st.binary(min_size=1, max_size=16), tail=st.booleans())
 def test_damaged_files_are_read_or_refused(tmp_path, file, at, junk, tail):
-    data = bytearray(file.read_bytes()); low = len(data) - 4000 if tail else 0                                    # the end holds the zip's directory
-    i = low + int(at*(len(data) - low - len(junk))); data[i:i + len(junk)] = junk
-    path = tmp_path/f"damaged{abs(hash((i, junk)))}.pt"; path.write_bytes(bytes(data))
+    data = bytearray(file.read_bytes())
+    low = len(data) - 4000 if tail else 0                                    # the end holds the zip's directory
+    i = low + int(at*(len(data) - low - len(junk)))
+    data[i:i + len(junk)] = junk
+    path = tmp_path/f"damaged{abs(hash((i, junk)))}.pt"
+    path.write_bytes(bytes(data))
     try: m = load_facelift(path, NARROW)
     except (ValueError, FileNotFoundError) as e: assert "\n" not in str(e)
-    else: assert all(p.isfinite().all() for p in m.parameters()); del m
+    else:
+        assert all(p.isfinite().all() for p in m.parameters())
+        del m
     path.unlink()
 
 
 def test_conversion(tmp_path, file):
     (tmp_path/"c.yaml").write_text(YAML)
-    out = convert(file, tmp_path/"a.safetensors", tmp_path/"c.yaml"); card = read_card(out)
+    out = convert(file, tmp_path/"a.safetensors", tmp_path/"c.yaml")
+    card = read_card(out)
     assert card.config == NARROW and card.domain.image_size == 16 and card.domain.fov == (50., 50.) and card.domain.distance == (2.7, 2.7) and card.domain.elevation == (20., 20.)
     assert abs(sum(card.domain.coverage)/2 - .574) < 1e-3 and card.domain.n_views == (4, 6)
     assert (card.training["source"], card.training["sha256"], card.training["fwdbwd_pass_step"], card.training["param_update_step"]) == (file.name, checkpoint_hash(file), 21125, 5281) and "Adobe" in card.training["licence"]
-    stored = load_file(out); want = state()
+    stored = load_file(out)
+    want = state()
     assert len(stored) == 19 and all(torch.equal(v, want[k]) for k, v in stored.items())
     model, _ = load_checkpoint(out)
     assert all(torch.equal(v, want[k]) for k, v in model.state_dict().items())
@@ -159,7 +176,9 @@ def test_conversion(tmp_path, file):
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="counts memory by Linux's /proc")
 def test_no_second_copy(tmp_path):
     "42 MB of weights are loaded with less than a quarter of that in memory of one's own."
-    config = replace(NARROW, d=256, n_layer=13); file = save(tmp_path/"big.pt", state(config)); (tmp_path/"c.yaml").write_text(YAML.replace("d: 32", "d: 256").replace("n_layer: 2", "n_layer: 13"))
+    config = replace(NARROW, d=256, n_layer=13)
+    file = save(tmp_path/"big.pt", state(config))
+    (tmp_path/"c.yaml").write_text(YAML.replace("d: 32", "d: 256").replace("n_layer: 2", "n_layer: 13"))
     code = f"""
 import sys, torch
 from gslrm_mouse.facelift import convert, load_facelift
@@ -194,5 +213,7 @@ def test_ply_of_higher_degrees_reads_back(tmp_path):
     for degree in (0, 1, 2, 3):
         p = dict(xyz=torch.randn(5, 3), features=torch.randn(5, (degree + 1)**2, 3), scaling=torch.randn(5, 3), rotation=torch.randn(5, 4), opacity=torch.randn(5, 1))
         for viewer in (True, False):
-            (tmp_path/"a.ply").write_bytes(facelift_ply(p, viewer=viewer)); g = load_ply(tmp_path/"a.ply"); K = (degree + 1)**2
+            (tmp_path/"a.ply").write_bytes(facelift_ply(p, viewer=viewer))
+            g = load_ply(tmp_path/"a.ply")
+            K = (degree + 1)**2
             assert torch.equal(g.sh[:, :K], p["features"]) and not g.sh[:, K:].any() and g.sh_degree == (3 if viewer else degree) and torch.equal(g.quats, p["rotation"])

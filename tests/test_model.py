@@ -51,7 +51,8 @@ def oracle(c, state, images, cams):
                 for r in range(r0, r0 + p):
                     for q in range(c0, c0 + p):
                         cam = np.array([(q + .5 - k[0, 2])/k[0, 0], (r + .5 - k[1, 2])/k[1, 1], 1])
-                        d = c2w[:3, :3] @ (cam/np.linalg.norm(cam)); o = c2w[:3, 3]
+                        d = c2w[:3, :3] @ (cam/np.linalg.norm(cam))
+                        o = c2w[:3, 3]
                         n, m = o - (o @ d)*d, np.cross(o, d)
                         row += [2*images[v, r, q, :3].astype(np.float64) - 1, *dict(nearest=(d, n), both=(m, d, n), moment=(m, d))[c.rays]]
                         origins.append(o), dirs.append(d)
@@ -61,9 +62,11 @@ def oracle(c, state, images, cams):
     x = norm(np.concatenate([w["gaussian_position_embeddings"], np.array(tokens)]), w["input_layer_norm.weight"])
     for i in range(c.n_layer):
         l = f"transformer_layers.{i}."
-        q, k, v = np.split(norm(x, w[l + "norm1.weight"]) @ w[l + "attn.to_qkv.weight"].T, 3, -1); heads = []
+        q, k, v = np.split(norm(x, w[l + "norm1.weight"]) @ w[l + "attn.to_qkv.weight"].T, 3, -1)
+        heads = []
         for h in range(0, c.d, c.d_head):
-            a = np.exp(q[:, h:h + c.d_head] @ k[:, h:h + c.d_head].T/math.sqrt(c.d_head)); heads.append(a/a.sum(-1, keepdims=True) @ v[:, h:h + c.d_head])
+            a = np.exp(q[:, h:h + c.d_head] @ k[:, h:h + c.d_head].T/math.sqrt(c.d_head))
+            heads.append(a/a.sum(-1, keepdims=True) @ v[:, h:h + c.d_head])
         x = x + np.concatenate(heads, -1) @ w[l + "attn.fc.weight"].T
         a = norm(x, w[l + "norm2.weight"]) @ w[l + "mlp.mlp.0.weight"].T
         x = x + (a*(1 + np.vectorize(math.erf)(a/math.sqrt(2)))/2) @ w[l + "mlp.mlp.2.weight"].T
@@ -77,7 +80,8 @@ def oracle(c, state, images, cams):
     elif c.depth_reference_origin: t = (2*s - 1)*1.8 + np.linalg.norm(o, axis=-1, keepdims=True)
     else: t = (2*s - 1)*1.5 + 2.7
     if c.hard_pixelalign: xyz[G:] = np.clip(o + t*d, -1, 1) if c.clip_xyz else o + t*d
-    stored = np.minimum(raw[:, 3 + 3*K:6 + 3*K] - 2.3, -1.2); quat = raw[:, 6 + 3*K:10 + 3*K]
+    stored = np.minimum(raw[:, 3 + 3*K:6 + 3*K] - 2.3, -1.2)
+    quat = raw[:, 6 + 3*K:10 + 3*K]
     return dict(raw_gaussians=raw, xyz=xyz, features=raw[:, 3:3 + 3*K].reshape(-1, K, 3), scaling=stored, rotation=quat, opacity=raw[:, -1:] - 2, act_scaling=np.exp(stored)*c.scaling_modifier,
                 act_rotation=quat/np.linalg.norm(quat, axis=-1, keepdims=True), act_opacity=1/(1 + np.exp(2 - raw[:, -1:])))
 
@@ -91,7 +95,8 @@ def test_every_branch_equals_an_independent_reading(name):
         want = oracle(c, model.state_dict(), images[b].numpy(), replace(cams, K=cams.K[b], w2c=cams.w2c[b]))
         for k, v in want.items(): np.testing.assert_allclose(got[k][b].numpy(), v, atol=5e-5 if k == "act_rotation" else 2e-5, rtol=0, err_msg=f"{name}, {k}")
     assert got["img_tokens"].shape == (B, V*W*H//c.patch_size**2, c.d)
-    x = got["pixelalign_xyz"][1, 2, :, 13, 7]; at = c.n_gaussians + 2*W*H + int(to_patch_order((torch.arange(W*H).view(1, 1, H, W, 1) == 13*W + 7).float(), c.patch_size)[0, :, 0].argmax())
+    x = got["pixelalign_xyz"][1, 2, :, 13, 7]
+    at = c.n_gaussians + 2*W*H + int(to_patch_order((torch.arange(W*H).view(1, 1, H, W, 1) == 13*W + 7).float(), c.patch_size)[0, :, 0].argmax())
     assert x.equal(got["xyz"][1, at])                                            # raster order: row 13, column 7 of view 2
 
 
@@ -100,7 +105,8 @@ def test_the_variants_differ():
     images, cams = torch.rand(1, 2, 16, 24, 3), cameras(1, 2, 24, 16)
     results = {}
     for k in ("moment", "depth_range", "reference", "released", "clipped", "biased", "free"):
-        m = random_model(VARIANTS[k]); results[k] = m(images, cams).means
+        m = random_model(VARIANTS[k])
+        results[k] = m(images, cams).means
     names = list(results)
     for i, a in enumerate(names):
         for b in names[i + 1:]: assert (results[a] - results[b]).abs().max() > 1e-2, (a, b)
@@ -131,7 +137,8 @@ def test_patch_and_raster_order(B, V, h, w, p, C):
 
 def test_permuting_views_permutes_gaussians():
     m, cams, images = random_model(TINY), cameras(1, 4, 16, 16), torch.rand(1, 4, 16, 16, 3)
-    order = torch.tensor([2, 0, 3, 1]); mixed = replace(cams, K=cams.K[:, order], w2c=cams.w2c[:, order])
+    order = torch.tensor([2, 0, 3, 1])
+    mixed = replace(cams, K=cams.K[:, order], w2c=cams.w2c[:, order])
     flat = lambda g: torch.cat([g.means, g.quats, g.scales, g.sh[..., 0, :], g.opacities[..., None]], -1)[0]
     with torch.no_grad():
         a, both, rays_only = flat(m(images, cams)), flat(m(images[:, order], mixed)), flat(m(images, mixed))
@@ -172,11 +179,16 @@ def test_recomputed_activations_give_the_same_gradients(every):
     c, images, cams = replace(TINY, n_layer=3), torch.rand(1, 2, 16, 16, 3), cameras(1, 2, 16, 16)
     grads, kept = [], []
     for n in (0, every):
-        m = random_model(c); m.grad_checkpoint_every = n; size = [0]
-        def pack(t): size[0] += t.nbytes; return t
+        m = random_model(c)
+        m.grad_checkpoint_every = n
+        size = [0]
+        def pack(t):
+            size[0] += t.nbytes
+            return t
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t): g = m(images, cams)
         (g.means.square().sum() + g.sh.sum() + g.scales.sum() + g.opacities.sum()).backward()
-        grads.append([p.grad for p in m.parameters() if p.grad is not None]); kept.append(size[0])
+        grads.append([p.grad for p in m.parameters() if p.grad is not None])
+        kept.append(size[0])
         assert all(p.grad is not None for p in m.parameters())
     for a, b in zip(*grads): torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
     assert kept[1] < .8*kept[0]
@@ -184,7 +196,8 @@ def test_recomputed_activations_give_the_same_gradients(every):
 
 def test_counts():
     for c in VARIANTS.values(): assert n_parameters(c) == sum(p.numel() for p in GSLRM(c).parameters())
-    c = replace(TINY, n_layer=3); m, images, rig = GSLRM(c), torch.rand(1, 2, 16, 24, 3), rig_rays(cameras(1, 2, 24, 16), TINY)
+    c = replace(TINY, n_layer=3)
+    m, images, rig = GSLRM(c), torch.rand(1, 2, 16, 24, 3), rig_rays(cameras(1, 2, 24, 16), TINY)
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as f, torch.no_grad(): m(images, rig)       # torch counts no products inside the CPU's fused attention
     assert f.get_total_flops() == n_flop(c, n_tokens(c, 2, 16, 24))
 
@@ -233,8 +246,11 @@ inference: {enabled: false, output_dir: x}
 
 def from_yaml(tmp_path, *changes):
     text = YAML
-    for a, b in changes: assert a in text; text = text.replace(a, b)
-    (tmp_path/"c.yaml").write_text(text); return GSLRMConfig.from_yaml(tmp_path/"c.yaml")
+    for a, b in changes:
+        assert a in text
+        text = text.replace(a, b)
+    (tmp_path/"c.yaml").write_text(text)
+    return GSLRMConfig.from_yaml(tmp_path/"c.yaml")
 
 
 def test_settings_files(tmp_path):
@@ -265,7 +281,8 @@ def test_the_shipped_checkpoint_is_what_it_was():
     "Four numbers of a cloud that it made before the network could do anything else."
     model, card = load_checkpoint()
     assert card.config == GSLRMConfig(image_size=64, d=256, n_layer=6)
-    cams = facelift_rig(64, n=8)[[0, 3]]; cams = replace(cams, K=cams.K[None], w2c=cams.w2c[None])
+    cams = facelift_rig(64, n=8)[[0, 3]]
+    cams = replace(cams, K=cams.K[None], w2c=cams.w2c[None])
     x = ((torch.arange(2*64*64*3) % 97)/96.).view(1, 2, 64, 64, 3)
     with torch.no_grad(): g = model(x, cams)
     got = [g.means[0, 1000:1010].mean().item(), g.sh.std().item(), g.scales.mean().item(), g.opacities.mean().item()]
@@ -276,7 +293,8 @@ SHIPPED = [0.6130221, 1.6026238, 0.0429905, 0.1717335]  # by the module at the t
 
 
 def test_filled_uses_what_it_is_given():
-    model = random_model(TINY); state = model.state_dict()
+    model = random_model(TINY)
+    state = model.state_dict()
     twin = filled(TINY, state, "x")
     assert all(a.data_ptr() == b.data_ptr() and a.requires_grad for a, b in zip(twin.parameters(), model.parameters())) and not twin.training
     half = filled(TINY, {k: v.half() for k, v in state.items()}, "x")

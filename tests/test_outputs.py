@@ -11,7 +11,8 @@ import check_outputs as check
 
 @pytest.mark.parametrize("name", ["02_rays", "pages/limits"])
 def test_stored_outputs_are_fresh(name):
-    path, = check.paths([name]); assert check.faults(path) == []
+    path, = check.paths([name])
+    assert check.faults(path) == []
 
 
 def test_numbers_are_noise_and_words_are_not():
@@ -23,8 +24,18 @@ def test_numbers_are_noise_and_words_are_not():
 
 def test_a_planted_difference_is_found(tmp_path, monkeypatch):
     nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_markdown_cell("# t"), nbformat.v4.new_code_cell("print('loss', 3)"), nbformat.v4.new_code_cell("1 + 1"), nbformat.v4.new_code_cell("#| slow\nprint('never run')")], metadata={"kernelspec": {"display_name": "python3", "language": "python", "name": "python3"}})
-    monkeypatch.setattr(check, "root", tmp_path); (tmp_path/"nbs").mkdir(); path = tmp_path/"nbs/t.ipynb"; nbformat.write(nb, path); made = check.rerun(path); made.cells[3].source = "#| slow\nprint('never run')"; made.cells[3].outputs = [nbformat.v4.new_output("stream", text="of another machine")]
-    def faults(change): x = copy.deepcopy(made); change(x.cells); nbformat.write(x, path); return check.faults(path)
+    monkeypatch.setattr(check, "root", tmp_path)
+    (tmp_path/"nbs").mkdir()
+    path = tmp_path/"nbs/t.ipynb"
+    nbformat.write(nb, path)
+    made = check.rerun(path)
+    made.cells[3].source = "#| slow\nprint('never run')"
+    made.cells[3].outputs = [nbformat.v4.new_output("stream", text="of another machine")]
+    def faults(change):
+        x = copy.deepcopy(made)
+        change(x.cells)
+        nbformat.write(x, path)
+        return check.faults(path)
     assert faults(lambda c: c[1].outputs[0].update(text="loss 99\n")) == []
     assert "code cell 1 (print('loss', 3)): the text reads 'loss #'" in faults(lambda c: c[1].outputs[0].update(text="gain 3\n"))[0]
     assert "stored nothing; made execute_result of text/plain" in faults(lambda c: c[2].update(outputs=[]))[0]

@@ -55,7 +55,9 @@ def test_float32_poses_are_enough(a):
     "The original is given c2w in float32; so are we, here."
     model, images, cams = network(a)
     g = model(images, Cameras(cams.K, a["in/w2c"], 32, 32))
-    close(g.means, a["out/xyz"]); close(g.scales, a["out/act_scaling"]); close(g.opacities[..., None], a["out/act_opacity"])
+    close(g.means, a["out/xyz"])
+    close(g.scales, a["out/act_scaling"])
+    close(g.opacities[..., None], a["out/act_opacity"])
 
 
 @pytest.mark.parametrize("broken", ["clip", "moment", "views swapped", "transposed rotation"])
@@ -65,7 +67,10 @@ def test_the_comparison_can_fail(a, broken):
     if broken == "clip": model.config = replace(CONFIG, clip_xyz=True)
     if broken == "moment": model.config = replace(CONFIG, rays="moment")
     if broken == "views swapped": images = images.flip(1)
-    if broken == "transposed rotation": w2c = cams.w2c.clone(); w2c[..., :3, :3] = cams.R.mT; cams = replace(cams, w2c=w2c)
+    if broken == "transposed rotation":
+        w2c = cams.w2c.clone()
+        w2c[..., :3, :3] = cams.R.mT
+        cams = replace(cams, w2c=w2c)
     assert (model(images, cams).means - a["out/xyz"]).abs().max() > 1e-2
 
 
@@ -111,7 +116,8 @@ def test_pictures_of_the_data_set(d):
         assert torch.equal(facelift_picture(rgba, 16).permute(2, 0, 1), d["dataset/image_white_keepalpha"][i])
         assert torch.equal(facelift_picture(rgba, 16, .5, alpha=False).permute(2, 0, 1), d["dataset/image_gray_removealpha"][i])
     cams = Cameras(K_of(d["dataset/fxfycxcy_json"]), d["dataset/w2c"], 24, 24).resized(16, 16)
-    close(cams.K, K_of(d["dataset/fxfycxcy"])); close(torch.linalg.inv(cams.w2c), d["dataset/c2w"])
+    close(cams.K, K_of(d["dataset/fxfycxcy"]))
+    close(torch.linalg.inv(cams.w2c), d["dataset/c2w"])
 
 
 def test_metrics(d):

@@ -83,12 +83,14 @@ def test_methods_hold_the_studys_recipes():
 # ---- stopped, and gone on with ----
 
 def test_after_a_kill(film, tmp_path):
-    out = tmp_path/"d"; code = f"from gslrm_mouse.datasets import preprocess_dataset as f; f({str(film)!r}, {str(out)!r}, 'uniform_per_view', size=512)"
+    out = tmp_path/"d"
+    code = f"from gslrm_mouse.datasets import preprocess_dataset as f; f({str(film)!r}, {str(out)!r}, 'uniform_per_view', size=512)"
     p = subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
     for _ in range(3000):
         if (out/"sample_000001").exists() or p.poll() is not None: break
         time.sleep(.02)
-    p.send_signal(signal.SIGKILL); p.wait()
+    p.send_signal(signal.SIGKILL)
+    p.wait()
     there = sorted(x for x in out.glob("sample_*"))
     assert 2 <= len(there) < N and not (out/"data_mouse_train.txt").exists() and not json.loads((out/"preprocess.json").read_text())["complete"]
     for x in there: read_views(x)                                                        # what has a name is whole
@@ -109,15 +111,18 @@ def test_after_a_kill(film, tmp_path):
     lambda d: shutil.rmtree(d),
 ])
 def test_half_a_sample_is_made_again(film, tmp_path, damage):
-    a = preprocess_dataset(film, tmp_path/"d", "similarity", [0, 1, 2], 32); d = tmp_path/"d/sample_000001"
-    before = {p.name: p.read_bytes() for p in d.rglob("*") if p.is_file()}; damage(d)
+    a = preprocess_dataset(film, tmp_path/"d", "similarity", [0, 1, 2], 32)
+    d = tmp_path/"d/sample_000001"
+    before = {p.name: p.read_bytes() for p in d.rglob("*") if p.is_file()}
+    damage(d)
     assert preprocess_dataset(film, tmp_path/"d", "similarity", [0, 1, 2], 32) == a
     assert {p.name: p.read_bytes() for p in d.rglob("*") if p.is_file()} == before
 
 
 @pytest.mark.parametrize("change, said", [(dict(method="mm"), "another method"), (dict(size=64), "another size"), (dict(frames=[0, 2]), "another frames"), (dict(ratio=.4), "another options"), (dict(val_share=.5), "another val_share")])
 def test_one_folder_one_data_set(film, tmp_path, change, said):
-    args = dict(method="bbox_center", frames=[0, 1], size=32); preprocess_dataset(film, tmp_path/"d", **args)
+    args = dict(method="bbox_center", frames=[0, 1], size=32)
+    preprocess_dataset(film, tmp_path/"d", **args)
     with pytest.raises(ValueError) as e: preprocess_dataset(film, tmp_path/"d", **{**args, **change})
     assert said in sentence(e)
 
@@ -132,7 +137,8 @@ def test_unknown_method(tmp_path, film, name, near):
 
 
 def test_picture_without_alpha(square, tmp_path):
-    f = square/"sample_000001/images/cam_002.png"; Image.open(f).convert("RGB").save(f)
+    f = square/"sample_000001/images/cam_002.png"
+    Image.open(f).convert("RGB").save(f)
     with pytest.raises(ValueError) as e: preprocess_dataset(square, tmp_path/"d", "pixel_based", size=64)
     assert "no alpha" in sentence(e) and "cam_002.png" in str(e.value) and "sample_000001" in str(e.value)
     made = preprocess_dataset(square, tmp_path/"d", "pixel_based", size=64, skip_bad=True)
@@ -141,13 +147,18 @@ def test_picture_without_alpha(square, tmp_path):
 
 def test_white_background_by_threshold(square, tmp_path):
     for f in square.rglob("*.png"):
-        rgba = np.array(Image.open(f)); rgba[rgba[..., 3] == 0] = 255; Image.fromarray(rgba[..., :3]).save(f)
+        rgba = np.array(Image.open(f))
+        rgba[rgba[..., 3] == 0] = 255
+        Image.fromarray(rgba[..., :3]).save(f)
     made = preprocess_dataset(square, tmp_path/"d", "pixel_based", size=64, white_threshold=.98)
     assert made["samples"] == 2 and read_views(tmp_path/"d/sample_000000").alpha.mean() < .2
 
 
 def test_empty_mask(square, tmp_path):
-    f = square/"sample_000000/images/cam_001.png"; rgba = np.array(Image.open(f)); rgba[..., 3] = 0; Image.fromarray(rgba).save(f)
+    f = square/"sample_000000/images/cam_001.png"
+    rgba = np.array(Image.open(f))
+    rgba[..., 3] = 0
+    Image.fromarray(rgba).save(f)
     with pytest.raises(ValueError) as e: preprocess_dataset(square, tmp_path/"d", "bbox_center", size=64)
     assert "mask is empty" in sentence(e) and "camera 1" in str(e.value)
     for p in square.glob("*"): shutil.rmtree(p) if p.name == "sample_000001" else None
@@ -157,7 +168,8 @@ def test_empty_mask(square, tmp_path):
 
 def test_object_pushed_out_of_the_picture(square, tmp_path):
     "The script that scaled about the picture's middle wrote such views; here they stop the run."
-    a = torch.zeros(4, 64, 64); a[:, 50:60, 4:12] = 1
+    a = torch.zeros(4, 64, 64)
+    a[:, 50:60, 4:12] = 1
     write_sample(Views(1 - a[..., None].expand(-1, -1, -1, 3), a, facelift_rig(64, n=4)), square/"sample_000002")
     with pytest.raises(ValueError) as e: preprocess_dataset(square, tmp_path/"d", "uniform_per_view", [2], 64, ratio=.9, centered=False)
     assert "made by the recipe" in sentence(e) and "the mask is empty" in str(e.value)
@@ -184,7 +196,8 @@ def test_bad_settings(square, tmp_path, more, said):
 
 
 def test_a_folder_of_something_else_is_left_alone(film, tmp_path):
-    (tmp_path/"d").mkdir(); (tmp_path/"d/thesis.txt").write_text("x")
+    (tmp_path/"d").mkdir()
+    (tmp_path/"d/thesis.txt").write_text("x")
     with pytest.raises(FileExistsError): preprocess_dataset(film, tmp_path/"d", "mm")
     (tmp_path/"d/preprocess.json").write_text("{}")
     with pytest.raises(ValueError) as e: preprocess_dataset(film, tmp_path/"d", "mm")
@@ -197,7 +210,9 @@ def test_a_folder_of_something_else_is_left_alone(film, tmp_path):
 @given(st.integers(1, 400), st.floats(0, .99), st.one_of(st.none(), st.integers(0, 40)))
 def test_blocks_are_blocks(n, share, gap):
     try: train, between, val = time_blocks(n, share, gap)
-    except ValueError: assert gap is not None and gap + max(1, round(n*share)) >= n or round(n*share) >= n; return
+    except ValueError:
+        assert gap is not None and gap + max(1, round(n*share)) >= n or round(n*share) >= n
+        return
     assert [*train, *between, *val] == list(range(n)) and len(train) >= 1                # consecutive, disjoint, in order: never shuffled
     if val: assert gap is None or val.start - train.stop == gap
     if val and gap is None and n >= 3 and len(val) < n - 1: assert len(between) >= 1
@@ -211,7 +226,8 @@ def test_grades_of_facelifts_own_sample(sample):
 
 def test_the_grade_does_not_see_cameras():
     "Other cameras, other order of the cameras: the grade stays, what it misses does not."
-    v = trace(mouse_scene(2), mouse_rig().resized(144, 128), 2); w = replace(v, cameras=v.cameras[[2, 1, 0, 3, 4, 5]])
+    v = trace(mouse_scene(2), mouse_rig().resized(144, 128), 2)
+    w = replace(v, cameras=v.cameras[[2, 1, 0, 3, 4, 5]])
     a, b = grades([v, v]), grades([w, w])
     assert (a.grade, a.cv_views, a.com, a.size) == (b.grade, b.cv_views, b.com, b.size)
     assert b.hull_iou < a.hull_iou - .1 and b.residual_px > 1.5*a.residual_px
@@ -219,12 +235,15 @@ def test_the_grade_does_not_see_cameras():
 
 def test_grade_against_numpy():
     "The old numbers by another way: integer pixel indices, population spread."
-    v = trace(mouse_scene(7), mouse_rig().resized(288, 256), 2); w = METHODS["bbox_center"](v, replace(FACELIFT_DOMAIN, image_size=128)).views
+    v = trace(mouse_scene(7), mouse_rig().resized(288, 256), 2)
+    w = METHODS["bbox_center"](v, replace(FACELIFT_DOMAIN, image_size=128)).views
     g = grades([w, METHODS["bbox_center"](trace(mouse_scene(8), v.cameras, 2), replace(FACELIFT_DOMAIN, image_size=128)).views])
     ratio, off = [], []
     for views in (w, METHODS["bbox_center"](trace(mouse_scene(8), v.cameras, 2), replace(FACELIFT_DOMAIN, image_size=128)).views):
         for a in views.alpha.numpy():
-            yx = np.argwhere((a*255) > 10); ratio.append((len(yx)/a.size)**.5); off.append(np.hypot(*(yx.mean(0) - 64))*4)
+            yx = np.argwhere((a*255) > 10)
+            ratio.append((len(yx)/a.size)**.5)
+            off.append(np.hypot(*(yx.mean(0) - 64))*4)
     ratio = np.array(ratio).reshape(2, 6)
     assert np.isclose(g.cv_views, ratio.std()/ratio.mean()) and np.isclose(g.cv_samples, ratio.mean(1).std()/ratio.mean()) and np.isclose(g.com["mean"], np.mean(off)) and np.isclose(g.com["p95"], np.percentile(off, 95))
 
@@ -237,29 +256,40 @@ def test_letters():
 
 def test_hull_against_brute_force():
     "Every voxel centre asked of every camera, one by one, in numpy."
-    v = trace(mouse_scene(4), mouse_rig().resized(72, 64), 2); h = visual_hull(v, n=24)
+    v = trace(mouse_scene(4), mouse_rig().resized(72, 64), 2)
+    h = visual_hull(v, n=24)
     K, w2c, alpha = v.cameras.K.numpy(), v.cameras.w2c.numpy(), v.alpha.numpy()
     def inside(p):
         for k, m, a in zip(K, w2c, alpha):
-            q = k @ (m[:3, :3] @ p + m[:3, 3]); x, y = int(np.floor(q[0]/q[2])), int(np.floor(q[1]/q[2]))
+            q = k @ (m[:3, :3] @ p + m[:3, 3])
+            x, y = int(np.floor(q[0]/q[2])), int(np.floor(q[1]/q[2]))
             if 0 <= x < 72 and 0 <= y < 64 and not a[y, x]*255 > 10: return False
         return True
-    points = h.points.numpy(); assert len(points) > 100 and all(inside(p) for p in points[::5])
-    have = {tuple(np.round((p - points[0])/h.voxel).astype(int)) for p in points}; lo, hi = points.min(0), points.max(0); r = np.random.default_rng(0); missing = 0
+    points = h.points.numpy()
+    assert len(points) > 100 and all(inside(p) for p in points[::5])
+    have = {tuple(np.round((p - points[0])/h.voxel).astype(int)) for p in points}
+    lo, hi = points.min(0), points.max(0)
+    r = np.random.default_rng(0)
+    missing = 0
     for _ in range(400):
         k = np.round((r.uniform(lo, hi) - points[0])/h.voxel).astype(int)
-        if tuple(k) not in have: missing += 1; assert not inside(points[0] + k*h.voxel)
+        if tuple(k) not in have:
+            missing += 1
+            assert not inside(points[0] + k*h.voxel)
     assert missing > 50
 
 
 def test_hull_center_is_near_the_animal():
-    v = trace(mouse_scene(4), mouse_rig().resized(144, 128), 2); h = visual_hull(v)
+    v = trace(mouse_scene(4), mouse_rig().resized(144, 128), 2)
+    h = visual_hull(v)
     assert (h.points.mean(0) - mouse_scene(4).center).norm() < 12 and (triangulate(v).point - mouse_scene(4).center).norm() < 30
     a, b = visual_hull(v, center=torch.tensor([54., 57, 20]), extent=260.), h
     assert torch.allclose(a.iou, b.iou, atol=.02) and abs(a.volume/b.volume - 1) < .1
 
 
 def test_foreground_needs_a_foreground():
-    a = torch.zeros(2, 8, 8); a[0, 2:4, 2:4] = 1; a[1, 3, 3] = 9/255
+    a = torch.zeros(2, 8, 8)
+    a[0, 2:4, 2:4] = 1
+    a[1, 3, 3] = 9/255
     with pytest.raises(ValueError) as e: foreground(Views(1 - a[..., None].expand(-1, -1, -1, 3), a, facelift_rig(8, n=2)))
     assert "camera 1" in sentence(e)

@@ -76,7 +76,8 @@ def test_two_processes_are_one(tmp_path, cache):
     assert [read_log(tmp_path/x)[0]["processes"] for x in ("one", "two")] == [1, 2]
     a, b = (losses(fit(tiny(4, 2, losses=MASKED), tmp_path/"one_masked", cache=cache).parent.parent), losses(tmp_path/"two_masked"))
     assert max(abs(x - y) for x, y in zip(a, b)) < 1e-4                    # though the masks of the two processes differ in size
-    a = losses(tmp_path/"one"); c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
+    a = losses(tmp_path/"one")
+    c = losses(fit(replace(tiny(10, 2), seed=1), tmp_path/"other", cache=cache).parent.parent)
     assert max(abs(x - y) for x, y in zip(a, c)) > 1e-3                     # another batch would show
 
 
@@ -239,7 +240,9 @@ def test_a_planted_camera_is_named(tmp_path):
                               dataloader=dict(batch_size_per_gpu=1, num_workers=0), optimizer=dict(lr=1e-6), schedule=dict(max_fwdbwd_passes=20, warmup=1))))
         fit(s, tmp_path/f"run_{bug}", init="shipped", cache=tmp_path/"cache")
         events = [r for r in read_log(tmp_path/f"run_{bug}") if r.get("event") == "gradient"]
-        if not bug: assert not events; continue
+        if not bug:
+            assert not events
+            continue
         assert events and all(e["oddest"]["camera"] == "cam_002" and e["oddest"]["sample"].endswith("sample_000003") and e["oddest"]["what"] == "distance" for e in events)
         for key in ("step", "norm", "threshold", "shares", "loss", "samples"): assert events[0][key], key
         assert abs(sum(events[0]["shares"].values()) - 1) < .05 and {n for n, _ in events[0]["samples"][0]["inputs"] + events[0]["samples"][0]["targets"]} == {f"cam_{i:03d}" for i in range(5)}

@@ -9,7 +9,8 @@ from pathlib import Path, PurePosixPath
 from string import Template
 
 root, here = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
-os.chdir(root); sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
+os.chdir(root)
+sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
 
 # In the order in which they are read: notebooks by the number in their name, pages by name, what a folder holds beyond those named by "folder/".
 GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Tutorials", ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora", "tutorials/released_checkpoint", "tutorials/")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
@@ -72,7 +73,8 @@ def constants_of(source:str) -> list[str]:
 
 def opened(raw:dict) -> dict:
     "The notebook with a first cell of title and `>` line only: nbdev throws away whatever else stands in it."
-    first = raw["cells"][0]; said = text(first["source"])
+    first = raw["cells"][0]
+    said = text(first["source"])
     if first["cell_type"] == "markdown" and (m := re.match(r"\s*#\s.*\n(?:\s*>.*(?:\n|\Z))*", said + "\n")) and (rest := said[m.end():].strip()):
         raw["cells"][:1] = [first | dict(source=m[0].strip()), dict(cell_type="markdown", id=first.get("id", "0")[:6] + "-t", metadata={}, source=rest)]
     return raw
@@ -81,14 +83,17 @@ def for_quarto(nbs:Path, to:Path):
     "A copy of `nbs` which `nbdev_docs --path` can build: opening texts kept, alternative texts written out, pages in groups."
     import tempfile
     if to.exists(): shutil.rmtree(to)
-    shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*")); groups = grouped(nbs); pages = {p: page_of(p, nbs) for ps in groups.values() for p in ps} | {p.resolve(): page_of(p, nbs) for ps in groups.values() for p in ps}
+    shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*"))
+    groups = grouped(nbs)
+    pages = {p: page_of(p, nbs) for ps in groups.values() for p in ps} | {p.resolve(): page_of(p, nbs) for ps in groups.values() for p in ps}
     for p in (p for ps in groups.values() for p in ps):
         with tempfile.TemporaryDirectory() as tmp: alts = Page(p, nbs, Path(tmp), pages).alts
         raw = opened(json.loads(p.read_text(encoding="utf-8")))
         for c in raw["cells"]:
             if c.get("id") in alts and not re.search(r"^#\| *fig-(alt|cap)", text(c["source"]), re.M): c["source"] = f"#| fig-alt: {json.dumps(alts[c['id']], ensure_ascii=False)}\n" + text(c["source"])
         (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
-    (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8"); os.utime(to/"index.ipynb", (0, 0))     # so that nbdev does not make another README from it
+    (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8")
+    os.utime(to/"index.ipynb", (0, 0))     # so that nbdev does not make another README from it
     shutil.rmtree(root/"_proc", ignore_errors=True)
 
 
@@ -100,8 +105,11 @@ def processed(path:Path):
     from nbdev.process import NBProcessor
     from nbdev.processors import FilterDefaults, Processor, _default_exp, _is_showdoc, rm_export, exec_show_docs, insert_warning, clean_show_doc, add_fold, mv_exports
     from nbdev.showdoc import show_doc
-    raw = json.loads(path.read_text(encoding="utf-8")); widgets = raw["metadata"].pop("widgets", {}).get(STATE)     # a stored link has a `source` which nbdev takes for a cell's
-    nb = dict2nb(opened(raw)); nb.path_ = str(path); module = _default_exp(nb)
+    raw = json.loads(path.read_text(encoding="utf-8"))
+    widgets = raw["metadata"].pop("widgets", {}).get(STATE)     # a stored link has a `source` which nbdev takes for a cell's
+    nb = dict2nb(opened(raw))
+    nb.path_ = str(path)
+    module = _default_exp(nb)
 
     class answer(Processor):
         def cell(self, cell):
@@ -161,21 +169,32 @@ class Page:
     "One notebook on its way: its markdown, its pictures, where its symbols are."
     def __init__(self, path:Path, nbs:Path, out:Path, pages:dict):
         from nbdev.config import get_config
-        cfg = get_config(); self.host, self.repo = f"{cfg.doc_host}{cfg.doc_baseurl}", f"{cfg.git_url}/blob/{cfg.branch}"
+        cfg = get_config()
+        self.host, self.repo = f"{cfg.doc_host}{cfg.doc_baseurl}", f"{cfg.git_url}/blob/{cfg.branch}"
         self.path, self.nbs, self.out, self.pages = path, nbs, out, pages
-        self.url = pages[path]; self.up = "../"*self.url.count("/")
+        self.url = pages[path]
+        self.up = "../"*self.url.count("/")
         self.nb, self.module, self.state = processed(path)
         self.title, self.says = self.nb.frontmatter_["title"], self.nb.frontmatter_.get("description", "")
         self.lines = lines_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
         self.raises = raises_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
-        self.heading, self.said, self.near = self.title, "", False; self.pictures, self.alts = 0, {}; self.widgets = False; self.ids = set(); self.held, self.symbols = "", []
+        self.heading, self.said, self.near = self.title, "", False
+        self.pictures, self.alts = 0, {}
+        self.widgets = False
+        self.ids = set()
+        self.held, self.symbols = "", []
         self.md = "".join(self.cell(c) for c in self.nb.cells) + self.flush()
 
     def cell(self, cell) -> str:
         if cell.cell_type == "raw": return ""
-        if hasattr(cell, "symbol_"): self.symbols.append(cell); return ""
-        before = self.flush(); near, self.near = self.near, cell.cell_type == "markdown"
-        if getattr(cell, "fold_", False): self.held = self.folded(cell.source); return before
+        if hasattr(cell, "symbol_"):
+            self.symbols.append(cell)
+            return ""
+        before = self.flush()
+        near, self.near = self.near, cell.cell_type == "markdown"
+        if getattr(cell, "fold_", False):
+            self.held = self.folded(cell.source)
+            return before
         if cell.cell_type == "markdown":
             heads = re.findall(r"^#{2,4}\s+(.+?)\s*(?:\{.*\})?$", cell.source, re.M)
             if heads: self.heading, self.said = plain(heads[-1]), ""
@@ -190,12 +209,16 @@ class Page:
     def flush(self) -> str:
         "The symbols of the last exported cell in the order of their source, then its code."
         said = "".join(self.symbol(c) for c in sorted(self.symbols, key=lambda c: self.lines[c.symbol_])) + self.held
-        self.held, self.symbols = "", []; return said
+        self.held, self.symbols = "", []
+        return said
 
     def anchor(self, name:str) -> str:
         "As nbdev's index spells it; a second one that differs only in capitals is numbered, as pandoc does."
-        a = name.lower(); n = sum(x == a or re.fullmatch(rf"{re.escape(a)}-\d+", x) is not None for x in self.ids); a = f"{a}-{n}" if n else a
-        self.ids.add(a); return a
+        a = name.lower()
+        n = sum(x == a or re.fullmatch(rf"{re.escape(a)}-\d+", x) is not None for x in self.ids)
+        a = f"{a}-{n}" if n else a
+        self.ids.add(a)
+        return a
 
     def source_link(self, name:str) -> str: return f"{self.up}source/{self.module}.html#src-{self.lines[name]}"
 
@@ -235,8 +258,11 @@ class Page:
     def picture(self, data:bytes, suffix:str, alt:str) -> str:
         import io
         from PIL import Image
-        self.pictures += 1; name = f"{self.url.removesuffix('.html')}_files/{self.pictures}.{suffix}"
-        (self.out/name).parent.mkdir(parents=True, exist_ok=True); (self.out/name).write_bytes(data); w, h = Image.open(io.BytesIO(data)).size
+        self.pictures += 1
+        name = f"{self.url.removesuffix('.html')}_files/{self.pictures}.{suffix}"
+        (self.out/name).parent.mkdir(parents=True, exist_ok=True)
+        (self.out/name).write_bytes(data)
+        w, h = Image.open(io.BytesIO(data)).size
         return raw(f'<figure><img src="{self.up}{name}" width="{w}" height="{h}" loading="lazy" alt="{html.escape(alt)}"></figure>')
 
     def widget(self, view:dict) -> str:
@@ -264,7 +290,8 @@ def html_of(md:str, cache:Path) -> str:
     kept = cache/hashlib.sha256((FROM + md).encode()).hexdigest()
     if not kept.exists():
         body = pypandoc.convert_text(md, "html5", format=FROM, extra_args=["--mathml", "--wrap=none"])
-        cache.mkdir(parents=True, exist_ok=True); kept.write_text(body, encoding="utf-8")
+        cache.mkdir(parents=True, exist_ok=True)
+        kept.write_text(body, encoding="utf-8")
     return kept.read_text(encoding="utf-8")
 
 HEAD = re.compile(r'<h([2-4])\s+id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
@@ -281,7 +308,9 @@ def finished(body:str) -> str:
     seen = set()
     def once(m):
         n, name = 1, m[2]
-        while name in seen: name = f"{m[2]}-s{n}"; n += 1
+        while name in seen:
+            name = f"{m[2]}-s{n}"
+            n += 1
         seen.add(name)
         return f'<h{m[1]} id="{name}"{m[3]}>{m[4]}<a class="here" href="#{name}" aria-label="link to this section">#</a></h{m[1]}>'
     symbols = {m[2] for m in HEAD.finditer(body) if "symbol" in m[3]} | set(re.findall(r'<span id="([^"]+)"></span>', body))
@@ -295,8 +324,10 @@ def toc_of(body:str) -> str:
 
 def sections_of(url:str, title:str, says:str, body:str) -> list[list[str]]:
     "What the search looks through: one entry per heading, [page, title, anchor, heading, text]."
-    example = r'<div class="sourceCode".*?</div>'; body = re.sub(r'(class="symbol">(?:(?!</h3>).)*</h3>\s*' + example + ")|" + example, lambda m: m[1] or " ", body, flags=re.S)     # signatures are looked through, examples are not
-    heads = list(HEAD.finditer(body)); ends = [m.start() for m in heads[1:]] + [len(body)]
+    example = r'<div class="sourceCode".*?</div>'
+    body = re.sub(r'(class="symbol">(?:(?!</h3>).)*</h3>\s*' + example + ")|" + example, lambda m: m[1] or " ", body, flags=re.S)     # signatures are looked through, examples are not
+    heads = list(HEAD.finditer(body))
+    ends = [m.start() for m in heads[1:]] + [len(body)]
     top = body[:heads[0].start()] if heads else body
     return [[url, title, "", "", f"{says} {words(top)}"]] + [[url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():e])] for m, e in zip(heads, ends)]
 
@@ -313,24 +344,33 @@ def report_of(study, out:Path, results:Path) -> str|None:
 
 def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict:
     "The whole site into `out`; returns how much of what."
-    groups = grouped(nbs); order = [p for ps in groups.values() for p in ps]; pages = {p.resolve(): page_of(p, nbs) for p in order} | {p: page_of(p, nbs) for p in order}
+    groups = grouped(nbs)
+    order = [p for ps in groups.values() for p in ps]
+    pages = {p.resolve(): page_of(p, nbs) for p in order} | {p: page_of(p, nbs) for p in order}
     if out.exists() and not (out/"search.js").exists() and any(out.iterdir()): raise ValueError(f"{out}: should be empty or a site built before, found other files")
-    shutil.rmtree(out, ignore_errors=True); out.mkdir(parents=True)
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
     from gslrm_mouse.cli import study
-    report = report_of(study, out, nbs/"results"); made = [Page(p, nbs, out, pages) for p in order]; titles = {p.path: p.title for p in made}
-    frame = Template((here/"page.html").read_text(encoding="utf-8")); search = []
+    report = report_of(study, out, nbs/"results")
+    made = [Page(p, nbs, out, pages) for p in order]
+    titles = {p.path: p.title for p in made}
+    frame = Template((here/"page.html").read_text(encoding="utf-8"))
+    search = []
     sources = {m: code((root/f"gslrm_mouse/{m}.py").read_text(encoding="utf-8")).replace("``````python", "``````{.python .numberLines #src}", 1) for m in (p.module for p in made) if m}
     with ThreadPoolExecutor(os.cpu_count()) as pool: bodies = list(pool.map(lambda md: html_of(md, cache), [p.links(p.md) for p in made] + list(sources.values())))
     for i, (p, body) in enumerate(zip(made, bodies)):
-        body = finished(body); search += sections_of(p.url, p.title, p.says, body)
+        body = finished(body)
+        search += sections_of(p.url, p.title, p.says, body)
         turn = lambda k, cls, word: f'<a class="{cls}" href="{p.up}{made[k].url}"><small>{word}</small>{html.escape(made[k].title)}</a>' if 0 <= k < len(made) else "<span></span>"
         tail = f'<script type="{STATE}">{json.dumps(p.state).replace("</", "<" + chr(92) + "/")}</script><script src="{p.up}html-manager.js" data-jupyter-widgets-cdn="./"></script>' if p.widgets else ""
         where = f'<a href="{p.repo}/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "") + (f' · <a href="{report}">report of the study</a>' if report and p.url == "index.html" else "")
         whole = frame.substitute(title=html.escape(p.title), says=f'<p class="says">{html_of(p.links(p.says), cache)}</p>'.replace("<p class=\"says\"><p>", '<p class="says">').replace("</p>\n</p>", "</p>") if p.says else "", body=body, up=p.up, toc=toc_of(body), turn=turn(i - 1, "prev", "before") + turn(i + 1, "next", "next"),
                                  nav=navigation(groups, pages, titles, p.url, p.up, report), tail=tail, where=where, description=html.escape(plain(p.says)))
-        (out/p.url).parent.mkdir(parents=True, exist_ok=True); (out/p.url).write_text(whole, encoding="utf-8")
+        (out/p.url).parent.mkdir(parents=True, exist_ok=True)
+        (out/p.url).write_text(whole, encoding="utf-8")
     for (m, _), body in zip(sources.items(), bodies[len(made):]):
-        page = next(p for p in made if p.module == m); (out/"source").mkdir(exist_ok=True)
+        page = next(p for p in made if p.module == m)
+        (out/"source").mkdir(exist_ok=True)
         (out/f"source/{m}.html").write_text(frame.substitute(title=f"{m}.py", says=f'<p class="says">Made from the notebook <a href="../{page.url}">{page.title}</a>, which explains it.</p>', body=body, up="../", toc="", turn="", tail="", where="", description=f"Source of gslrm_mouse.{m}",
                                                             nav=navigation(groups, pages, titles, "", "../", report)), encoding="utf-8")
     for name in ("style.css", "site.js", "vendor/stix-two-math.woff", "vendor/LICENSE.txt"): shutil.copy(here/name, out/Path(name).name)
@@ -340,9 +380,12 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
     return dict(pages=len(made), sources=len(sources), pictures=sum(p.pictures for p in made), widgets=sum(p.widgets for p in made), sections=len(search))
 
 if __name__ == "__main__":
-    start = time.time(); out = Path(sys.argv[-1] if sys.argv[1:] else "_docs").resolve()
+    start = time.time()
+    out = Path(sys.argv[-1] if sys.argv[1:] else "_docs").resolve()
     try:
-        if sys.argv[1:2] == ["--quarto"]: for_quarto(root/"nbs", out); sys.exit()
+        if sys.argv[1:2] == ["--quarto"]:
+            for_quarto(root/"nbs", out)
+            sys.exit()
         said = build(out)
     except ValueError as e: sys.exit(str(e))
     print(", ".join(f"{n} {k}" for k, n in said.items()) + f", in {time.time() - start:.0f} s: {out/'index.html'}")

@@ -9,7 +9,8 @@ from urllib.parse import unquote, urlsplit
 class Links(HTMLParser):
     "What one page defines and asks for."
     def __init__(self, page:Path):
-        super().__init__(); self.ids, self.links, self.loads, self.pictures, self.twice = set(), [], [], [], []
+        super().__init__()
+        self.ids, self.links, self.loads, self.pictures, self.twice = set(), [], [], [], []
         self.feed(page.read_text(encoding="utf-8"))
 
     def handle_starttag(self, tag, attrs):
@@ -22,7 +23,8 @@ class Links(HTMLParser):
 
 def faults(site:Path) -> list[str]:
     "One sentence for everything that is wrong."
-    pages = {p.resolve(): Links(p) for p in sorted(site.rglob("*.html"))}; said = [] if pages else [f"{site}: no page is there"]
+    pages = {p.resolve(): Links(p) for p in sorted(site.rglob("*.html"))}
+    said = [] if pages else [f"{site}: no page is there"]
     for path, page in pages.items():
         name = path.relative_to(site.resolve()).as_posix()
         said += [f"{name}: the id {i!r} is there twice" for i in page.twice]
