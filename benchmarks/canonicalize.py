@@ -13,10 +13,11 @@ import cv2
 import numpy as np
 import torch
 
-from gslrm_mouse.cameras import FACELIFT_DOMAIN, mouse_rig
-from gslrm_mouse.canonical import rotation_homography, virtual_cameras
-from gslrm_mouse.resample import shrinkage, warp
-from gslrm_mouse.views import Views
+from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
+from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.preprocess.canonical import rotation_homography, virtual_cameras
+from gslrm_mouse.views.warp import downscale_factor, warp_views
+from gslrm_mouse.views.views import Views
 
 
 def scene(size, radius):
@@ -65,14 +66,14 @@ def main():
 
 
 def table(name, views, H, args):
-    n = max(1, math.ceil(shrinkage(H, args.size, args.size) - 1e-6))
+    n = max(1, math.ceil(downscale_factor(H, args.size, args.size) - 1e-6))
     source = torch.cat([views.premultiplied, views.alpha[..., None]], -1).numpy()
     h = H.numpy()
     xy = [maps(k, args.size, n) for k in h]
-    ours = milliseconds(lambda: warp(views, H, args.size, args.size), args.repeats)
+    ours = milliseconds(lambda: warp_views(views, H, args.size, args.size), args.repeats)
     remap = milliseconds(lambda: [remapped(s, m, args.size, n) for s, m in zip(source, xy)], args.repeats)
     both = milliseconds(lambda: [remapped(s, maps(k, args.size, n), args.size, n) for s, k in zip(source, h)], args.repeats)
-    image, alpha = warp(views, H, args.size, args.size)
+    image, alpha = warp_views(views, H, args.size, args.size)
     theirs = torch.from_numpy(np.stack([remapped(s, m, args.size, n) for s, m in zip(source, xy)]))
     off = (theirs[..., 3] - alpha).abs().mean().item()
     samples = 6*(args.size*n)**2

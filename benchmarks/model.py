@@ -22,8 +22,9 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from gslrm_mouse.cameras import Cameras, facelift_rig
-from gslrm_mouse.model import GSLRM, GSLRMConfig, n_flop, n_parameters, n_tokens, rig_rays
+from gslrm_mouse.cameras.pinhole import Cameras
+from gslrm_mouse.cameras.presets import facelift_rig
+from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig, n_flop, n_parameters, n_tokens, rig_rays
 
 
 class Plain(nn.Module):
@@ -213,7 +214,7 @@ def full(args):
 
 def write_facelift(path, optimizer):
     "A file in the original's layout with random weights, perceptual network and all; see `facelift.facelift_tensors` for its 183 names."
-    from gslrm_mouse.facelift import facelift_tensors
+    from gslrm_mouse.models.facelift import facelift_tensors
     g = torch.Generator().manual_seed(0)
     rand = lambda shape: torch.randn(shape, generator=g)*.02 if len(shape) > 1 else torch.ones(shape)
     names = facelift_tensors(GSLRMConfig(), perceptual=True)
@@ -225,8 +226,8 @@ def write_facelift(path, optimizer):
 def one_load(args):
     "In a process of its own: one way of loading."
     torch.set_num_threads(args.threads)
-    from gslrm_mouse.checkpoints import load_checkpoint
-    from gslrm_mouse.facelift import convert, load_facelift
+    from gslrm_mouse.models.checkpoint import load_checkpoint
+    from gslrm_mouse.models.facelift import convert, load_facelift
     with Watch() as w:
         if args.what == "load_facelift": model = load_facelift(args.path)
         if args.what == "convert": convert(args.path, args.out)

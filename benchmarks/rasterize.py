@@ -15,9 +15,10 @@ from pathlib import Path
 
 import torch
 
-from gslrm_mouse.cameras import orbit
-from gslrm_mouse.rasterize import rasterization, rasterize_reference
-from gslrm_mouse.rasterize_cpu import threads
+from gslrm_mouse.cameras.pinhole import orbit
+from gslrm_mouse.gaussians.rasterize import rasterization
+from gslrm_mouse.gaussians.reference import rasterize_reference
+from gslrm_mouse.threads import num_threads
 
 SIZES = dict(small=(4096, 64, 1, True), training=(24576, 64, 4, True), full=(98304, 128, 4, True), large=(500_000, 256, 1, False))  # Gaussians, pixels, views, backward
 
@@ -78,7 +79,7 @@ def peak():
 def extra_memory(n, size, views, backward, n_threads):
     "Run in a process of its own: growth of the peak, after a small scene has loaded all code."
     torch.set_num_threads(n_threads)
-    with threads(n_threads):
+    with num_threads(n_threads):
         milliseconds(kernels, *scene(64, 16, 1), True)
         x, cams = scene(n, size, views)
         before = peak()
@@ -104,7 +105,7 @@ def main():
             times = {kernels: [], twin: []}
             for i in range(max(args.repeats, args.twin_repeats)):
                 for engine, k in ((kernels, args.repeats), (twin, args.twin_repeats)):
-                    with threads(args.threads):
+                    with num_threads(args.threads):
                         if i < k: times[engine].append(milliseconds(engine, x, cams, backward))
             a, b = (statistics.median(t) if t else math.nan for t in times.values())
             with multiprocessing.get_context("spawn").Pool(1) as pool: memory = pool.apply(extra_memory, (n, size, views, backward, args.threads))

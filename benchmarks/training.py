@@ -13,8 +13,9 @@ from pathlib import Path
 
 import torch
 
-from gslrm_mouse.runs import read_log
-from gslrm_mouse.training import PretrainSettings, fit
+from gslrm_mouse.training.runs import read_log
+from gslrm_mouse.training.loop import run_training
+from gslrm_mouse.training.pretrain import PretrainSettings
 
 
 def measured(args, cache, workers, folder):
@@ -22,7 +23,7 @@ def measured(args, cache, workers, folder):
     s = PretrainSettings(size=args.size, d=args.d, n_layer=args.layers, batch=args.batch, steps=args.updates + 1, n_scenes=args.scenes).settings
     s = replace(s, profile=True, training=replace(s.training, dataloader=replace(s.training.dataloader, num_workers=workers), checkpointing=replace(s.training.checkpointing, checkpoint_every=args.updates + 1)))
     cpu = time.process_time()
-    with contextlib.redirect_stdout(io.StringIO()): fit(s, folder, cache=cache, device=args.device)
+    with contextlib.redirect_stdout(io.StringIO()): run_training(s, folder, cache=cache, device=args.device)
     cpu = time.process_time() - cpu
     log = [r for r in read_log(folder) if "event" not in r][1:]
     total = sum(r["seconds"] + r["wait"] for r in log)

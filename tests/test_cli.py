@@ -4,7 +4,7 @@ import subprocess
 import sys
 
 import pytest
-from gslrm_mouse.checkpoints import read_card, shipped_checkpoint
+from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
 
 
 def run(*args, cwd=None):
