@@ -40,6 +40,6 @@ def K(self:CameraDomain, size:int=None) -> Tensor: # (3, 3)
     return K
 
 @patch(as_prop=True)
-def middle_distance(self:CameraDomain) -> float:
+def mean_distance(self:CameraDomain) -> float:
     "The middle of the distance band, model units."
     return sum(self.distance)/2

@@ -35,13 +35,13 @@ def common_aim(cams:Cameras) -> Tensor: # (3,)
 
 def units(e, center, domain, table):
     d = (e.cameras.centers.double() - center).norm(dim=-1)
-    ratio = (d.mean()/domain.middle_distance).item()
-    if e.cameras.unit == "mm": yield Diagnostic("units", f"the world is in millimetres: the object is {d.mean():.0f} from the cameras, the checkpoint's is {domain.middle_distance:g}", f"Fed as it is, no Gaussian reaches the animal and the picture is white from the first step (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
-    elif not .8 < ratio < 1.25: yield Diagnostic("units", f"the object is {d.mean():.2f} from the cameras, the checkpoint's is {domain.middle_distance:g}", f"Fed as it is, depths and sizes are off by that factor (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
+    ratio = (d.mean()/domain.mean_distance).item()
+    if e.cameras.unit == "mm": yield Diagnostic("units", f"the world is in millimetres: the object is {d.mean():.0f} from the cameras, the checkpoint's is {domain.mean_distance:g}", f"Fed as it is, no Gaussian reaches the animal and the picture is white from the first step (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
+    elif not .8 < ratio < 1.25: yield Diagnostic("units", f"the object is {d.mean():.2f} from the cameras, the checkpoint's is {domain.mean_distance:g}", f"Fed as it is, depths and sizes are off by that factor (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
 
 def origin(e, center, domain, table):
     d = (e.cameras.centers.double() - center).norm(dim=-1).mean()
-    off = (center.norm()/d*domain.middle_distance).item()
+    off = (center.norm()/d*domain.mean_distance).item()
     if off > .2: yield Diagnostic("origin", f"the {'object' if e.views else 'common aim'} is {center.norm():.3g} {e.cameras.unit} from the world's origin, {off:.2f} in the checkpoint's unit", f"The network puts every Gaussian within reach of the origin (predicted IoU {predicted_iou(table, 'origin', off)} if fed as it is), and distances measured from there say nothing about the rig", EXACT, True, number=off)
 
 def per_camera_scaling(e, center, domain, table):

@@ -54,7 +54,7 @@ def predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
     fov = 2*math.degrees(math.atan(e.cameras.width/2/e.cameras.K[:, 0, 0].double().mean().item()))
     if far(fov, domain.fov, 1): notes.append(Diagnostic("field_of_view", f"the lenses see {fov:.0f}°, the checkpoint knows {domain.fov[0]:g} to {domain.fov[1]:g}°", "Resampled exactly into the checkpoint's own", EXACT.replace("move it by one exact similarity", "do that"), True, number=fov))
     if table is None: return None, notes
-    return table.together({"distance_spread": spread, "coverage": mean("coverage"), "views": len(v), "elevation": mean("elevation")}), notes
+    return table.predict_joint({"distance_spread": spread, "coverage": mean("coverage"), "views": len(v), "elevation": mean("elevation")}), notes
 
 # %% ../../nbs/doctor/02_diagnose.ipynb #c25d5b21
 LEAST = .5 # of the undisturbed IoU: less is called failure

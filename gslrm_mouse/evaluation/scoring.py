@@ -58,9 +58,9 @@ def zero_shot(
     "Scores of the frozen network on an animal prepared in one way, as given and with its grains resized, and of the input views in the cameras it was told."
     p = WAYS[way](film, domain)
     told = p.views.cameras
-    g = predict(model, replace(p, back=IDENTITY), training_blur(domain)).to("cpu")
+    g = predict(model, replace(p, to_source=IDENTITY), training_blur(domain)).to("cpu")
     s = resize_to_pixels(g, told, domain)
-    parts = dict(novel=score_cloud_in(g.moved(p.back), truths), sized=score_cloud_in(s.moved(p.back), truths), input=score_cloud(g, p.views))
+    parts = dict(novel=score_cloud_in(g.transform(p.to_source), truths), sized=score_cloud_in(s.transform(p.to_source), truths), input=score_cloud(g, p.views))
     cut = getattr(p, "certificate", None)
     return dict(arm=way, coverage=round(p.views.alpha.gt(.5).double().mean((1, 2)).sqrt().mean().item(), 4), cut=round(max(v.cut for v in cut.views), 4) if cut else None, **{k: {q: round(v, 4) for q, v in x.items()} for k, x in parts.items()})
 

@@ -44,7 +44,7 @@ def rig_within(
 ) -> Cameras:
     "`n` cameras of the format a checkpoint knows, spread evenly around the origin with jitter."
     size = size or domain.image_size
-    c = at_distance(canonical_cameras(n, size, seed, elevation or domain.elevation), domain.middle_distance)
+    c = at_distance(canonical_cameras(n, size, seed, elevation or domain.elevation), domain.mean_distance)
     return replace(c, K=domain.K(size).expand(n, 3, 3).clone())
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #ede9138f
@@ -102,7 +102,7 @@ PERTURBATIONS = {
     "principal": Perturbation("principal point right and down", _SHIFT, lambda t, v: (shifted(t.cameras, v, v), IDENTITY), 0.),
     "distance": Perturbation("distance, same lens (model units)", _DISTANCE, lambda t, v: (at_distance(t.cameras, v), IDENTITY), 2.7, _ALL, hides=lambda v: 2.7/v),
     "dolly": Perturbation("distance, lens zoomed to match", _DISTANCE, lambda t, v: (zoomed(at_distance(t.cameras, v), v/2.7), IDENTITY), 2.7),
-    "distance_spread": Perturbation("spread of the distances (CV)", _SPREAD, lambda t, v: (at_distance(t.cameras, t.domain.middle_distance*spread_factors(len(t.cameras), v, t.seed)), IDENTITY), 0., _SIZED),
+    "distance_spread": Perturbation("spread of the distances (CV)", _SPREAD, lambda t, v: (at_distance(t.cameras, t.domain.mean_distance*spread_factors(len(t.cameras), v, t.seed)), IDENTITY), 0., _SIZED),
     "aim": Perturbation("aim error (degrees)", (0., 1., 2., 4., 7., 10.), lambda t, v: (turned(t.cameras, v, t.seed), IDENTITY), 0.),
     "origin": Perturbation("object off the world's origin (model units)", (0., .05, .1, .2, .4, .8, 1.2, 1.8), lambda t, v: _in_world(t, Similarity(1., None, v*_direction(t))), 0., _TRUE),
     "coverage": Perturbation("size ratio of the object", (.1, .15, .2, .3, .4, .5, .55, .6, .7, .8), lambda t, v: (t.cameras, Similarity(v/_size_ratio(t))), None, _TRUE, True),
@@ -115,7 +115,7 @@ def perturbed_views(t:Trial, knob:str, value:float) -> tuple[Views, Similarity]:
     "What the rig films with one knob turned, and the similarity from the undisturbed world to the one its cameras are written in."
     if knob not in PERTURBATIONS: raise ValueError(f"a knob is one of {', '.join(PERTURBATIONS)}, got {knob!r}")
     cams, sim = PERTURBATIONS[knob].turn(t, value)
-    return raytrace(t.scene.moved(sim), cams), sim
+    return raytrace(t.scene.transform(sim), cams), sim
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #d9da7f26
 def score_perturbation(
@@ -130,9 +130,9 @@ def score_perturbation(
     clouds = {"honest": told(views.cameras)}
     if "sized" in k.kinds: clouds["sized"] = resize_to_pixels(clouds["honest"], views.cameras, t.domain)
     if "lie" in k.kinds: clouds["lie"] = told(t.cameras)
-    if "scaled" in k.kinds: clouds["scaled"] = clouds["lie"].moved(Similarity(1/k.hides(value)))
+    if "scaled" in k.kinds: clouds["scaled"] = clouds["lie"].transform(Similarity(1/k.hides(value)))
     size = views.alpha.mean((-2, -1)).sqrt().mean().item()
-    return {kind: {**score_cloud(g.moved(sim.inverse), t.truth), "coverage": size} for kind, g in clouds.items()}
+    return {kind: {**score_cloud(g.transform(sim.inverse), t.truth), "coverage": size} for kind, g in clouds.items()}
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #74b46c96
 def sensitivity(
@@ -247,7 +247,7 @@ def predict(self:Sensitivity, knob:str, value:float, kind:str="honest", subject:
     return Prediction(at("iou"), at("low"), at("high"), f"{said}: {'measured at' if value in x else 'interpolated to'} {value:g}, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}")
 
 @patch
-def together(self:Sensitivity,
+def predict_joint(self:Sensitivity,
     values:dict, # knob → value
     kind:str="honest", subject:str="mouse", # `kind` where a knob has it, honest elsewhere
 ) -> Prediction:

@@ -42,7 +42,7 @@ def run_control(
     keep = [v for v in range(len(film)) if v != out]
     g = fit_gaussians(p.views[keep], how, seed)
     blur = EPS2D**.5*pixel_at(p.views.cameras[keep], g.means.double().median(0).values)
-    parts = dict(input=score_cloud(g, p.views[keep]), held=score_cloud(g, p.views[[out]]), **(dict(novel=score_cloud_in(blur_cloud(g, blur).moved(p.back), truths)) if truths else {}))
+    parts = dict(input=score_cloud(g, p.views[keep]), held=score_cloud(g, p.views[[out]]), **(dict(novel=score_cloud_in(blur_cloud(g, blur).transform(p.to_source), truths)) if truths else {}))
     return dict(arm=arm, left_out=out, **{k: {q: round(v, 4) for q, v in x.items()} for k, x in parts.items()})
 
 # %% ../../nbs/experiments/04_control.ipynb #c0e80818

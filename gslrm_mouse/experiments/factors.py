@@ -88,14 +88,14 @@ def filming_cameras(
 
 def world_to_model(rig:Cameras, domain:CameraDomain, center:Tensor, on) -> Similarity:
     "From the rig's world to the one whose numbers the network reads."
-    s = 1. if "units" in on else domain.middle_distance/(rig.centers.double() - center).norm(dim=-1).mean().item()
+    s = 1. if "units" in on else domain.mean_distance/(rig.centers.double() - center).norm(dim=-1).mean().item()
     return Similarity(s, None, None if "origin" in on else -s*center, rig.unit, "model")
 
 def filmed_scene(i:int, on, rig:Cameras, domain:CameraDomain) -> tuple[Scene, Tensor]: # and (3,) its middle
     "Mouse `i`, or in its place a held-out head as large, for its cameras, as the checkpoint's heads were."
     mouse = mouse_scene(i)
     c = mouse.center
-    return (mouse, c) if "appearance" in on else (head_scene(HELD_OUT + i).moved(Similarity((rig.centers.double() - c).norm(dim=-1).mean().item()/domain.middle_distance, None, c, "model", rig.unit)), c)
+    return (mouse, c) if "appearance" in on else (head_scene(HELD_OUT + i).transform(Similarity((rig.centers.double() - c).norm(dim=-1).mean().item()/domain.mean_distance, None, c, "model", rig.unit)), c)
 
 # %% ../../nbs/experiments/03_factors.ipynb #76e4c0a2
 @lru_cache(maxsize=4)
@@ -115,7 +115,7 @@ def run_cell(model, domain:CameraDomain, i:int, on, rig:Cameras) -> dict:
     cams = world.cameras(views.cameras)
     g = predict(model, ModelInput(replace(views, cameras=cams), IDENTITY, ""), training_blur(domain)).to("cpu")
     truth = _truth(i, "appearance" in on, rig, domain)
-    plain, sized = (score_cloud(x.moved(world.inverse), truth) for x in (g, resize_to_pixels(g, cams, domain)))
+    plain, sized = (score_cloud(x.transform(world.inverse), truth) for x in (g, resize_to_pixels(g, cams, domain)))
     return {k: round(v, 4) for k, v in plain.items()} | {"sized": [round(sized[k], 4) for k in ("iou", "psnr", "psnr_fg")]}
 
 # %% ../../nbs/experiments/03_factors.ipynb #3126c045

@@ -115,7 +115,7 @@ def eval_mice(data:str, domain:CameraDomain, n:int) -> list[EvalMouse]:
         film, truth = rig_and_novel_views(i)
         p = WAYS[DATA[data].way](film, domain)
         c = film.cameras
-        out.append(EvalMouse(i, p, truth, reachable(mouse_scene(i), c.resized(c.width//4, c.height//4), p.back.inverse) if DATA[data].honest else None))
+        out.append(EvalMouse(i, p, truth, reachable(mouse_scene(i), c.resized(c.width//4, c.height//4), p.to_source.inverse) if DATA[data].honest else None))
     return out
 
 # %% ../../nbs/experiments/08_history.ipynb #bc297cf7
@@ -138,8 +138,8 @@ def _around(views:Views, k:int, size:int) -> tuple: # the square of `size` pixel
 
 def evaluate_mouse(model, domain:CameraDomain, w:EvalMouse) -> tuple[dict, str]: # scores of novel and input views; thumbnail: one novel, one input view
     "What a network makes of one witness, in the true world's novel cameras and in those it was told."
-    g = predict(model, replace(w.prepared, back=IDENTITY))
-    (novel, asked), (given, told) = score_render(blur_cloud(g, training_blur(domain)).moved(w.prepared.back), w.truth), score_render(g, w.prepared.views)
+    g = predict(model, replace(w.prepared, to_source=IDENTITY))
+    (novel, asked), (given, told) = score_render(blur_cloud(g, training_blur(domain)).transform(w.prepared.to_source), w.truth), score_render(g, w.prepared.views)
     return dict(novel=novel, input=given), thumbnail(asked[0][_around(w.truth, 0, 64)], _square(told[1]))
 
 def _square(x, size=64): return torch.nn.functional.interpolate(x.permute(2, 0, 1)[None], (size, size), mode="area")[0].permute(1, 2, 0) if len(x) != size else x

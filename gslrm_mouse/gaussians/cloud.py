@@ -49,7 +49,7 @@ def scene(self:Gaussians, i:int) -> Gaussians:
     return self.map(lambda x: x[i])
 
 @patch
-def kept(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
+def select(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
     "Those Gaussians of an unbatched cloud for which `mask` holds."
     return self.map(lambda x: x[mask])
 
@@ -99,7 +99,7 @@ def rotate_sh(
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #fa1a06ad
 @patch
-def moved(self:Gaussians, sim:Similarity) -> Gaussians:
+def transform(self:Gaussians, sim:Similarity) -> Gaussians:
     "The cloud in the target world of `sim`."
     if sim.source != self.unit: raise ValueError(f"a similarity from {sim.source!r} was given Gaussians in {self.unit!r}")
     q = matrix_to_quat(sim.Q).to(self.quats)

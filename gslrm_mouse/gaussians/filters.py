@@ -92,5 +92,5 @@ def mask(
 ) -> Tensor: # (N,) bool
     "What the filters leave, each applied to what the one before it has left."
     keep = torch.ones(len(g), dtype=torch.bool, device=g.means.device)
-    for f in self.steps(centers).values(): keep[keep.clone()] = f(g.kept(keep))
+    for f in self.steps(centers).values(): keep[keep.clone()] = f(g.select(keep))
     return keep

@@ -272,7 +272,7 @@ def _checked(images, rig, batch, c):
     if rig.features.shape[2:] != (c.patch_size**2, RAY_CHANNELS[c.rays]): raise ValueError(f"rays of {rig.features.shape[2]} pixels × {rig.features.shape[3]} channels a patch were given to a network of {c.patch_size**2} × {RAY_CHANNELS[c.rays]} (rays={c.rays!r})")
 
 @patch
-def trunk(self:GSLRM, rows, views:int, keep=None): # (B, T, p·p·channels) posed patches of `views` pictures → (B, G + T, d)
+def encode(self:GSLRM, rows, views:int, keep=None): # (B, T, p·p·channels) posed patches of `views` pictures → (B, G + T, d)
     "All tokens after the last layer; intermediate ones are left in the dict `keep`, if given, under the names of the fixtures."
     with autocast_disabled(rows.device): x = embedded = self.patch_embedder(rows)                                  # eq. 1
     if self.config.refsrc_marker: x = (x.unflatten(1, (views, -1)) + self.view_type_embeddings[(torch.arange(views, device=x.device) > 0).long(), None]).flatten(1, 2)
@@ -304,7 +304,7 @@ def forward(self:GSLRM,
     rig = cameras if isinstance(cameras, RigRays) else rig_rays(cameras, c)
     _checked(images, rig, len(rig.o), c)
     rows = posed_patches(images, rig, c.patch_size)
-    raw = self.raw_gaussians(self.trunk(rows, rig.views, keep))
+    raw = self.raw_gaussians(self.encode(rows, rig.views, keep))
     params = decode(raw, rig.o, rig.d, c)
     if keep is not None: keep.update(params, posed_images=to_raster_order(rows.view(len(rows), -1, c.in_channels), rig.height, rig.width, c.patch_size), raw_gaussians=raw)
     return activate(params, c)
@@ -312,7 +312,7 @@ def forward(self:GSLRM,
 # %% ../../nbs/models/00_gslrm.ipynb #79cbdc90
 @patch
 @torch.no_grad()
-def stages(self:GSLRM,
+def forward_stages(self:GSLRM,
     images:Tensor, # (B, V, H, W, 3 or 4)
     cameras:Cameras, # (B, V)
 ) -> dict: # posed_images, ray_d_cam (of the first view), tok_*, raw_gaussians, xyz, features, scaling, rotation, opacity, act_*, pixelalign_xyz, img_tokens

@@ -110,7 +110,7 @@ def canonicalize(
     K[:, :2, :2] *= z[:, None, None]          # what the pixels are resampled to: the truth
     real = replace(virtual_cameras(views.cameras, center, domain.K(size), size, up), K=K)
     img, alpha = _seen(views, real)
-    sim = (Similarity() if up is None else upright(up)) @ centred(views, center, domain.middle_distance*scale)
+    sim = (Similarity() if up is None else upright(up)) @ centred(views, center, domain.mean_distance*scale)
     return _presented(views, Views(img, alpha, sim.cameras(real), views.names), sim, domain, choose, z, center, found.residual_px)
 
 def _seen(views, virtual): return warp_views(views, rotation_homography(views.cameras, virtual), virtual.width, virtual.height)
@@ -188,7 +188,7 @@ def plot_choices(
     import matplotlib.pyplot as plt
     made = {k: canonicalize(views, domain, choose=k).certificate.views for k in EXACT}
     mean = lambda c, k: sum(getattr(v, k) for v in c)/len(c)
-    home = dict(size=domain_size(domain), distance=domain.middle_distance, fov=sum(domain.fov)/2, coverage=sum(domain.coverage)/2)
+    home = dict(size=domain_size(domain), distance=domain.mean_distance, fov=sum(domain.fov)/2, coverage=sum(domain.coverage)/2)
     here = view_ratios(mean(made["distance"], "coverage"), home["fov"])
     fig, (a, b) = plt.subplots(1, 2, figsize=(9, 3.4))
     s = torch.logspace(-1, .6, 30)

@@ -28,7 +28,7 @@ def view_ratios(coverage:float, fov:float) -> Ratios: # size ratio in a square p
 
 def domain_size(domain:CameraDomain) -> float:
     "Size of the objects a checkpoint knows, model units: the root of the area which fills its mean coverage at its mean distance."
-    return sum(domain.coverage)/2*visible_width(sum(domain.fov)/2, domain.middle_distance)
+    return sum(domain.coverage)/2*visible_width(sum(domain.fov)/2, domain.mean_distance)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #2773a630
 EXACT = ("distance", "size", "coverage")

@@ -44,10 +44,10 @@ def split_by_time(
 def _normalization(views:Views, p:ModelInput) -> dict:
     "`normalization_info` where the cameras moved by one similarity that is not the identity."
     was, now = views.cameras.centers.double(), p.views.cameras.centers.double()
-    if p.back.scale == 1 or (p.back(now) - was).norm(dim=-1).max() > 1e-4*was.norm(dim=-1).max(): return {}
-    c = p.back.c
+    if p.to_source.scale == 1 or (p.to_source(now) - was).norm(dim=-1).max() > 1e-4*was.norm(dim=-1).max(): return {}
+    c = p.to_source.c
     mean = (was - c).norm(dim=-1).mean().item()
-    return dict(normalization_info=dict(scene_center=c.tolist(), original_avg_distance=mean, target_distance=now.norm(dim=-1).mean().item(), scale_factor=1/p.back.scale))
+    return dict(normalization_info=dict(scene_center=c.tolist(), original_avg_distance=mean, target_distance=now.norm(dim=-1).mean().item(), scale_factor=1/p.to_source.scale))
 
 def write_prepared(
     p:ModelInput, folder,
@@ -59,7 +59,7 @@ def write_prepared(
     check_views(p.views, f"{folder.name}, made by the recipe")
     part = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}")
     frames = []
-    info, b = getattr(p, "info", None), p.back
+    info, b = getattr(p, "info", None), p.to_source
     info = _normalization(views, p) if info is None else info
     record |= dict(statement=p.statement, exact=p.exact, zoom=list(p.zoom), back=dict(scale=b.scale, Q=b.Q.tolist(), c=b.c.tolist(), source=b.source, target=b.target))
     try:

@@ -55,7 +55,7 @@ def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInp
     "Each camera moved to the checkpoint's distance by itself, about the calibration's origin; rotation and K untouched (the fork's `normalize_camera_distance`)."
     v = _stretched(views, domain.image_size)
     p = v.cameras.centers.double()
-    moved = p*(domain.middle_distance/p.norm(dim=-1, keepdim=True))
+    moved = p*(domain.mean_distance/p.norm(dim=-1, keepdim=True))
     w2c = v.cameras.w2c.double().clone()
     w2c[:, :3, 3] = -(w2c[:, :3, :3] @ moved[..., None])[..., 0]
     factor = (moved.norm(dim=-1)/p.norm(dim=-1))
@@ -66,7 +66,7 @@ def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInp
 def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
     "One similarity about the object, the true K of the stretched picture."
     v = _stretched(views, domain.image_size)
-    sim = centred(views, triangulate(views).point if center is None else center, domain.middle_distance)
+    sim = centred(views, triangulate(views).point if center is None else center, domain.mean_distance)
     return ModelInput(replace(v, cameras=sim.cameras(v.cameras)), sim.inverse, "nothing is broken: pixels, K and pose agree; K is not one the checkpoint has seen", exact=True)
 
 def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
@@ -75,7 +75,7 @@ def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> Model
     v = p.views
     K = domain.K().to(v.cameras.K)
     ratio = (v.cameras.K[:, 0, 0]/K[0, 0]).mean()
-    return ModelInput(replace(v, cameras=replace(v.cameras, K=K.expand_as(v.cameras.K).clone())), p.back,
+    return ModelInput(replace(v, cameras=replace(v.cameras, K=K.expand_as(v.cameras.K).clone())), p.to_source,
                     f"K says {K[0, 0]:.0f} px, the pixels were taken with {v.cameras.K[:, 0, 0].mean():.0f} × {v.cameras.K[:, 1, 1].mean():.0f}: every ray but the axis is off, by a factor of {ratio:.2f}")
 
 def pixel_based(
@@ -88,7 +88,7 @@ def pixel_based(
     if as_was: return _pixel_based_as_was(views, domain, ratio)
     size = domain.image_size
     center = triangulate(views).point if center is None else center
-    sim = centred(views, center, domain.middle_distance)
+    sim = centred(views, center, domain.mean_distance)
     area, com, _ = foreground_stats(views)
     V = len(views)
     s = ratio*size/area.sqrt()                                     # target pixels per source pixel
@@ -140,7 +140,7 @@ def converted(views:Views, domain:CameraDomain, center:Tensor=None) -> Documente
     size = domain.image_size
     v = _cropped(views, size)
     K = domain.K().double()
-    sim = centred(views, torch.zeros(3), domain.middle_distance)
+    sim = centred(views, torch.zeros(3), domain.mean_distance)
     f, c = v.cameras.K[:, 0, 0], v.cameras.K[:, :2, 2]
     off = (c - K[:2, 2]).norm(dim=-1)
     away = (triangulate(views).point if center is None else center).norm().item()
@@ -161,7 +161,7 @@ def _copied(base:ModelInput, s, src, dst, info, said) -> Documented:
     v = replace(v, cameras=base.views.cameras)
     shift = (true[:, :2, 2] - v.cameras.K[:, :2, 2]).norm(dim=-1)
     said = f"{said}, and the cameras were copied: K does not know of a scale of {_range(s)}" + (f" nor of the principal point's move by {shift.min():.0f} to {shift.max():.0f} px" if shift.max() >= .5 else "") + (f"; before that, {base.statement}" if base.statement else "")
-    return Documented(v, base.back, said, zoom=tuple((torch.tensor(base.zoom)*s).tolist()), info=info(v))
+    return Documented(v, base.to_source, said, zoom=tuple((torch.tensor(base.zoom)*s).tolist()), info=info(v))
 
 def _range(x): return f"{x.min():.2f}" if x.max() - x.min() < .005 else f"{x.min():.2f} to {x.max():.2f}"
 
@@ -225,7 +225,7 @@ def com_safe_scale(
     "`data_mouse_uniform` of 2026: all views by one scale that keeps them in frame, each shifted to its centre of mass, K updated accordingly."
     base = _sample(views, domain)
     size = domain.image_size
-    if true_k and base.statement: base = ModelInput(replace(base.views, cameras=replace(base.views.cameras, K=_cropped(views, size).cameras.K)), base.back, "", True, (1.,)*len(views))
+    if true_k and base.statement: base = ModelInput(replace(base.views, cameras=replace(base.views.cameras, K=_cropped(views, size).cameras.K)), base.to_source, "", True, (1.,)*len(views))
     _, com, box = foreground_stats(base.views)
     was = size_ratios(base.views)
     reach = torch.stack([com - box[:, :2], box[:, 2:] - com]).amax((0, 2))
@@ -235,7 +235,7 @@ def com_safe_scale(
     off = (v.cameras.K[:, :2, 2] - size/2).norm(dim=-1)
     said = f"shift and scale ({s[0]:.2f}) are in K, whose principal point now lies {off.min():.0f} to {off.max():.0f} px off the middle; " + (f"before that, {base.statement}" if base.statement else "nothing is broken in this step")
     info = dict(uniform_scale_info=dict(method="sample_uniform_scale", target_ratio=ratio, safe_margin=margin, uniform_scale=s[0].item(), original_ratios=was.tolist(), per_view_safe_scales=safe.tolist(), intrinsics_updated=True))
-    return Documented(v, base.back, said, base.exact, base.zoom, info)
+    return Documented(v, base.to_source, said, base.exact, base.zoom, info)
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #9a73a7d0
 def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
@@ -243,12 +243,12 @@ def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Docume
     base = _sample(views, domain)
     c = base.views.cameras
     p = closest_point_to_rays(c.centers.double(), c.axes.double())
-    sim = centred(base.views, p, domain.middle_distance)
+    sim = centred(base.views, p, domain.mean_distance)
     mean = (c.centers.double() - p).norm(dim=-1).mean().item()
-    away = (triangulate(views).point - base.back(p)).norm().item()*sim.scale/base.back.scale
-    info = dict(normalization_info=dict(scene_center=p.tolist(), original_avg_distance=mean, target_distance=domain.middle_distance, scale_factor=sim.scale))
+    away = (triangulate(views).point - base.to_source(p)).norm().item()*sim.scale/base.to_source.scale
+    info = dict(normalization_info=dict(scene_center=p.tolist(), original_avg_distance=mean, target_distance=domain.mean_distance, scale_factor=sim.scale))
     said = f"one similarity, so the cameras agree with each other, about the point where their axes meet, {away:.2f} units from the animal" + (f"; before that, {base.statement}" if base.statement else "")
-    return Documented(replace(base.views, cameras=sim.cameras(c)), base.back @ sim.inverse, said, base.exact, base.zoom, info)
+    return Documented(replace(base.views, cameras=sim.cameras(c)), base.to_source @ sim.inverse, said, base.exact, base.zoom, info)
 
 METHODS = {**RECIPES, "converted": converted, "bbox_center": bbox_center, "uniform_per_view": uniform_per_view, "uniform_per_sample": uniform_per_sample, "com_safe_scale": com_safe_scale, "scene_center": scene_center}
 

@@ -19,7 +19,7 @@ __all__ = ['FOREGROUND', 'ModelInput', 'foreground_stats', 'size_ratios', 'com_o
 class ModelInput:
     "Views in model units, the similarity back to the recording's world, and what was broken."
     views:Views
-    back:Similarity # model → the unit of the recording
+    to_source:Similarity # model → the unit of the recording
     statement:str # one sentence: exact, or what no longer agrees
     exact:bool = False # pixels, K and pose agree, and `back` is exact
     zoom:tuple = () # per view: magnification that K does not know of

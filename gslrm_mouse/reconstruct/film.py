@@ -26,7 +26,7 @@ __all__ = ['FILM_FPS', 'cloud_center', 'cloud_radius', 'cameras_around', 'turnta
 def _visible(g):
     if not len(g): raise ValueError("an empty cloud has no middle: no Gaussian passed the filters")
     g = g.to("cpu", torch.float64)
-    return g.kept(opacity_mask(g)) if opacity_mask(g).any() else g
+    return g.select(opacity_mask(g)) if opacity_mask(g).any() else g
 
 def cloud_center(g:Gaussians) -> Tensor: # (3,) float64
     "Opacity-weighted median of the visible Gaussians; ValueError for an empty cloud."
@@ -58,7 +58,7 @@ def turntable_cameras(
 
 def up_axis(prepared:ModelInput) -> Tensor: # (3,) float64
     "Which way is up in the recording's world: the +z of the network's."
-    return prepared.back.Q.double() @ torch.tensor([0., 0, 1], dtype=torch.float64)
+    return prepared.to_source.Q.double() @ torch.tensor([0., 0, 1], dtype=torch.float64)
 
 # %% ../../nbs/reconstruct/01_film.ipynb #f8762f12
 def render_orbit(g:Gaussians, cams:Cameras): # yields (H, W, 3)

@@ -84,13 +84,13 @@ def _prepared(views:Views, domain:CameraDomain, how:ReconstructOptions) -> tuple
 
 def save_cloud(g:Gaussians, prepared:ModelInput, path, units:str=None) -> Path: # g in the source's world
     "The PLY in the source's world, or in the network's for units \"model\", each with the way to the other in its header."
-    if units == "model": return save_ply(g.moved(prepared.back.inverse), path, None, prepared.back)
-    return save_ply(g, path, up_axis(prepared), prepared.back.inverse)
+    if units == "model": return save_ply(g.transform(prepared.to_source.inverse), path, None, prepared.to_source)
+    return save_ply(g, path, up_axis(prepared), prepared.to_source.inverse)
 
 def load_cloud(path, units:str=None) -> tuple[Gaussians, Tensor]: # and (3,) up
     "What `save_cloud` wrote, in the source's world, and which way is up there."
     g, (_, up, to) = load_ply(path), ply_world(path)
-    return (g.moved(to), to.Q @ up) if units == "model" else (g, up)
+    return (g.transform(to), to.Q @ up) if units == "model" else (g, up)
 
 # %% ../../nbs/reconstruct/02_pipeline.ipynb #da417196
 def _moment(folder:Path, views:Views, number:int, model, card, how:ReconstructOptions, tag:dict) -> list[dict]:
@@ -109,7 +109,7 @@ def _moment(folder:Path, views:Views, number:int, model, card, how:ReconstructOp
     if not len(g): raise ValueError(f"frame {number}: no Gaussian passed the filters ({how.filters}), so there is nothing to write; see gslrm_mouse doctor")
     save_cloud(g, prepared, folder/"gaussians.ply", how.units)
     if how.turntable: write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, up=up_axis(prepared))))
-    shown = [("input", pick, prepared.views, g.moved(prepared.back.inverse))]
+    shown = [("input", pick, prepared.views, g.transform(prepared.to_source.inverse))]
     if rest: shown.append(("novel", rest, views[rest].resized(*([card.domain.image_size]*2 if c.unit == "model" else (c.width//8, c.height//8))), g))
     for split, ids, v, cloud in shown:
         image, alpha = render(cloud, v.cameras, eps2d=0.)

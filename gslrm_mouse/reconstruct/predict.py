@@ -35,7 +35,7 @@ def blur_cloud(g:Gaussians, blur:float) -> Gaussians: # the unit of `g` is that 
 def pixel_footprints(cams:Cameras, domain:CameraDomain) -> Tensor: # (V,)
     "How large a pixel is at the world's origin, relative to the camera a checkpoint knows; `cams` in its picture size."
     K = domain.K(cams.width)
-    return cams.centers.norm(dim=-1)/(cams.K[..., 0, 0]*cams.K[..., 1, 1]).sqrt()/(domain.middle_distance/(K[0, 0]*K[1, 1]).sqrt())
+    return cams.centers.norm(dim=-1)/(cams.K[..., 0, 0]*cams.K[..., 1, 1]).sqrt()/(domain.mean_distance/(K[0, 0]*K[1, 1]).sqrt())
 
 def resize_to_pixels(
     g:Gaussians, # as the network gave them: free ones first, then one per pixel of each view
@@ -61,8 +61,8 @@ def predict(
     raw = model(prepared.views.images[None].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0)
     g = blur_cloud(raw, blur)
     if sized: g = resize_to_pixels(g, c, sized)
-    if filters: g = g.kept(filters.mask(raw, c.centers))
-    return g.moved(prepared.back)
+    if filters: g = g.select(filters.mask(raw, c.centers))
+    return g.transform(prepared.to_source)
 
 # %% ../../nbs/reconstruct/00_predict.ipynb #b467517a
 MIN_GAUSSIANS = 50 # Gaussians to begin from
@@ -75,7 +75,7 @@ def fit_to_views(
 ) -> Gaussians: # in the views' world
     "A cloud fitted to the pictures it was made from, and smoothed by what the rasterizer added there; ValueError where hardly anything is there to begin with."
     p = canonicalize(views, domain, choose="coverage", size=size)
-    start = None if g is None else g.kept(g.opacities > .1).moved(p.back.inverse)
+    start = None if g is None else g.select(g.opacities > .1).transform(p.to_source.inverse)
     if start is not None and len(start) < MIN_GAUSSIANS: raise ValueError(f"{MIN_GAUSSIANS} Gaussians were looked for to begin a fit with, the network left {len(start)}; see gslrm_mouse doctor")
     x = fit_gaussians(p.views, Fit(steps=steps), seed, start)
-    return blur_cloud(x, EPS2D**.5*pixel_at(p.views.cameras, x.means.double().median(0).values)).moved(p.back)
+    return blur_cloud(x, EPS2D**.5*pixel_at(p.views.cameras, x.means.double().median(0).values)).transform(p.to_source)

@@ -129,7 +129,7 @@ def object_scene(seed:int) -> Scene:
     off = r.normal(size=3)
     off *= r.uniform(0, .3)/np.linalg.norm(off)
     sim = Similarity(scale, torch.from_numpy(Q), torch.from_numpy(off - scale*Q @ c))
-    return replace(s.moved(sim), light=s.light)
+    return replace(s.transform(sim), light=s.light)
 
 # %% ../../nbs/scenes/01_bodies.ipynb #fc224e18
 FURS = np.array([[.24, .20, .18], [.15, .13, .12], [.32, .25, .19], [.38, .36, .34], [.20, .17, .15]])
@@ -194,7 +194,7 @@ def mouse_scene(
     Q = np.array([[ch, -sh, 0], [sh, ch, 0], [0, 0, 1]])
     at = np.array([*(where + speed*phase*np.array([ch, sh])*(kind == "walk")), 0.])
     sim = Similarity(size, torch.from_numpy(Q), torch.from_numpy(at - size*Q @ mid), "mm", "mm")
-    return replace(scene.moved(sim), light=scene.light)
+    return replace(scene.transform(sim), light=scene.light)
 
 # %% ../../nbs/scenes/01_bodies.ipynb #5e8f1681
 SCENES = {"head": head_scene, "object": object_scene, "mouse": mouse_scene}
@@ -207,4 +207,4 @@ def random_scene(kind:str, seed:int) -> Scene:
 def canonical_scene(kind:str, seed:int) -> Scene:
     "The same in model units about the origin."
     s = random_scene(kind, seed)
-    return s if s.unit == "model" else s.moved(Similarity(2.7/317, None, -2.7/317*s.center, "mm", "model"))
+    return s if s.unit == "model" else s.transform(Similarity(2.7/317, None, -2.7/317*s.center, "mm", "model"))

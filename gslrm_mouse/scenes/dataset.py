@@ -117,7 +117,7 @@ def perturb_cameras(cams:Cameras, spread:SpreadSettings, seed:int) -> Cameras: #
 
 def scale_scene(scene, spread:SpreadSettings, seed:int):
     "The scene in a size drawn from the range, under the same light."
-    return replace(scene.moved(Similarity(float(_draws(seed, 1, spread)["size"]))), light=scene.light)
+    return replace(scene.transform(Similarity(float(_draws(seed, 1, spread)["size"]))), light=scene.light)
 
 def varied_cameras(
     cams:Cameras, # canonical ones

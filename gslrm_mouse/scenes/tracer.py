@@ -31,7 +31,7 @@ class Scene:
     unit:str = "model"
 
 @patch
-def moved(self:Scene, sim:Similarity) -> Scene:
+def transform(self:Scene, sim:Similarity) -> Scene:
     "The scene in the target world of `sim`, light and all."
     if sim.source != self.unit: raise ValueError(f"a similarity from {sim.source!r} was given a scene in {self.unit!r}")
     Q, c = sim.Q.numpy(), sim.c.numpy()

@@ -65,13 +65,13 @@ def test_prediction_is_measurement_at_measured_points_and_nothing_outside(table)
     assert min(a, b) < p.iou < max(a, b) and "interpolated" in p.said
     q = table.predict("distance", 4.01)
     assert math.isnan(q.iou) and "outside the measured 1.5 to 4" in q.said
-    assert math.isnan(table.together({"aspect": 1.1, "distance": 9.}).iou)
+    assert math.isnan(table.predict_joint({"aspect": 1.1, "distance": 9.}).iou)
 
 
 def test_focal_and_distance_undo_each_other(table):
-    both = table.together({"focal": 1.4, "distance": 3.78}).iou
+    both = table.predict_joint({"focal": 1.4, "distance": 3.78}).iou
     assert both == pytest.approx(table.predict("dolly", 3.78).iou, abs=1e-3)
-    assert both > table.together({"focal": 1.4}).iou
+    assert both > table.predict_joint({"focal": 1.4}).iou
 
 
 def test_the_table_of_another_checkpoint_is_refused(tmp_path):

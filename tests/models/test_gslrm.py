@@ -92,7 +92,7 @@ def oracle(c, state, images, cams):
 def test_every_branch_equals_an_independent_reading(name):
     c, B, V, W, H = VARIANTS[name], 2, 3, 24, 16
     model, cams, images = random_model(c), cameras(B, V, W, H), torch.rand(B, V, H, W, 4)
-    got = model.stages(images, cams)
+    got = model.forward_stages(images, cams)
     for b in range(B):
         want = oracle(c, model.state_dict(), images[b].numpy(), replace(cams, K=cams.K[b], w2c=cams.w2c[b]))
         for k, v in want.items(): np.testing.assert_allclose(got[k][b].numpy(), v, atol=5e-5 if k == "act_rotation" else 2e-5, rtol=0, err_msg=f"{name}, {k}")

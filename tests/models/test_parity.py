@@ -47,7 +47,7 @@ def network(a):
 
 def test_every_stage_of_the_network(a):
     model, images, cams = network(a)
-    got, wanted = model.stages(images, cams), {k.split("/")[1]: v for k, v in a.items() if k[:4] in ("mid/", "out/")}
+    got, wanted = model.forward_stages(images, cams), {k.split("/")[1]: v for k, v in a.items() if k[:4] in ("mid/", "out/")}
     assert len(wanted) == 15
     for k, v in wanted.items(): close(got[k], v, 5e-5 if k == "act_rotation" else 2e-5)
 

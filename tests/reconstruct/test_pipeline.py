@@ -149,8 +149,8 @@ def test_units_of_the_ply(film, tmp_path, units):
     g, h = load_ply(tmp_path/"a/gaussians.ply"), load_ply(tmp_path/"b/gaussians.ply")
     cams = read_views(film, 3).cameras
     to = ply_world(tmp_path/"a/gaussians.ply")[2]
-    inmm = (g, h) if units == "mm" else (g.moved(to), h)
-    inmm = tuple(x if x.unit == "mm" else x.moved(to.inverse) for x in inmm)
+    inmm = (g, h) if units == "mm" else (g.transform(to), h)
+    inmm = tuple(x if x.unit == "mm" else x.transform(to.inverse) for x in inmm)
     x, y = (render(k, cams)[0] for k in inmm)
     assert (x - y).abs().mean() < 1e-6 and x.min() < .5
 
@@ -179,7 +179,7 @@ def test_middle_moves_with_the_cloud(n, seed, s):
     g = cloud(n, seed)
     sim = Similarity(s, None, torch.tensor([3., -7, 11]).double(), "model", "mm")
     c = cloud_center(g)
-    assert torch.allclose(cloud_center(g.moved(sim)), sim(c), atol=1e-4*(s + 20)) and abs(cloud_radius(g.moved(sim), sim(c)) - s*cloud_radius(g, c)) < 1e-3*(s + 1)
+    assert torch.allclose(cloud_center(g.transform(sim)), sim(c), atol=1e-4*(s + 20)) and abs(cloud_radius(g.transform(sim), sim(c)) - s*cloud_radius(g, c)) < 1e-3*(s + 1)
     lone = replace(g, means=torch.cat([g.means, g.means[:1]*0 + 1e3]), quats=g.quats[[*range(n), 0]], scales=g.scales[[*range(n), 0]], opacities=torch.cat([g.opacities, torch.tensor([.041])]), sh=g.sh[[*range(n), 0]])
     assert ((cloud_center(lone) >= g.means.double().min(0).values - 1e-9) & (cloud_center(lone) <= g.means.double().max(0).values + 1e-9)).all()       # no stray takes it out of the cloud
 
