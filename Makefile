@@ -1,4 +1,4 @@
-# make test   tests: notebooks clean and in sync, nbdev_test, pytest      make study  the quick study, with a report
+# make test   tests: ruff, notebooks clean and in sync, nbdev_test, pytest      make study  the quick study, with a report
 # make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
 PYTHON ?= python3
@@ -8,7 +8,7 @@ STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup test sync nbtest pytest study docs readme clean
+.PHONY: setup test lint sync nbtest pytest study docs readme clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
@@ -20,7 +20,10 @@ $(VENV)/.done: constraints.txt settings.ini setup.py
 	touch $@
 
 test: setup
-	$(MAKE) --no-print-directory sync nbtest pytest
+	$(MAKE) --no-print-directory lint sync nbtest pytest
+
+lint: setup
+	ruff check nbs tests tools benchmarks
 
 sync: setup
 	$(BIN)/python tools/check_sync.py

@@ -8,7 +8,8 @@ from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
 
 
 def run(*args, cwd=None):
-    return subprocess.run([sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)], capture_output=True, text=True, cwd=cwd)
+    command = [sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.parametrize("args, said", [
@@ -38,13 +39,17 @@ def test_unknown_settings_are_refused(tmp_path):
 def test_shipped_checkpoint_knows_its_cameras():
     card = read_card(shipped_checkpoint())
     assert card.domain.fov == (50., 50.) and card.domain.distance == (2.7, 2.7)
-    assert card.training["steps"] > 0 and card.training["held_out"]["head"]["psnr"] > card.training["held_out"]["head"]["psnr_white"] + 5
+    heads = card.training["held_out"]["head"]
+    assert card.training["steps"] > 0
+    assert heads["psnr"] > heads["psnr_white"] + 5
 
 
 def test_sample_to_files(sample, tmp_path):
     got = run("reconstruct", sample, "--out", tmp_path/"r")
     assert got.returncode == 0, got.stderr
-    assert {p.name for p in (tmp_path/"r").iterdir()} == {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "cameras.txt", "results.jsonl"}
+    expected = {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "cameras.txt",
+                "results.jsonl"}
+    assert {p.name for p in (tmp_path/"r").iterdir()} == expected
     records = [json.loads(x) for x in (tmp_path/"r/results.jsonl").read_text().splitlines()]
     novel = [r for r in records if r["split"] == "novel"]
     assert len(novel) == 4 and sum(r["psnr"] - r["psnr_white"] for r in novel) > 0

@@ -5,19 +5,30 @@ import filecmp, shutil, subprocess, sys, tempfile
 from pathlib import Path
 
 root = Path(__file__).parent.parent
+COPIED = ("nbs", "gslrm_mouse", "tools", "settings.ini", "setup.py", "README.md", "_quarto.yml")
+COMMANDS = (["nbdev_clean"], ["nbdev_export"], [sys.executable, "tools/readme.py"])
+
+def generated(folder:Path) -> set[Path]: # relative to `folder`
+    "Notebooks and modules."
+    paths = [p for part in ("nbs", "gslrm_mouse") for p in (folder/part).rglob("*") if p.suffix in (".ipynb", ".py")]
+    return {p.relative_to(folder) for p in paths if ".ipynb_checkpoints" not in p.parts}
+
 with tempfile.TemporaryDirectory() as tmp:
     copy = Path(tmp)/root.name
     copy.mkdir()
-    for name in ("nbs", "gslrm_mouse", "tools", "settings.ini", "setup.py", "README.md", "_quarto.yml"):
+    for name in COPIED:
         source = root/name
-        if source.is_dir(): shutil.copytree(source, copy/name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints"))
+        ignored = shutil.ignore_patterns("__pycache__", ".ipynb_checkpoints")
+        if source.is_dir(): shutil.copytree(source, copy/name, symlinks=True, ignore=ignored)
         elif source.exists(): shutil.copy(source, copy/name)
-    for command in (["nbdev_clean"], ["nbdev_export"], [sys.executable, "tools/readme.py"]):
-        subprocess.run(command, cwd=copy, check=True, stdout=subprocess.DEVNULL)
-    paths = [p.relative_to(copy) for d in ("nbs", "gslrm_mouse") for p in (copy/d).rglob("*") if p.suffix in (".ipynb", ".py")] + [Path("README.md")]
-    mine = {p.relative_to(root) for d in ("nbs", "gslrm_mouse") for p in (root/d).rglob("*") if p.suffix in (".ipynb", ".py") and ".ipynb_checkpoints" not in p.parts}
-    wrong = sorted(str(p) for p in paths if not (root/p).is_file() or not filecmp.cmp(root/p, copy/p, shallow=False))
-    wrong += sorted(f"{p} (no notebook exports it)" for p in mine - set(paths))
+    for command in COMMANDS: subprocess.run(command, cwd=copy, check=True, stdout=subprocess.DEVNULL)
+    fresh = generated(copy)
+    wrong = []
+    for path in sorted(fresh | {Path("README.md")}):
+        is_same = (root/path).is_file() and filecmp.cmp(root/path, copy/path, shallow=False)
+        if not is_same: wrong.append(str(path))
+    wrong += sorted(f"{path} (no notebook exports it)" for path in generated(root) - fresh)
 if wrong:
-    sys.exit("not in step with the notebooks; run nbdev_clean, nbdev_export and make readme:\n  " + "\n  ".join(wrong))
+    message = "not in step with the notebooks; run nbdev_clean, nbdev_export and make readme:"
+    sys.exit("\n  ".join([message, *wrong]))
 print("notebooks are clean, package and README are in step with them")

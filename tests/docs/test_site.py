@@ -1,5 +1,5 @@
 """The built documentation: complete, linked, silent on the network, alive in a browser."""
-import http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
+import ast, http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
 from functools import partial
 from pathlib import Path
 import pytest
@@ -22,40 +22,62 @@ def site(tmp_path_factory):
 
 
 def pages(site): return sorted(p.relative_to(site).as_posix() for p in site.rglob("*.html"))
-def modules(): return [m.name for m in pkgutil.iter_modules([str(ROOT/"gslrm_mouse")]) if not m.name.startswith("_")]
+def modules():
+    found = [m for m in pkgutil.walk_packages([str(ROOT/"gslrm_mouse")], "gslrm_mouse.") if not m.ispkg]
+    return [m.name.removeprefix("gslrm_mouse.") for m in found if not m.name.rsplit(".", 1)[1].startswith("_")]
 
 
 def test_links_anchors_and_pictures(site):
     assert check.faults(site) == []
 
 
+NO_ALT = re.compile(r'(<img[^>]*) alt="[^"]*"')
+
+PLANTED = ( # what the check says, the change on the page of pinhole cameras
+    ("source/cameras.pinhole.html#line-",
+     lambda x: x.replace('href="../source/cameras.pinhole.html#src-', 'href="../source/cameras.pinhole.html#line-', 1)),
+    ("links to lenses.html, which is not there",
+     lambda x: x.replace('href="../cameras/lens.html"', 'href="lenses.html"', 1)),
+    ("the picture ../cameras/pinhole_files/1.png has no alternative text",
+     lambda x: NO_ALT.sub(r'\1 alt=" "', x, count=1)),
+    ("loads https://example.org/site.js from elsewhere",
+     lambda x: x.replace('src="../site.js"', 'src="https://example.org/site.js"', 1)),
+    ("the id 'orbit' is there twice",
+     lambda x: x.replace('id="intrinsics"', 'id="orbit"', 1)),
+)
+
 def test_planted_faults_are_found(site, tmp_path):
     bad = tmp_path/"site"
     shutil.copytree(site, bad)
-    whole = (bad/"cameras.html").read_text()
-    planted = (("source/cameras.html#line-", lambda x: x.replace('href="source/cameras.html#src-', 'href="source/cameras.html#line-', 1)), ("links to lenses.html, which is not there", lambda x: x.replace('href="lens.html"', 'href="lenses.html"', 1)),
-               ("the picture cameras_files/1.png has no alternative text", lambda x: re.sub(r'(<img[^>]*) alt="[^"]*"', r'\1 alt=" "', x, count=1)), ("loads https://example.org/site.js from elsewhere", lambda x: x.replace('src="site.js"', 'src="https://example.org/site.js"', 1)),
-               ("the id 'orbit' is there twice", lambda x: x.replace('id="intrinsics"', 'id="orbit"', 1)))
-    for _, f in planted:
-        assert f(whole) != whole
-        whole = f(whole)
-    (bad/"cameras.html").write_text(whole)
-    (bad/"rays_files/1.png").unlink()
-    (bad/"lens.html").write_text(re.sub(r'(<img[^>]*) alt="[^"]*"', r"\1", (bad/"lens.html").read_text(), count=1))
+    whole = (bad/"cameras/pinhole.html").read_text()
+    for _, change in PLANTED:
+        assert change(whole) != whole
+        whole = change(whole)
+    (bad/"cameras/pinhole.html").write_text(whole)
+    (bad/"cameras/rays_files/1.png").unlink()
+    lens = (bad/"cameras/lens.html").read_text()
+    (bad/"cameras/lens.html").write_text(NO_ALT.sub(r"\1", lens, count=1))
     found = check.faults(bad)
-    for said, _ in planted: assert len([f for f in found if f.startswith("cameras.html: ") and said in f]) == 1, said
-    assert "rays.html: links to rays_files/1.png, which is not there" in found and "lens.html: the picture lens_files/1.png has no alternative text" in found
-    assert all("#intrinsics" in f for f in found if not any(s in f for s, _ in planted) and not f.startswith(("rays.html", "lens.html")))
+    on_page = [fault for fault in found if fault.startswith("cameras/pinhole.html: ")]
+    for said, _ in PLANTED: assert len([fault for fault in on_page if said in fault]) == 1, said
+    on_rays = [fault for fault in found if fault.startswith("cameras/rays.html: links to ")]
+    on_lens = [fault for fault in found if fault.startswith("cameras/lens.html: the picture ")]
+    assert any("rays_files/1.png, which is not there" in fault for fault in on_rays)
+    assert any("lens_files/1.png has no" in fault for fault in on_lens)
+    planted = ("cameras/rays.html", "cameras/lens.html")
+    rest = [f for f in found if not any(said in f for said, _ in PLANTED) and not f.startswith(planted)]
+    assert all("#intrinsics" in f for f in rest), rest
 
 
 def test_every_public_symbol_has_an_entry(site):
     index = (site/"pages/api.html").read_text()
-    found = re.findall(r'href="\.\./(\w+\.html)#([^"]+)"[^>]*><code>([\w.]+)</code>', index)
+    found = re.findall(r'href="\.\./([\w/]+\.html)#([^"]+)"[^>]*><code>([\w.]+)</code>', index)
     missing = []
     for m in modules():
-        page = check.Links(site/f"{m}.html")
+        page_name = m.replace(".", "/") + ".html"
+        page = check.Links(site/page_name)
         for name in importlib.import_module(f"gslrm_mouse.{m}").__all__:
-            there = [a for p, a, n in found if p == f"{m}.html" and n == name]
+            there = [a for p, a, n in found if p == page_name and n == name]
             if not there or there[0] not in page.ids: missing.append(f"{m}.{name}")
     assert missing == []
     assert "gslrm_mouse" in index and not [n for _, _, n in found if n == "no_such_symbol"]
@@ -63,88 +85,116 @@ def test_every_public_symbol_has_an_entry(site):
 
 def test_a_signature_says_shapes_units_errors_and_source(site):
     import inspect
-    from gslrm_mouse.cameras import pinhole as cameras
-    whole = (site/"cameras.html").read_text()
+    from gslrm_mouse.cameras import similarity
+    whole = (site/"cameras/similarity.html").read_text()
     entry = whole[whole.index('id="fit_similarity"'):]
     entry = re.sub("<[^>]+>", "", entry[:entry.index("<details")])
-    for said in ("(N, 3) points", "unit of y", "the least squared error", "ValueError", "three points off one line, got … points"): assert said in entry, said
-    line = inspect.getsourcelines(cameras.fit_similarity)[1]
-    assert f'href="source/cameras.html#src-{line}"' in whole
-    source = (site/"source/cameras.html").read_text()
+    for said in ("(N, 3) points", "unit of y", "the least squared error", "ValueError", "three points off one line"):
+        assert said in entry, said
+    line = inspect.getsourcelines(similarity.fit_similarity)[1]
+    assert f'href="../source/cameras.similarity.html#src-{line}"' in whole
+    source = (site/"source/cameras.similarity.html").read_text()
     assert "fit_similarity" in re.search(rf'id="src-{line}".*', source)[0]
 
 
 def test_the_opening_text_of_a_notebook_is_kept(site):
-    assert 'id="conventions"' in (site/"cameras.html").read_text()
+    assert 'id="conventions"' in (site/"cameras/pinhole.html").read_text()
 
 
 def test_maths_is_markup(site):
-    whole = (site/"canonical.html").read_text()
-    assert whole.count("<math") > 10 and "$$" not in re.sub(r"<annotation.*?</annotation>|<pre.*?</pre>|<code.*?</code>", "", whole, flags=re.S)
+    whole = (site/"preprocess/canonical.html").read_text()
+    text = re.sub(r"<annotation.*?</annotation>|<pre.*?</pre>|<code.*?</code>", "", whole, flags=re.S)
+    assert whole.count("<math") > 10 and "$$" not in text
 
 
 def test_every_notebook_has_its_place(tmp_path):
+    import yaml
     groups = build.grouped(ROOT/"nbs")
-    listed = [p for ps in groups.values() for p in ps]
-    assert sorted(listed) == sorted(p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts) and len(set(listed)) == len(listed)
+    listed = [p for members in groups.values() for p in members]
+    notebooks = [p for p in (ROOT/"nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts]
+    assert sorted(listed) == sorted(notebooks)
+    assert len(set(listed)) == len(listed)
     (tmp_path/"99_lost.ipynb").write_text("{}")
     with pytest.raises(ValueError, match="99_lost.ipynb: in no group"): build.grouped(tmp_path)
-    import yaml
     contents = yaml.safe_load(build.sidebar(ROOT/"nbs"))["website"]["sidebar"]["contents"]
-    assert [g["section"] for g in contents] == list(groups) and "00_cameras.ipynb" in next(g["contents"] for g in contents if g["section"] == "Cameras")
+    assert [section["section"] for section in contents] == list(groups)
+    cameras = next(section["contents"] for section in contents if section["section"].startswith("Cameras"))
+    assert "cameras/01_pinhole.ipynb" in cameras
 
 
 TUTORIALS = ("bring_your_own_rig", "why_did_it_go_white", "lora", "released_checkpoint")
 
-def test_tutorials_start_from_the_package_alone(site):
-    "Each has its page, reads nothing that is not in an installed package, has a picture early, and checks what it shows."
-    import ast
-    for name in TUTORIALS:
-        assert f'href="../tutorials/{name}.html"' in (site/"pages/limits.html").read_text(), "it stands in the sidebar"
-        cells = [c for c in json.loads((ROOT/f"nbs/tutorials/{name}.ipynb").read_text())["cells"] if c["cell_type"] == "code"]
-        code = [build.text(c["source"]) for c in cells]
-        tree = ast.parse("\n".join(code))
-        strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
-        assert not [s for s in strings if "../" in s or s.startswith(("configs/", "results/", "http"))], name
-        pictures = [i for i, c in enumerate(cells) if any("image/png" in o.get("data", {}) for o in c["outputs"])]
-        assert pictures[0] < 6 and len(pictures) > 2, name
-        assert sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in c for c in code) > 8, name
-        assert not any(c["outputs"] == [] and "print(" in build.text(c["source"]) and "def " not in build.text(c["source"]) for c in cells), f"{name}: outputs are stored"
+@pytest.mark.parametrize("name", TUTORIALS)
+def test_tutorials_start_from_the_package_alone(site, name):
+    "Each has its page, reads nothing beyond an installed package, has a picture early, and checks what it shows."
+    sidebar = (site/"pages/limits.html").read_text()
+    assert f'href="../tutorials/{name}.html"' in sidebar
+    notebook = json.loads((ROOT/f"nbs/tutorials/{name}.ipynb").read_text())
+    cells = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    sources = [build.text(cell["source"]) for cell in cells]
+    tree = ast.parse("\n".join(sources))
+    strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
+    assert not [s for s in strings if "../" in s or s.startswith(("configs/", "results/", "http"))]
+    def has_picture(cell): return any("image/png" in output.get("data", {}) for output in cell["outputs"])
+    with_pictures = [i for i, cell in enumerate(cells) if has_picture(cell)]
+    assert with_pictures[0] < 6 and len(with_pictures) > 2
+    n_checks = sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in source for source in sources)
+    assert n_checks > 8
+    prints = ["print(" in source and "def " not in source for source in sources]
+    silent = [source for cell, source, prints_ in zip(cells, sources, prints) if prints_ and cell["outputs"] == []]
+    assert not silent, "outputs are stored"
 
 
 def mixed(cell):
-    "Whether a cell imports and computes: nbdev runs every cell that imports something, and none before it. A cell of definitions only may import within them."
-    import ast
+    "Whether a cell imports and computes: nbdev runs every cell that imports something, and none before it."
     source = build.text(cell["source"])
     if cell["cell_type"] != "code" or re.search(r"^#\| *(export|exec_doc|eval)", source, re.M): return False
     tree = ast.parse(source)
-    at = lambda n: isinstance(n, (ast.Import, ast.ImportFrom))
-    return any(at(n) for n in ast.walk(tree)) and not all(at(n) for n in tree.body) and not all(isinstance(n, (ast.FunctionDef, ast.ClassDef)) for n in tree.body)
+    def is_import(node): return isinstance(node, (ast.Import, ast.ImportFrom))
+    only_definitions = all(isinstance(node, (ast.FunctionDef, ast.ClassDef)) for node in tree.body)
+    only_imports = all(is_import(node) for node in tree.body)
+    return any(is_import(node) for node in ast.walk(tree)) and not only_imports and not only_definitions
 
 
-def test_the_copy_for_quarto_says_the_same(tmp_path):
-    "Where Quarto is there, nbdev builds a copy in which opening texts stand in cells of their own; nothing may be lost or changed on the way, and no cell may import and compute."
-    for ps in build.grouped(ROOT/"nbs").values():
-        for p in ps:
-            raw = json.loads(p.read_text())
-            before = [build.text(c["source"]) for c in raw["cells"]]
-            opened = build.opened(raw)
-            assert "\n".join(before).split() == "\n".join(build.text(c["source"]) for c in opened["cells"]).split()
-            assert not (bad := [build.text(c["source"])[:80] for c in raw["cells"] if mixed(c)]), (p.name, bad)
-    cell = lambda s: dict(cell_type="code", source=s)
-    assert [mixed(cell(s)) for s in ("import os; a = 1", "import os\nimport re", "def f(): import io", "def f(): import io\nf()", "a = 1", "#| export\nimport os; a = 1")] == [True, False, False, True, False, False]
+def test_the_copy_for_quarto_says_the_same():
+    "In the copy opening texts stand in cells of their own; nothing is lost, and no cell imports and computes."
+    for path in [p for members in build.grouped(ROOT/"nbs").values() for p in members]:
+        raw = json.loads(path.read_text())
+        before = [build.text(cell["source"]) for cell in raw["cells"]]
+        after = [build.text(cell["source"]) for cell in build.opened(raw)["cells"]]
+        assert "\n".join(before).split() == "\n".join(after).split()
+        bad = [build.text(cell["source"])[:80] for cell in raw["cells"] if mixed(cell)]
+        assert not bad, (path.name, bad)
 
+
+@pytest.mark.parametrize("source, is_mixed", [
+    ("import os; a = 1", True), ("import os\nimport re", False), ("def f(): import io", False),
+    ("def f(): import io\nf()", True), ("a = 1", False), ("#| export\nimport os; a = 1", False)])
+def test_mixed_cells_are_seen(source, is_mixed):
+    assert mixed(dict(cell_type="code", source=source)) == is_mixed
+
+
+NBDEV = """import sys
+from pathlib import Path
+from nbdev.serve_drv import exec_nb
+from nbdev.processors import FilterDefaults
+for a, b in zip(sys.argv[1::2], sys.argv[2::2]): exec_nb(Path(a), Path(b), FilterDefaults)"""
 
 def test_nbdev_takes_the_copy(tmp_path):
-    "nbdev's own processing, of which Quarto is only the last step, goes through in the copy and in the notebooks themselves; a cell that imports and computes is where it would stop."
+    "nbdev's own processing goes through; a cell that imports and computes is where it would stop."
     build.for_quarto(ROOT/"nbs", tmp_path/"_nbs")
-    code = "import sys; from pathlib import Path; from nbdev.serve_drv import exec_nb; from nbdev.processors import FilterDefaults\nfor a, b in zip(sys.argv[1::2], sys.argv[2::2]): exec_nb(Path(a), Path(b), FilterDefaults)"
-    names = [*(f"tutorials/{n}" for n in TUTORIALS), "02_rays", "05_views", "04b_rasterize", "11c_fit", "index"]
-    run = lambda *paths: subprocess.run([sys.executable, "-W", "ignore", "-c", code, *[str(x) for p in paths for x in (p, tmp_path/"out.ipynb")]], cwd=ROOT, capture_output=True, text=True, env=os.environ | dict(MPLBACKEND="agg"))
-    said = run(*[f/f"{n}.ipynb" for f in (tmp_path/"_nbs", ROOT/"nbs") for n in names])
-    assert said.returncode == 0, said.stderr[-800:]
-    bad = json.loads((ROOT/"nbs/02_rays.ipynb").read_text())
-    bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source="import os; print(of_an_earlier_cell)"))
+    names = [*(f"tutorials/{name}" for name in TUTORIALS), "cameras/05_rays", "views/00_views",
+             "gaussians/05_rasterize", "gaussians/06_fit", "index"]
+    def run(*paths):
+        args = [str(x) for path in paths for x in (path, tmp_path/"out.ipynb")]
+        command = [sys.executable, "-W", "ignore", "-c", NBDEV, *args]
+        env = os.environ | dict(MPLBACKEND="agg")
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=env)
+    result = run(*[folder/f"{name}.ipynb" for folder in (tmp_path/"_nbs", ROOT/"nbs") for name in names])
+    assert result.returncode == 0, result.stderr[-800:]
+    bad = json.loads((ROOT/"nbs/cameras/05_rays.ipynb").read_text())
+    source = "import os; print(of_an_earlier_cell)"
+    bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source=source))
     (tmp_path/"bad.ipynb").write_text(json.dumps(bad))
     assert "Error in notebook: rays in cell" in run(tmp_path/"bad.ipynb").stderr
 
@@ -154,16 +204,21 @@ def test_the_report_has_its_place(tmp_path):
     def study(out, from_results=None):
         out.mkdir(parents=True)
         (out/"index.html").write_text(f"<p>{from_results.name}</p>")
-    assert build.report_of(without, tmp_path, ROOT/"nbs/results") is None and build.report_of(study, tmp_path, ROOT/"nbs/results") == "reports/study/index.html" and (tmp_path/"reports/study/index.html").read_text() == "<p>results</p>"
+    assert build.report_of(without, tmp_path, ROOT/"nbs/results") is None
+    assert build.report_of(study, tmp_path, ROOT/"nbs/results") == "reports/study/index.html"
+    assert (tmp_path/"reports/study/index.html").read_text() == "<p>results</p>"
     page = Path("a.ipynb")
-    there = build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "../", "reports/study/index.html")
-    assert 'href="../reports/study/index.html">report' in there and "report" not in build.navigation({"Study": [page]}, {page: "a.html"}, {page: "a"}, "a.html", "")
+    groups, pages_, titles = {"Experiments": [page]}, {page: "a.html"}, {page: "a"}
+    with_report = build.navigation(groups, pages_, titles, "a.html", "../", "reports/study/index.html")
+    assert 'href="../reports/study/index.html">report of the study' in with_report
+    assert "report" not in build.navigation(groups, pages_, titles, "a.html", "")
 
 
 def test_a_folder_that_is_no_site_is_left_alone(tmp_path):
     (tmp_path/"thesis.txt").write_text("years of work")
     said = subprocess.run([sys.executable, ROOT/"tools/docs/build.py", tmp_path], capture_output=True, text=True)
-    assert said.returncode == 1 and "should be empty or a site built before" in said.stderr and (tmp_path/"thesis.txt").exists()
+    assert said.returncode == 1 and "should be empty or a site built before" in said.stderr
+    assert (tmp_path/"thesis.txt").exists()
 
 
 def test_changelog_knows_this_version():
@@ -171,16 +226,19 @@ def test_changelog_knows_this_version():
     assert re.search(rf"^## .*{re.escape(version)}", (ROOT/"CHANGELOG.md").read_text(), re.M)
 
 
-# --- in a browser ----------------------------------------------------------------------------------------------------------------------
+# --- in a browser ------------------------------------------------------------------------------------------------
 
 class Browser:
     "A headless Chromium, spoken to over its DevTools socket."
     def __init__(self, folder):
         import websocket
-        binary = next((b for n in ("chromium", "chromium-browser", "google-chrome", "chrome") if (b := shutil.which(n))), None)
+        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
+        binary = next((found for name in names if (found := shutil.which(name))), None)
         if binary is None: pytest.skip("no Chromium on this machine")
-        self.process = subprocess.Popen([binary, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--remote-debugging-port=0", "--remote-allow-origins=*", f"--user-data-dir={folder}", "about:blank"],
-                                        stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+                   "--disable-background-networking", "--remote-debugging-port=0", "--remote-allow-origins=*")
+        command = [binary, *options, f"--user-data-dir={folder}", "about:blank"]
+        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
         port = folder/"DevToolsActivePort"
         end = time.time() + 30
         while not (port.exists() and port.read_text().count("\n")) and time.time() < end: time.sleep(.1)
@@ -205,16 +263,23 @@ class Browser:
 
     def visit(self, url):
         "What went wrong on the way, and what was asked for."
-        for there in ("about:blank", url):                                    # what the page before has left to say is not this one's
+        for address in ("about:blank", url): # what the page before has left to say is not this one's
             self.events.clear()
-            self("Page.navigate", url=there)
-            while not any(e.get("method") == "Page.loadEventFired" for e in self.events): self.events.append(json.loads(self.socket.recv()))
+            self("Page.navigate", url=address)
+            while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
+                self.events.append(json.loads(self.socket.recv()))
         self.js("new Promise(r => setTimeout(r, 30))")
-        return self.wrong(), [e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"]
+        asked = [params["request"]["url"] for params in self.params_of("Network.requestWillBeSent")]
+        return self.wrong(), asked
+
+    def params_of(self, method): return [event["params"] for event in self.events if event.get("method") == method]
 
     def wrong(self):
-        return ([e["params"]["exceptionDetails"] for e in self.events if e.get("method") == "Runtime.exceptionThrown"] + [e["params"]["args"] for e in self.events if e.get("method") == "Runtime.consoleAPICalled" and e["params"]["type"] == "error"]
-                + [e["params"]["entry"] for e in self.events if e.get("method") == "Log.entryAdded" and e["params"]["entry"]["level"] == "error"] + [e["params"] for e in self.events if e.get("method") == "Network.loadingFailed" and not e["params"].get("canceled")])
+        exceptions = [params["exceptionDetails"] for params in self.params_of("Runtime.exceptionThrown")]
+        logged = [p["args"] for p in self.params_of("Runtime.consoleAPICalled") if p["type"] == "error"]
+        entries = [p["entry"] for p in self.params_of("Log.entryAdded") if p["entry"]["level"] == "error"]
+        failed = [p for p in self.params_of("Network.loadingFailed") if not p.get("canceled")]
+        return exceptions + logged + entries + failed
 
 
 @pytest.fixture(scope="session")
@@ -236,7 +301,8 @@ def home(site):
     server.shutdown()
 
 
-LOADED = "Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode()))).then(() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim()).length)"
+LOADED = """Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))
+    .then(() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim()).length)"""
 
 def test_every_page_in_a_browser(site, browser, home):
     for page in pages(site):
@@ -247,14 +313,15 @@ def test_every_page_in_a_browser(site, browser, home):
 
 
 def test_the_browser_would_complain(site, browser, home, tmp_path):
-    (site/"bad.html").write_text('<script src="missing.js"></script><script>console.error("ouch"); throw new Error("oops")</script><img src="http://127.0.0.1:9/x.png" alt="x">')
+    scripts = '<script src="missing.js"></script><script>console.error("ouch"); throw new Error("oops")</script>'
+    (site/"bad.html").write_text(scripts + '<img src="http://127.0.0.1:9/x.png" alt="x">')
     try: wrong, asked = browser.visit(home + "bad.html")
     finally: (site/"bad.html").unlink()
     assert len(wrong) >= 3 and "http://127.0.0.1:9/x.png" in asked
 
 
 def test_from_a_disk_without_a_server(site, browser):
-    wrong, asked = browser.visit((site/"cameras.html").as_uri())
+    wrong, asked = browser.visit((site/"cameras/pinhole.html").as_uri())
     assert wrong == [] and all(u.startswith(("file:", "data:")) for u in asked)
     browser.js("document.getElementById('query').value = 'umeyama'; search()")
     assert "fit_similarity" in browser.js("search().then(() => document.getElementById('hits').innerText)")
@@ -262,81 +329,124 @@ def test_from_a_disk_without_a_server(site, browser):
 
 def test_search_leads_to_the_place(browser, home):
     browser.visit(home + "index.html")
-    found = lambda q: browser.js(f"(query.value = {json.dumps(q)}, search().then(() => [...hits.querySelectorAll('a')].map(a => a.getAttribute('href'))))")
-    assert found("look_at")[0] == "cameras.html#look_at"
+    def found(words):
+        links = "[...hits.querySelectorAll('a')].map(a => a.getAttribute('href'))"
+        return browser.js(f"(query.value = {json.dumps(words)}, search().then(() => {links}))")
+    assert found("look_at")[0] == "cameras/pinhole.html#look_at"
     assert found("principal point")
+    for words in ("plucker", "millimeters", "novel view synthesis", "citation"): assert found(words), words
     assert found("zzzyx") == [] and "nothing found" in browser.js("hits.innerText")
 
 
-FOUND = "new Promise(r => { let n = 0; const t = setInterval(() => { if (document.querySelector('.widget %s') || ++n > 100) { clearInterval(t); r(n) } }, 50) })"
-STILL = "(w => { let e = w; while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt; return false })(document.querySelector('.widget'))"
+FOUND = """new Promise(r => {
+    let n = 0
+    const t = setInterval(() => {
+        if (document.querySelector('.widget %s') || ++n > 100) { clearInterval(t); r(n) }
+    }, 50)
+})"""
+STILL = """(w => {
+    let e = w
+    while (e = e.previousElementSibling) if (e.matches('figure')) return !!e.querySelector('img').alt
+    return false
+})(document.querySelector('.widget'))"""
 
 def with_widgets():
     "Pages whose notebooks show a widget, and what kind: `interact` redraws by Python, a `Tab` of pictures needs none."
     found = {}
-    for p in (p for ps in build.grouped(ROOT/"nbs").values() for p in ps):
-        raw = json.loads(p.read_text())
+    for path in [p for members in build.grouped(ROOT/"nbs").values() for p in members]:
+        raw = json.loads(path.read_text())
         state = raw["metadata"].get("widgets", {}).get(build.STATE, {}).get("state", {})
-        kinds = {s["model_name"] for s in state.values()}
-        if kinds: found[build.page_of(p, ROOT/"nbs")] = kinds
+        kinds = {widget["model_name"] for widget in state.values()}
+        if kinds: found[build.page_of(path, ROOT/"nbs")] = kinds
     return found
 
 
+EXPECTED_WIDGETS = {
+    "cameras/rays.html": "FloatSliderModel", "gaussians/cloud.html": "FloatSliderModel",
+    "gaussians/rasterize.html": "FloatSliderModel", "preprocess/canonical.html": "TabModel",
+    "experiments/factors.html": "ToggleButtonModel", "pages/glossary.html": "TabModel"}
+
 def test_there_is_a_widget_for_each_of_these():
     kinds = with_widgets()
-    for page, kind in {"rays.html": "FloatSliderModel", "gaussians.html": "FloatSliderModel", "rasterize.html": "FloatSliderModel", "canonical.html": "TabModel", "factors.html": "ToggleButtonModel", "pages/glossary.html": "TabModel"}.items(): assert kind in kinds[page], page
+    for page, kind in EXPECTED_WIDGETS.items(): assert kind in kinds[page], page
 
+
+PRESS_RIGHT = """(h => {
+    h.focus()
+    for (const t of ['keydown', 'keyup'])
+        h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true}))
+})(document.querySelector('.widget .noUi-handle'))"""
+SLIDER = (".widget-readout", "document.querySelector('.widget .widget-readout').innerText", PRESS_RIGHT)
+BUTTON = (".widget-toggle-button",
+          "document.querySelector('.widget .widget-toggle-button').classList.contains('mod-active')",
+          "document.querySelector('.widget .widget-toggle-button').click()")
 
 def test_sliders_and_buttons_move(browser, home):
     for page, kinds in with_widgets().items():
+        if "FloatSliderModel" in kinds: selector, value, move = SLIDER
+        elif "ToggleButtonModel" in kinds: selector, value, move = BUTTON
+        else: continue
         browser.visit(home + page)
-        which = ".widget-readout" if "FloatSliderModel" in kinds else ".widget-toggle-button" if "ToggleButtonModel" in kinds else None
-        if which is None: continue
-        assert browser.js(FOUND % which) < 100, page
-        now = "document.querySelector('.widget .widget-readout').innerText" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').classList.contains('mod-active')"
-        before = browser.js(now)
-        browser.js("(h => { h.focus(); for (const t of ['keydown', 'keyup']) h.dispatchEvent(new KeyboardEvent(t, {key: 'ArrowRight', code: 'ArrowRight', bubbles: true})) })(document.querySelector('.widget .noUi-handle'))" if which == ".widget-readout" else "document.querySelector('.widget .widget-toggle-button').click()")
-        assert browser.js(now) != before, page
+        assert browser.js(FOUND % selector) < 100, page
+        before = browser.js(value)
+        browser.js(move)
+        assert browser.js(value) != before, page
         assert browser.js(STILL), f"{page}: a still figure stands before the widget"
         assert "none runs behind this page" in browser.js("document.querySelector('.widget .note').innerText"), page
         assert browser.wrong() == [], page
 
 
-@pytest.mark.parametrize("page", ["pages/glossary.html", "canonical.html"])
+CLICK = """(t => {
+    for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click'])
+        t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(
+            e, {bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9,
+                clientY: t.getBoundingClientRect().y + 9}))
+})"""
+TABS = "[...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')]"
+VISIBLE = """[...document.querySelectorAll('.widget img')]
+    .filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)"""
+
+@pytest.mark.parametrize("page", ["pages/glossary.html", "preprocess/canonical.html"])
 def test_a_widget_of_pictures_works_without_python(browser, home, page):
     browser.visit(home + page)
-    tabs = "[...document.querySelectorAll('.widget .lm-TabBar-tab, .widget .p-TabBar-tab')]"
-    assert browser.js(FOUND % ".lm-TabBar-tab, .widget .p-TabBar-tab") < 100 and browser.js(STILL)
-    shown = lambda: browser.js("[...document.querySelectorAll('.widget img')].filter(i => i.offsetParent && i.naturalWidth).map(i => i.src)")
-    seen = shown()
+    assert browser.js(FOUND % ".lm-TabBar-tab, .widget .p-TabBar-tab") < 100
+    assert browser.js(STILL)
+    seen = browser.js(VISIBLE)
     assert len(seen) == 1
-    for k in range(1, browser.js(f"{tabs}.length")):
-        browser.js(f"(t => {{ for (const e of ['pointerdown', 'mousedown', 'pointerup', 'mouseup', 'click']) t.dispatchEvent(new (e[0] === 'p' ? PointerEvent : MouseEvent)(e, {{bubbles: true, button: 0, clientX: t.getBoundingClientRect().x + 9, clientY: t.getBoundingClientRect().y + 9}})) }})({tabs}[{k}])")
-        now = shown()
-        assert len(now) == 1 and now[0] not in seen
-        seen += now
-    assert len(seen) > 3 and browser.wrong() == [] and browser.js("[...document.querySelectorAll('.widget img')].every(i => i.alt.trim())")
+    for k in range(1, browser.js(f"{TABS}.length")):
+        browser.js(f"{CLICK}({TABS}[{k}])")
+        visible = browser.js(VISIBLE)
+        assert len(visible) == 1 and visible[0] not in seen
+        seen += visible
+    assert len(seen) > 3
+    assert browser.wrong() == []
+    assert browser.js("[...document.querySelectorAll('.widget img')].every(i => i.alt.trim())")
 
 
 def test_dark_light_and_telephone(site, browser, home):
-    shade = lambda: browser.js("getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3).reduce((a, x) => a + +x, 0)")
+    background = "getComputedStyle(document.body).backgroundColor.match(/\\d+/g).slice(0, 3)"
+    def shade(): return browser.js(f"{background}.reduce((a, x) => a + +x, 0)")
     browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="dark")])
     browser.visit(home + "index.html")
     assert shade() < 200
     browser.js("document.getElementById('theme').click()")
     assert shade() > 600
-    browser.visit(home + "cameras.html")
+    browser.visit(home + "cameras/pinhole.html")
     assert shade() > 600, "the choice is kept"
     browser.js("localStorage.clear()")
     browser("Emulation.setEmulatedMedia", features=[dict(name="prefers-color-scheme", value="light")])
     browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
     try:
-        for page in ("index.html", "canonical.html", "calibration.html", "pages/api.html", "factors.html", *(p for p in pages(site) if p.startswith("tutorials/"))):
+        tutorials = [page for page in pages(site) if page.startswith("tutorials/")]
+        for page in ("index.html", "preprocess/canonical.html", "calibration/formats.html", "pages/api.html",
+                     "experiments/factors.html", *tutorials):
             browser.visit(home + page)
             assert browser.js("document.documentElement.scrollWidth") <= 390, page
-        hidden = lambda: browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
+        def hidden(): return browser.js("getComputedStyle(document.getElementById('sidebar')).display == 'none'")
         assert hidden()
         browser.js("document.getElementById('menu').click()")
         assert not hidden()
-        assert browser.js("document.querySelector('#sidebar h2').getBoundingClientRect().top >= document.querySelector('header').getBoundingClientRect().bottom"), "the menu begins below the head of the page"
+        top = browser.js("document.querySelector('#sidebar h2').getBoundingClientRect().top")
+        bottom = browser.js("document.querySelector('header').getBoundingClientRect().bottom")
+        assert top >= bottom, "the menu begins below the head of the page"
     finally: browser("Emulation.clearDeviceMetricsOverride")

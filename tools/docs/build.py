@@ -1,7 +1,8 @@
-"""The documentation where Quarto is missing: the notebooks as nbdev processes them, through pandoc, into one folder that needs no network.
+"""The documentation where Quarto is missing: the notebooks as nbdev processes them, through pandoc, into one folder.
 
     python tools/docs/build.py [OUT]        the site, `_docs` when OUT is left out
-    python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`, with what nbdev would lose or stumble over put right"""
+    python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`,
+                                            with what nbdev would lose or stumble over put right"""
 import ast, base64, gzip, hashlib, html, importlib, inspect, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from operator import attrgetter
@@ -12,126 +13,182 @@ root, here = Path(__file__).resolve().parents[2], Path(__file__).resolve().paren
 os.chdir(root)
 sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
 
-# In the order in which they are read: notebooks by the number in their name, pages by name, what a folder holds beyond those named by "folder/".
-GROUPS = (("Start", ("index", "pages/glossary", "pages/limits")), ("Tutorials", ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora", "tutorials/released_checkpoint", "tutorials/")), ("Cameras", ("00", "01", "02")), ("Pictures", ("05", "06")), ("Gaussians and rendering", ("03", "04")),
-          ("Recipes and the exact camera", ("07", "08")), ("Model and training", ("09", "10", "pages/model_cards", "11", "12", "13")), ("Failure and doctor", ("15", "16")), ("Study", ("14", "17", "18")),
-          ("Reference", ("pages/conventions", "pages/api", "pages/contributing", "pages/changelog")))
+# The sidebar: a title, whether it begins closed, and pages or folders ("cameras/") in reading order.
+GROUPS = (
+    ("Start", False, ("index", "pages/findings", "pages/glossary", "pages/limits")),
+    ("How to", False, ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora",
+                       "tutorials/released_checkpoint", "tutorials/")),
+    ("Cameras, rays and lenses", True, ("cameras/",)),
+    ("Calibration files of other tools", True, ("calibration/",)),
+    ("Views, recordings, visual hull", True, ("views/",)),
+    ("Masks", True, ("masks/",)),
+    ("The synthetic world", True, ("scenes/",)),
+    ("Gaussians and rasterizers", True, ("gaussians/",)),
+    ("Preprocessing and the canonical camera", True, ("preprocess/",)),
+    ("Models, checkpoints, LoRA", True, ("pages/model_cards", "models/")),
+    ("Training", True, ("training/",)),
+    ("Reconstruction", True, ("reconstruct/",)),
+    ("Evaluation", True, ("evaluation/",)),
+    ("Doctor", True, ("doctor/",)),
+    ("Experiments and their report", True, ("experiments/",)),
+    ("Reference", True, ("pages/conventions", "pages/api", "pages/contributing", "pages/changelog", "06_cli",
+                         "05_metrics", "00_files", "01_threads", "02_stats", "03_plotting", "04_video")),
+)
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
-FROM = "commonmark_x-smart"                                                   # what Jupyter renders, with attributes and maths
+FROM = "commonmark_x-smart" # what Jupyter renders, with attributes and maths
 
 def grouped(nbs:Path) -> dict[str, list[Path]]:
     "Notebooks of `nbs` by group, in reading order; ValueError for one that belongs to none."
-    paths = {p.relative_to(nbs).with_suffix("").as_posix(): p for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
-    belongs = lambda name, key: name == key or key.endswith("/") and name.startswith(key) or key.isdigit() and re.match(rf"{key}[a-z]?_", name)
-    groups = {title: list(dict.fromkeys(p for key in keys for name, p in paths.items() if belongs(name, key))) for title, keys in GROUPS}
-    lost = set(paths.values()) - {p for ps in groups.values() for p in ps}
-    if lost: raise ValueError(f"{', '.join(sorted(str(p) for p in lost))}: in no group of the sidebar; GROUPS in tools/docs/build.py knows notebooks by their number")
+    paths = {p.relative_to(nbs).with_suffix("").as_posix(): p
+             for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
+    def belongs(name, key): return name == key or key.endswith("/") and name.startswith(key)
+    groups = {}
+    for title, _, keys in GROUPS:
+        members = [p for key in keys for name, p in paths.items() if belongs(name, key)]
+        groups[title] = list(dict.fromkeys(members))
+    lost = set(paths.values()) - {p for members in groups.values() for p in members}
+    if lost:
+        names = ", ".join(sorted(str(p) for p in lost))
+        raise ValueError(f"{names}: in no group of the sidebar; GROUPS in tools/docs/build.py lists folders and pages")
     return groups
 
 def sidebar(nbs:Path) -> str:
     "The same groups for Quarto."
     import yaml
-    contents = [dict(section=title, contents=[p.relative_to(nbs).as_posix() for p in paths]) for title, paths in grouped(nbs).items()]
+    def section(title, members): return dict(section=title, contents=[p.relative_to(nbs).as_posix() for p in members])
+    contents = [section(title, members) for title, members in grouped(nbs).items()]
     return yaml.safe_dump(dict(website=dict(sidebar=dict(contents=contents))), sort_keys=False, allow_unicode=True)
 
+def module_file(module:str) -> Path: # "cameras.pinhole" → gslrm_mouse/cameras/pinhole.py
+    return (root/"gslrm_mouse"/module.replace(".", "/")).with_suffix(".py")
+
 def page_of(path:Path, nbs:Path) -> str:
-    "nbs/01a_lens.ipynb → lens.html, as nbdev names it."
+    "nbs/cameras/04_lens.ipynb → cameras/lens.html, as nbdev names it."
     from nbdev.doclinks import _nbpath2html
     return PurePosixPath(_nbpath2html(path.relative_to(nbs))).as_posix()
 
 
-# --- what stands where ---------------------------------------------------------------------------------------------------------------
+# --- what stands where ------------------------------------------------------------------------------------------
+
+def names_in(target) -> list[str]: # of an assignment
+    return [x.id for x in ast.walk(target) if isinstance(x, ast.Name)]
 
 def lines_of(module:Path) -> dict[str, int]:
     "Where each name of a module is defined: functions, classes, their methods (patched ones too), constants."
     from nbdev.showdoc import showdoc_nm
     found = {}
-    for n in ast.parse(module.read_text(encoding="utf-8")).body:
-        if isinstance(n, (ast.FunctionDef, ast.ClassDef)): found[showdoc_nm(n)] = n.lineno
-        if isinstance(n, ast.ClassDef): found |= {f"{n.name}.{m.name}": m.lineno for m in n.body if isinstance(m, ast.FunctionDef)}
-        if isinstance(n, (ast.Assign, ast.AnnAssign)):
-            for t in n.targets if isinstance(n, ast.Assign) else [n.target]: found |= {x.id: n.lineno for x in ast.walk(t) if isinstance(x, ast.Name)}
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)): found[showdoc_nm(node)] = node.lineno
+        if isinstance(node, ast.ClassDef):
+            methods = [m for m in node.body if isinstance(m, ast.FunctionDef)]
+            found |= {f"{node.name}.{m.name}": m.lineno for m in methods}
+        if isinstance(node, (ast.Assign, ast.AnnAssign)):
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            found |= {name: node.lineno for target in targets for name in names_in(target)}
     return found
 
+MARKDOWN = str.maketrans({"`": "", "*": r"\*", "_": r"\_", "$": r"\$", "<": r"\<", "[": r"\["})
+
+def error_sentence(call) -> str: # of `raise Kind(sentence)`
+    "The sentence of an error, with … for what is filled in."
+    if not isinstance(call, ast.Call) or not call.args: return ""
+    parts = [x for x in ast.walk(call.args[0]) if isinstance(x, (ast.Constant, ast.JoinedStr))]
+    if not parts: return ""
+    values = parts[0].values if isinstance(parts[0], ast.JoinedStr) else [parts[0]]
+    sentence = "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in values)
+    return re.sub(r"\s+", " ", sentence).strip().translate(MARKDOWN)
+
 def raises_of(module:Path) -> dict[str, list[tuple[str, str]]]:
-    "What each function of a module raises itself: the error and its sentence, with … for what is filled in."
+    "What each function of a module raises itself: the error and its sentence."
     from nbdev.showdoc import showdoc_nm
-    def sentence(call):
-        if not isinstance(call, ast.Call) or not call.args: return ""
-        parts = [x for x in ast.walk(call.args[0]) if isinstance(x, (ast.Constant, ast.JoinedStr))]
-        if not parts: return ""
-        values = parts[0].values if isinstance(parts[0], ast.JoinedStr) else [parts[0]]
-        return re.sub(r"\s+", " ", "".join(str(v.value) if isinstance(v, ast.Constant) else "…" for v in values)).strip().replace("`", "").replace("*", r"\*").replace("_", r"\_").replace("$", r"\$").replace("<", r"\<").replace("[", r"\[")
-    def found(n): return list(dict.fromkeys((ast.unparse(r.exc.func if isinstance(r.exc, ast.Call) else r.exc), sentence(r.exc)) for r in ast.walk(n) if isinstance(r, ast.Raise) and r.exc and isinstance(r.exc, (ast.Call, ast.Name))))
-    defs = [n for n in ast.parse(module.read_text(encoding="utf-8")).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
-    return {showdoc_nm(n): [(k, s) for k, s in found(n) if re.fullmatch(r"[A-Z]\w*", k)] for n in defs}
+    def raised(definition):
+        found = []
+        for node in ast.walk(definition):
+            if not (isinstance(node, ast.Raise) and isinstance(node.exc, (ast.Call, ast.Name))): continue
+            kind = ast.unparse(node.exc.func if isinstance(node.exc, ast.Call) else node.exc)
+            if re.fullmatch(r"[A-Z]\w*", kind): found.append((kind, error_sentence(node.exc)))
+        return list(dict.fromkeys(found))
+    body = ast.parse(module.read_text(encoding="utf-8")).body
+    return {showdoc_nm(n): raised(n) for n in body if isinstance(n, (ast.FunctionDef, ast.ClassDef))}
 
 def constants_of(source:str) -> list[str]:
     "Public names which a cell assigns at its top level."
-    return [x.id for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets for x in ast.walk(t) if isinstance(x, ast.Name) and not x.id.startswith("_")]
+    targets = [t for n in ast.parse(source).body if isinstance(n, ast.Assign) for t in n.targets]
+    return [name for target in targets for name in names_in(target) if not name.startswith("_")]
 
 
 def opened(raw:dict) -> dict:
     "The notebook with a first cell of title and `>` line only: nbdev throws away whatever else stands in it."
     first = raw["cells"][0]
-    said = text(first["source"])
-    if first["cell_type"] == "markdown" and (m := re.match(r"\s*#\s.*\n(?:\s*>.*(?:\n|\Z))*", said + "\n")) and (rest := said[m.end():].strip()):
-        raw["cells"][:1] = [first | dict(source=m[0].strip()), dict(cell_type="markdown", id=first.get("id", "0")[:6] + "-t", metadata={}, source=rest)]
+    source = text(first["source"])
+    title = re.match(r"\s*#\s.*\n(?:\s*>.*(?:\n|\Z))*", source + "\n")
+    if first["cell_type"] != "markdown" or not title: return raw
+    rest = source[title.end():].strip()
+    if rest:
+        second = dict(cell_type="markdown", id=first.get("id", "0")[:6] + "-t", metadata={}, source=rest)
+        raw["cells"][:1] = [first | dict(source=title[0].strip()), second]
     return raw
 
 def for_quarto(nbs:Path, to:Path):
-    "A copy of `nbs` which `nbdev_docs --path` can build: opening texts kept, alternative texts written out, pages in groups."
+    "A copy of `nbs` for `nbdev_docs --path`: opening texts kept, alternative texts written out, pages in groups."
     import tempfile
     if to.exists(): shutil.rmtree(to)
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*"))
-    groups = grouped(nbs)
-    pages = {p: page_of(p, nbs) for ps in groups.values() for p in ps} | {p.resolve(): page_of(p, nbs) for ps in groups.values() for p in ps}
-    for p in (p for ps in groups.values() for p in ps):
+    order = [p for members in grouped(nbs).values() for p in members]
+    pages = {form: page_of(p, nbs) for p in order for form in (p, p.resolve())}
+    for p in order:
         with tempfile.TemporaryDirectory() as tmp: alts = Page(p, nbs, Path(tmp), pages).alts
         raw = opened(json.loads(p.read_text(encoding="utf-8")))
-        for c in raw["cells"]:
-            if c.get("id") in alts and not re.search(r"^#\| *fig-(alt|cap)", text(c["source"]), re.M): c["source"] = f"#| fig-alt: {json.dumps(alts[c['id']], ensure_ascii=False)}\n" + text(c["source"])
+        for cell in raw["cells"]:
+            source = text(cell["source"])
+            if cell.get("id") not in alts or re.search(r"^#\| *fig-(alt|cap)", source, re.M): continue
+            cell["source"] = f"#| fig-alt: {json.dumps(alts[cell['id']], ensure_ascii=False)}\n{source}"
         (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
     (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8")
-    os.utime(to/"index.ipynb", (0, 0))     # so that nbdev does not make another README from it
+    os.utime(to/"index.ipynb", (0, 0)) # so that nbdev does not make another README from it
     shutil.rmtree(root/"_proc", ignore_errors=True)
 
 
-# --- nbdev's processing, but for one thing: a documented symbol is looked up in the package instead of running the notebook again -------
+# --- nbdev's processing, but for one thing: a documented symbol is looked up in the package
+#     instead of running the notebook again ---------------------------------------------------------------------
 
 def processed(path:Path):
-    "The notebook as nbdev hands it to Quarto, with its exported code kept (`cell.fold_`) and its `show_doc` cells answered (`cell.symbol_`)."
+    "The notebook as nbdev hands it to Quarto; exported code stays (`fold_`), `show_doc` is answered (`symbol_`)."
     from execnb.nbio import dict2nb
+    from nbdev import processors
     from nbdev.process import NBProcessor
-    from nbdev.processors import FilterDefaults, Processor, _default_exp, _is_showdoc, rm_export, exec_show_docs, insert_warning, clean_show_doc, add_fold, mv_exports
     from nbdev.showdoc import show_doc
     raw = json.loads(path.read_text(encoding="utf-8"))
-    widgets = raw["metadata"].pop("widgets", {}).get(STATE)     # a stored link has a `source` which nbdev takes for a cell's
+    widgets = raw["metadata"].pop("widgets", {}).get(STATE) # nbdev would take a link's `source` for a cell's
     nb = dict2nb(opened(raw))
     nb.path_ = str(path)
-    module = _default_exp(nb)
+    module = processors._default_exp(nb)
 
-    class answer(Processor):
+    class answer(processors.Processor):
         def cell(self, cell):
-            if not (module and cell.cell_type == "code" and _is_showdoc(cell)): return
+            if not (module and cell.cell_type == "code" and processors._is_showdoc(cell)): return
             cell.symbol_ = cell.source.strip()[len("show_doc("):-1]
-            cell.source, cell.cell_type = show_doc(attrgetter(cell.symbol_)(importlib.import_module(f"gslrm_mouse.{module}")))._repr_markdown_(), "markdown"
+            symbol = attrgetter(cell.symbol_)(importlib.import_module(f"gslrm_mouse.{module}"))
+            cell.source, cell.cell_type = show_doc(symbol)._repr_markdown_(), "markdown"
 
     def fold(cell):
         if {"hide", "default_exp"} & cell.directives_.keys(): del cell["source"]
         elif {"export", "exports", "exporti"} & cell.directives_.keys():
-            if all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(cell.source).body): del cell["source"]
+            only_imports = all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in ast.parse(cell.source).body)
+            if only_imports: del cell["source"]
             else: cell.fold_ = True
 
-    fresh = any("exec_doc" in c.source for c in nb.cells if c.cell_type == "code")
-    swap = {rm_export: fold, insert_warning: None, clean_show_doc: None, add_fold: None, mv_exports: None, exec_show_docs: exec_show_docs if fresh else answer}
-    procs = [q for p in FilterDefaults().base_procs() if (q := swap.get(p, p)) is not None]
-    if fresh: nb.has_docs_ = True
+    is_fresh = any("exec_doc" in c.source for c in nb.cells if c.cell_type == "code")
+    swap = {processors.rm_export: fold, processors.insert_warning: None, processors.clean_show_doc: None,
+            processors.add_fold: None, processors.mv_exports: None,
+            processors.exec_show_docs: processors.exec_show_docs if is_fresh else answer}
+    procs = [q for p in processors.FilterDefaults().base_procs() if (q := swap.get(p, p)) is not None]
+    if is_fresh: nb.has_docs_ = True
     NBProcessor(nb=nb, procs=procs).process()
     return nb, module, widgets
 
 
-# --- one page ------------------------------------------------------------------------------------------------------------------------
+# --- one page ----------------------------------------------------------------------------------------------------
 
 def plain(md:str) -> str:
     "Markdown as a reader hears it: no links, marks, code fences or tables; formulas in words as far as they have any."
@@ -142,28 +199,44 @@ def plain(md:str) -> str:
 
 def last_sentence(md:str) -> str:
     "What the text says just before a picture."
-    said = [s.strip(" :;") for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9\"(])", plain(md)) if len(s.strip(" :;.")) > 15]
-    return said[-1] if said else ""
+    sentences = [s.strip(" :;") for s in re.split(r"(?<=[.!?:])\s+(?=[A-Z0-9\"(])", plain(md))]
+    long_ones = [s for s in sentences if len(s.strip(".")) > 15]
+    return long_ones[-1] if long_ones else ""
+
+KINDS_OF_FIGURE = (("imshow|show_views|plot_choices", "pictures"), (r"\.plot\(|plot_pull|semilogx|errorbar", "curves"),
+                   ("draw_cameras|3d", "cameras and points in space"), (r"\.bar", "bars"), ("scatter", "points"))
 
 def labels_of(source:str) -> str:
-    "What a cell draws, and the titles, axes and curves it writes into its picture, as far as they stand there word by word."
-    part = lambda pattern, name: f"{name} {', '.join(dict.fromkeys(found))}" if (found := [m[1] for m in re.finditer(rf"""(?:{pattern})\(?["']([^"'{{}}]{{2,}})["']""", source)]) else ""
-    kinds = [k for word, k in (("imshow|show_views|show_choice", "pictures"), (r"\.plot\(|plot_pull|semilogx|errorbar", "curves"), ("draw_cameras|3d", "cameras and points in space"), (r"\.bar", "bars"), ("scatter", "points")) if re.search(word, source)]
-    panels = f", {m[1]} × {m[2]} panels" if (m := re.search(r"subplots\((\d+), (\d+)", source)) else ""
-    return "; ".join(filter(None, (" and ".join(kinds or ["drawing"]) + panels, part("title", "titled"), part("xlabel", "across:"), part("ylabel", "up:"), part(r"\blabel=", "curves:"))))
+    "What a cell draws, and the titles, axes and curves it writes into its picture, as far as they are literals."
+    def quoted(pattern, name):
+        found = [m[1] for m in re.finditer(rf"""(?:{pattern})\(?["']([^"'{{}}]{{2,}})["']""", source)]
+        return f"{name} {', '.join(dict.fromkeys(found))}" if found else ""
+    kinds = [kind for words_, kind in KINDS_OF_FIGURE if re.search(words_, source)]
+    grid = re.search(r"subplots\((\d+), (\d+)", source)
+    panels = f", {grid[1]} × {grid[2]} panels" if grid else ""
+    parts = (" and ".join(kinds or ["drawing"]) + panels, quoted("title", "titled"), quoted("xlabel", "across:"),
+             quoted("ylabel", "up:"), quoted(r"\blabel=", "curves:"))
+    return "; ".join(filter(None, parts))
 
-def alt_of(cell, heading:str, said:str, near:bool) -> str:
-    "A picture's alternative text: `fig-alt` or `fig-cap` of its cell; else the section, the last sentence said right before it, and what is written into it."
+def alt_of(cell, heading:str, sentence:str, near:bool) -> str:
+    "A picture's alternative text: `fig-alt` or `fig-cap` of its cell; else section, last sentence and labels."
     for key in ("fig-alt:", "fig-cap:"):
         if key in cell.directives_: return " ".join(cell.directives_[key]).strip("\"'")
     labels = labels_of(cell.source)
-    return re.sub(r"([.?!])\.", r"\1", ". ".join(filter(None, (heading, said if near or ";" not in labels else "", labels[0].upper() + labels[1:]))) + ".")
+    said = sentence if near or ";" not in labels else ""
+    parts = filter(None, (heading, said, labels[0].upper() + labels[1:]))
+    return re.sub(r"([.?!])\.", r"\1", ". ".join(parts) + ".")
 
 def raw(s:str) -> str: return f"\n\n``````{{=html}}\n{s}\n``````\n\n"
 def code(s:str) -> str: return f"\n\n``````python\n{s.strip()}\n``````\n\n"
 def text(x) -> str: return x if isinstance(x, str) else "".join(x)
 
-def documented(name:str, obj) -> bool: return not name.split(".")[-1].startswith("__") or bool((getattr(obj, "__doc__", None) or "").strip())
+def documented(name:str, obj) -> bool:
+    is_special = name.split(".")[-1].startswith("__")
+    return not is_special or bool((getattr(obj, "__doc__", None) or "").strip())
+
+NO_KERNEL = ('<p class="note">The controls move, but their picture is drawn by Python, and none runs behind this page: '
+             "the figure above shows the point. Open the notebook to play.</p>")
 
 class Page:
     "One notebook on its way: its markdown, its pictures, where its symbols are."
@@ -176,8 +249,8 @@ class Page:
         self.up = "../"*self.url.count("/")
         self.nb, self.module, self.state = processed(path)
         self.title, self.says = self.nb.frontmatter_["title"], self.nb.frontmatter_.get("description", "")
-        self.lines = lines_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
-        self.raises = raises_of(root/f"gslrm_mouse/{self.module}.py") if self.module else {}
+        self.lines = lines_of(module_file(self.module)) if self.module else {}
+        self.raises = raises_of(module_file(self.module)) if self.module else {}
         self.heading, self.said, self.near = self.title, "", False
         self.pictures, self.alts = 0, {}
         self.widgets = False
@@ -200,17 +273,19 @@ class Page:
             if heads: self.heading, self.said = plain(heads[-1]), ""
             self.said = last_sentence(cell.source) or self.said
             return before + "\n\n" + cell.source + "\n\n"
-        d = {k: v[0] if v else "" for k, v in cell.directives_.items()}
+        directives = {k: v[0] if v else "" for k, v in cell.directives_.items()}
         source = "\n".join(x for x in cell.source.splitlines() if not re.match(r"#\|", x)).strip()
-        shown = "" if d.get("echo:") == "false" or not source else code(source)
-        if d.get("output:") == "false" or d.get("include:") == "false": return before + (shown if d.get("include:") != "false" else "")
-        return before + shown + "".join(self.output(cell, o, near) for o in cell.get("outputs", []))
+        is_shown = source and directives.get("echo:") != "false" and directives.get("include:") != "false"
+        before += code(source) if is_shown else ""
+        if directives.get("output:") == "false" or directives.get("include:") == "false": return before
+        return before + "".join(self.output(cell, o, near) for o in cell.get("outputs", []))
 
     def flush(self) -> str:
         "The symbols of the last exported cell in the order of their source, then its code."
-        said = "".join(self.symbol(c) for c in sorted(self.symbols, key=lambda c: self.lines[c.symbol_])) + self.held
+        in_order = sorted(self.symbols, key=lambda c: self.lines[c.symbol_])
+        held = "".join(self.symbol(c) for c in in_order) + self.held
         self.held, self.symbols = "", []
-        return said
+        return held
 
     def anchor(self, name:str) -> str:
         "As nbdev's index spells it; a second one that differs only in capitals is numbered, as pandoc does."
@@ -227,22 +302,36 @@ class Page:
         obj = attrgetter(name)(importlib.import_module(f"gslrm_mouse.{self.module}"))
         if not documented(name, obj): return raw(f'<span id="{self.anchor(name)}"></span>')
         md = re.sub(r"^---\n\n(\[source\].*\n\n)?#+ .*\n", "", md)
-        if isinstance(obj, type): md = re.sub(r"^def (.*?)\)->None:$", r"class \1)", re.sub(r"```python\ndef ", "```python\ndef ", md), count=1, flags=re.S | re.M)
-        if isinstance(obj, property): md = re.sub(r"```python\ndef (\w+)\(\)", r"```python\n@property\ndef \1(self)", md)
-        md = re.sub(r"^\*(.*?)\*$", r"\1" if getattr(obj, "__doc__", None) else "", md, flags=re.S | re.M)
-        raised = "".join(f"* `{kind}`" + (f": “{said}”" if said else "") + "\n" for kind, said in self.raises.get(name, ()))
-        return f"\n\n### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}\n\n{md.strip()}\n\n" + (f"::: {{.raises}}\nRaises\n\n{raised}:::\n\n" if raised else "")
+        if isinstance(obj, type):
+            md = re.sub(r"```python\ndef ", "```python\ndef ", md)
+            md = re.sub(r"^def (.*?)\)->None:$", r"class \1)", md, count=1, flags=re.S | re.M)
+        if isinstance(obj, property):
+            md = re.sub(r"```python\ndef (\w+)\(\)", r"```python\n@property\ndef \1(self)", md)
+        has_doc = bool(getattr(obj, "__doc__", None))
+        md = re.sub(r"^\*(.*?)\*$", r"\1" if has_doc else "", md, flags=re.S | re.M)
+        head = f"### `{name}` [source]({self.source_link(name)}){{.source}} {{#{self.anchor(name)} .symbol}}"
+        return f"\n\n{head}\n\n{md.strip()}\n\n{self.raised(name)}"
+
+    def raised(self, name:str) -> str:
+        items = []
+        for kind, sentence in self.raises.get(name, ()):
+            items.append(f"* `{kind}`: “{sentence}”\n" if sentence else f"* `{kind}`\n")
+        return f"::: {{.raises}}\nRaises\n\n{''.join(items)}:::\n\n" if items else ""
 
     def folded(self, source:str) -> str:
         "Exported code, closed; constants and private names, which have no signature, are found there by their names."
-        private = [n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef)) and n.name.startswith("_") and n.name in self.lines]
-        ids = "".join(f'<span id="{self.anchor(n)}"></span>' for n in private + [n for n in constants_of(source) if n in self.lines])
-        names = ", ".join(f"<code>{html.escape(n)}</code>" for n in constants_of(source) if n in self.lines)
-        return raw(f'{ids}<details class="src"><summary>code{": " + names if names else ""}</summary>') + code(source) + raw("</details>")
+        defs = [n.name for n in ast.parse(source).body if isinstance(n, (ast.FunctionDef, ast.ClassDef))]
+        private = [name for name in defs if name.startswith("_") and name in self.lines]
+        constants = [name for name in constants_of(source) if name in self.lines]
+        ids = "".join(f'<span id="{self.anchor(name)}"></span>' for name in private + constants)
+        names = ", ".join(f"<code>{html.escape(name)}</code>" for name in constants)
+        summary = f"code: {names}" if names else "code"
+        return raw(f'{ids}<details class="src"><summary>{summary}</summary>') + code(source) + raw("</details>")
 
     def output(self, cell, o, near:bool) -> str:
-        if o["output_type"] == "error": raise ValueError(f"{self.path}: a cell stores an error, {o['ename']}: {o['evalue']}")
-        if o["output_type"] == "stream": return raw(f'<pre class="out">{html.escape(text(o["text"]).rstrip())}</pre>')
+        kind = o["output_type"]
+        if kind == "error": raise ValueError(f"{self.path}: a cell stores an error, {o['ename']}: {o['evalue']}")
+        if kind == "stream": return raw(f'<pre class="out">{html.escape(text(o["text"]).rstrip())}</pre>')
         data = o.get("data", {})
         for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
             if mime in data:
@@ -251,9 +340,11 @@ class Page:
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
-        if re.fullmatch(r"<.* at 0x[0-9a-f]+>", text(data.get("text/plain", "")).strip()): return ""
-        if "text/plain" in data: return raw(f'<pre class="out">{html.escape(text(data["text/plain"]))}</pre>')
-        raise ValueError(f"{self.path}: an output of the kinds {', '.join(data)} has no place in the documentation")
+        if "text/plain" not in data:
+            raise ValueError(f"{self.path}: an output of the kinds {', '.join(data)} has no place in the documentation")
+        shown = text(data["text/plain"])
+        is_address = re.fullmatch(r"<.* at 0x[0-9a-f]+>", shown.strip())
+        return "" if is_address else raw(f'<pre class="out">{html.escape(shown)}</pre>')
 
     def picture(self, data:bytes, suffix:str, alt:str) -> str:
         import io
@@ -263,14 +354,17 @@ class Page:
         (self.out/name).parent.mkdir(parents=True, exist_ok=True)
         (self.out/name).write_bytes(data)
         w, h = Image.open(io.BytesIO(data)).size
-        return raw(f'<figure><img src="{self.up}{name}" width="{w}" height="{h}" loading="lazy" alt="{html.escape(alt)}"></figure>')
+        image = f'<img src="{self.up}{name}" width="{w}" height="{h}" loading="lazy" alt="{html.escape(alt)}">'
+        return raw(f"<figure>{image}</figure>")
 
     def widget(self, view:dict) -> str:
-        if self.state is None or view["model_id"] not in self.state["state"]: raise ValueError(f"{self.path}: the state of its widget is not stored; run the notebook and save it with its widgets")
+        if self.state is None or view["model_id"] not in self.state["state"]:
+            raise ValueError(f"{self.path}: the state of its widget is not stored; "
+                             "run the notebook and save it with its widgets")
         self.widgets = True
-        asks = any(s["model_name"] == "OutputModel" for s in self.state["state"].values())
-        note = "<p class=\"note\">The controls move, but their picture is drawn by Python, and none runs behind this page: the figure above shows the point. Open the notebook to play.</p>" if asks else ""
-        return raw(f'<div class="widget"><script type="{WIDGET}">{json.dumps(dict(view))}</script>{note}</div>')
+        needs_kernel = any(s["model_name"] == "OutputModel" for s in self.state["state"].values())
+        script = f'<script type="{WIDGET}">{json.dumps(dict(view))}</script>'
+        return raw(f'<div class="widget">{script}{NO_KERNEL if needs_kernel else ""}</div>')
 
     def links(self, md:str) -> str:
         "Links between notebooks and to nbdev's host become links between pages."
@@ -282,7 +376,7 @@ class Page:
         return md.replace(f"]({self.host}/", f"]({self.up}")
 
 
-# --- pandoc, search, frame -------------------------------------------------------------------------------------------------------------
+# --- pandoc, search, frame ---------------------------------------------------------------------------------------
 
 def html_of(md:str, cache:Path) -> str:
     "Through pandoc, or from what it said to the same text before."
@@ -295,13 +389,16 @@ def html_of(md:str, cache:Path) -> str:
     return kept.read_text(encoding="utf-8")
 
 HEAD = re.compile(r'<h([2-4])\s+id="([^"]+)"([^>]*)>(.*?)</h\1>', re.S)
+HIDDEN = re.compile(r"<math.*?</math>|<script.*?</script>|<details.*?</details>|<a [^>]*class=\"source\".*?</a>"
+                    r"|<pre class=\"out\">.*?</pre>", re.S)
+INLINE = re.compile(r"</?(?:span|a|code|em|strong|b|i)\b[^>]*>")
 def words(s:str) -> str:
     "The text of a piece of page, without formulas, code to fold out and links to sources."
-    s = re.sub(r"<math.*?</math>|<script.*?</script>|<details.*?</details>|<a [^>]*class=\"source\".*?</a>|<pre class=\"out\">.*?</pre>", " ", s, flags=re.S)
-    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", re.sub(r"</?(?:span|a|code|em|strong|b|i)\b[^>]*>", "", s)))).strip()
+    visible = INLINE.sub("", HIDDEN.sub(" ", s))
+    return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", visible))).strip()
 
 def finished(body:str) -> str:
-    "Wide tables scroll by themselves, headings can be linked to, ids are unique, links abroad say so, lines of code are numbered in sources only."
+    "Tables scroll, headings can be linked to, ids are unique, outward links say so, only sources have line numbers."
     if "numberSource" not in body: body = re.sub(r'<span id="cb\d+-\d+"><a [^>]*></a>', "<span>", body)
     body = re.sub(r'<(h[2-4]) class="([^"]*)" id="([^"]*)"', r'<\1 id="\3" class="\2"', body)
     body = re.sub(r"(<table\b.*?</table>)", r'<div class="scroll">\1</div>', body, flags=re.S)
@@ -312,72 +409,154 @@ def finished(body:str) -> str:
             name = f"{m[2]}-s{n}"
             n += 1
         seen.add(name)
-        return f'<h{m[1]} id="{name}"{m[3]}>{m[4]}<a class="here" href="#{name}" aria-label="link to this section">#</a></h{m[1]}>'
-    symbols = {m[2] for m in HEAD.finditer(body) if "symbol" in m[3]} | set(re.findall(r'<span id="([^"]+)"></span>', body))
-    def apart(m): return m[0] if "symbol" in m[3] or m[2] not in symbols else m[0].replace(f'id="{m[2]}"', f'id="{m[2]}-section"', 1)
+        here = f'<a class="here" href="#{name}" aria-label="link to this section">#</a>'
+        return f'<h{m[1]} id="{name}"{m[3]}>{m[4]}{here}</h{m[1]}>'
+    symbols = {m[2] for m in HEAD.finditer(body) if "symbol" in m[3]}
+    symbols |= set(re.findall(r'<span id="([^"]+)"></span>', body))
+    def apart(m):
+        if "symbol" in m[3] or m[2] not in symbols: return m[0]
+        return m[0].replace(f'id="{m[2]}"', f'id="{m[2]}-section"', 1)
     body = HEAD.sub(once, HEAD.sub(apart, body))
     return re.sub(r'<a\s+href="https?://', lambda m: m[0].replace("<a", '<a rel="noopener external"', 1), body)
 
 def toc_of(body:str) -> str:
-    items = "".join(f'<li class="l{m[1]}{" sym" if "symbol" in m[3] else ""}"><a href="#{m[2]}">{html.escape(words(m[4]).removesuffix("#").strip())}</a></li>' for m in HEAD.finditer(body) if m[1] in "23")
-    return f'<nav class="toc" aria-label="On this page"><h2>On this page</h2><ul>{items}</ul></nav>' if items else '<nav class="toc" aria-label="On this page"></nav>'
+    items = []
+    for m in HEAD.finditer(body):
+        if m[1] not in "23": continue
+        title = html.escape(words(m[4]).removesuffix("#").strip())
+        kind = f"l{m[1]} sym" if "symbol" in m[3] else f"l{m[1]}"
+        items.append(f'<li class="{kind}"><a href="#{m[2]}">{title}</a></li>')
+    content = f"<h2>On this page</h2><ul>{''.join(items)}</ul>" if items else ""
+    return f'<nav class="toc" aria-label="On this page">{content}</nav>'
 
 def sections_of(url:str, title:str, says:str, body:str) -> list[list[str]]:
     "What the search looks through: one entry per heading, [page, title, anchor, heading, text]."
     example = r'<div class="sourceCode".*?</div>'
-    body = re.sub(r'(class="symbol">(?:(?!</h3>).)*</h3>\s*' + example + ")|" + example, lambda m: m[1] or " ", body, flags=re.S)     # signatures are looked through, examples are not
+    signature = r'(class="symbol">(?:(?!</h3>).)*</h3>\s*' + example + ")"
+    body = re.sub(f"{signature}|{example}", lambda m: m[1] or " ", body, flags=re.S) # signatures, but no examples
     heads = list(HEAD.finditer(body))
     ends = [m.start() for m in heads[1:]] + [len(body)]
     top = body[:heads[0].start()] if heads else body
-    return [[url, title, "", "", f"{says} {words(top)}"]] + [[url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():e])] for m, e in zip(heads, ends)]
+    sections = [[url, title, "", "", f"{says} {words(top)}"]]
+    for m, end in zip(heads, ends):
+        sections.append([url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():end])])
+    return sections
 
 def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str, report:str=None) -> str:
-    link = lambda url, title: f'<li><a href="{up}{url}"{" aria-current=page" if url == current else ""}>{html.escape(title)}</a></li>'
-    part = lambda t, ps: f"<h2>{t}</h2><ul>" + "".join(link(pages[p], titles[p]) for p in ps) + (link(report, "report") if report and t == "Study" else "") + "</ul>"
-    return "".join(part(t, ps) for t, ps in groups.items() if ps)
+    "The sidebar: groups that begin closed are opened where they hold the current page."
+    closed = {title for title, is_closed, _ in GROUPS if is_closed}
+    def link(url, title):
+        here = " aria-current=page" if url == current else ""
+        return f'<li><a href="{up}{url}"{here}>{html.escape(title)}</a></li>'
+    def group(title, members):
+        links = [link(pages[p], titles[p]) for p in members]
+        if report and title.startswith("Experiments"): links.insert(0, link(report, "report of the study"))
+        items = "<ul>" + "".join(links) + "</ul>"
+        if title not in closed: return f"<h2>{html.escape(title)}</h2>{items}"
+        is_open = " open" if current in [pages[p] for p in members] else ""
+        return f"<details{is_open}><summary><h2>{html.escape(title)}</h2></summary>{items}</details>"
+    return "".join(group(title, members) for title, members in groups.items() if members)
 
 def report_of(study, out:Path, results:Path) -> str|None:
-    "The study's report from its stored results, beside the pages; its address, None where `study` cannot write one from them."
+    "Address of the study's report from its stored results; None where `study` cannot write one from them."
     if "from_results" not in inspect.signature(study).parameters: return None
     study(out=out/"reports/study", from_results=results)
     return "reports/study/index.html"
 
+def turn_link(pages_made:list, k:int, kind:str, word:str, up:str) -> str:
+    if not 0 <= k < len(pages_made): return "<span></span>"
+    title = html.escape(pages_made[k].title)
+    return f'<a class="{kind}" href="{up}{pages_made[k].url}"><small>{word}</small>{title}</a>'
+
+def widget_scripts(page:Page) -> str:
+    if not page.widgets: return ""
+    state = json.dumps(page.state).replace("</", "<\\/")
+    manager = f'<script src="{page.up}html-manager.js" data-jupyter-widgets-cdn="./"></script>'
+    return f'<script type="{STATE}">{state}</script>{manager}'
+
+def places_of(page:Page, nbs:Path, report:str|None) -> str:
+    "Links to the notebook, its module and, on the start page, the report."
+    notebook = f"{page.repo}/nbs/{page.path.relative_to(nbs).as_posix()}"
+    links = [f'<a href="{notebook}" rel="noopener external">notebook</a>']
+    if page.module:
+        source = f"{page.up}source/{page.module}.html"
+        links.append(f'<a href="{source}">module <code>gslrm_mouse.{page.module}</code></a>')
+    if report and page.url == "index.html": links.append(f'<a href="{report}">report of the study</a>')
+    return " · ".join(links)
+
+def purpose_of(page:Page, cache:Path) -> str:
+    if not page.says: return ""
+    paragraph = html_of(page.links(page.says), cache).strip()
+    return re.sub(r"^<p>", '<p class="says">', paragraph)
+
+def copy_assets(out:Path, nbs:Path, with_widgets:bool):
+    for name in ("style.css", "site.js", "vendor/stix-two-math.woff", "vendor/LICENSE.txt"):
+        shutil.copy(here/name, out/Path(name).name)
+    if with_widgets:
+        packed = (here/"vendor/html-manager-1.0.15.js.gz").read_bytes()
+        (out/"html-manager.js").write_bytes(gzip.decompress(packed))
+    if (nbs/"images").is_dir(): shutil.copytree(nbs/"images", out/"images")
+
+def numbered_source(module:str) -> str: # markdown
+    source = code(module_file(module).read_text(encoding="utf-8"))
+    return source.replace("``````python", "``````{.python .numberLines #src}", 1)
+
 def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict:
     "The whole site into `out`; returns how much of what."
-    groups = grouped(nbs)
-    order = [p for ps in groups.values() for p in ps]
-    pages = {p.resolve(): page_of(p, nbs) for p in order} | {p: page_of(p, nbs) for p in order}
-    if out.exists() and not (out/"search.js").exists() and any(out.iterdir()): raise ValueError(f"{out}: should be empty or a site built before, found other files")
-    shutil.rmtree(out, ignore_errors=True)
-    out.mkdir(parents=True)
     from gslrm_mouse.cli import study
+    groups = grouped(nbs)
+    order = [p for members in groups.values() for p in members]
+    pages = {form: page_of(p, nbs) for p in order for form in (p.resolve(), p)}
+    if out.exists() and not (out/"search.js").exists() and any(out.iterdir()):
+        raise ValueError(f"{out}: should be empty or a site built before, found other files")
+    shutil.rmtree(out, ignore_errors=True)
+    (out/"source").mkdir(parents=True)
     report = report_of(study, out, nbs/"results")
     made = [Page(p, nbs, out, pages) for p in order]
-    titles = {p.path: p.title for p in made}
+    titles = {page.path: page.title for page in made}
     frame = Template((here/"page.html").read_text(encoding="utf-8"))
+
+    sources = {page.module: numbered_source(page.module) for page in made if page.module}
+    texts = [page.links(page.md) for page in made] + list(sources.values())
+    with ThreadPoolExecutor(os.cpu_count()) as pool: bodies = list(pool.map(lambda md: html_of(md, cache), texts))
+
     search = []
-    sources = {m: code((root/f"gslrm_mouse/{m}.py").read_text(encoding="utf-8")).replace("``````python", "``````{.python .numberLines #src}", 1) for m in (p.module for p in made) if m}
-    with ThreadPoolExecutor(os.cpu_count()) as pool: bodies = list(pool.map(lambda md: html_of(md, cache), [p.links(p.md) for p in made] + list(sources.values())))
-    for i, (p, body) in enumerate(zip(made, bodies)):
-        body = finished(body)
-        search += sections_of(p.url, p.title, p.says, body)
-        turn = lambda k, cls, word: f'<a class="{cls}" href="{p.up}{made[k].url}"><small>{word}</small>{html.escape(made[k].title)}</a>' if 0 <= k < len(made) else "<span></span>"
-        tail = f'<script type="{STATE}">{json.dumps(p.state).replace("</", "<" + chr(92) + "/")}</script><script src="{p.up}html-manager.js" data-jupyter-widgets-cdn="./"></script>' if p.widgets else ""
-        where = f'<a href="{p.repo}/nbs/{p.path.relative_to(nbs).as_posix()}" rel="noopener external">notebook</a>' + (f' · <a href="{p.up}source/{p.module}.html">module <code>gslrm_mouse.{p.module}</code></a>' if p.module else "") + (f' · <a href="{report}">report of the study</a>' if report and p.url == "index.html" else "")
-        whole = frame.substitute(title=html.escape(p.title), says=f'<p class="says">{html_of(p.links(p.says), cache)}</p>'.replace("<p class=\"says\"><p>", '<p class="says">').replace("</p>\n</p>", "</p>") if p.says else "", body=body, up=p.up, toc=toc_of(body), turn=turn(i - 1, "prev", "before") + turn(i + 1, "next", "next"),
-                                 nav=navigation(groups, pages, titles, p.url, p.up, report), tail=tail, where=where, description=html.escape(plain(p.says)))
-        (out/p.url).parent.mkdir(parents=True, exist_ok=True)
-        (out/p.url).write_text(whole, encoding="utf-8")
-    for (m, _), body in zip(sources.items(), bodies[len(made):]):
-        page = next(p for p in made if p.module == m)
-        (out/"source").mkdir(exist_ok=True)
-        (out/f"source/{m}.html").write_text(frame.substitute(title=f"{m}.py", says=f'<p class="says">Made from the notebook <a href="../{page.url}">{page.title}</a>, which explains it.</p>', body=body, up="../", toc="", turn="", tail="", where="", description=f"Source of gslrm_mouse.{m}",
-                                                            nav=navigation(groups, pages, titles, "", "../", report)), encoding="utf-8")
-    for name in ("style.css", "site.js", "vendor/stix-two-math.woff", "vendor/LICENSE.txt"): shutil.copy(here/name, out/Path(name).name)
-    if any(p.widgets for p in made): (out/"html-manager.js").write_bytes(gzip.decompress((here/"vendor/html-manager-1.0.15.js.gz").read_bytes()))
-    if (nbs/"images").is_dir(): shutil.copytree(nbs/"images", out/"images")
-    (out/"search.js").write_text("window.SEARCH = " + json.dumps(search, ensure_ascii=False).replace("</", "<\\/"), encoding="utf-8")
-    return dict(pages=len(made), sources=len(sources), pictures=sum(p.pictures for p in made), widgets=sum(p.widgets for p in made), sections=len(search))
+    for i, page in enumerate(made):
+        body = finished(bodies[i])
+        search += sections_of(page.url, page.title, page.says, body)
+        whole = frame.substitute(
+            title=html.escape(page.title),
+            says=purpose_of(page, cache),
+            description=html.escape(plain(page.says)),
+            body=body,
+            up=page.up,
+            toc=toc_of(body),
+            turn=turn_link(made, i - 1, "prev", "before", page.up) + turn_link(made, i + 1, "next", "next", page.up),
+            nav=navigation(groups, pages, titles, page.url, page.up, report),
+            where=places_of(page, nbs, report),
+            tail=widget_scripts(page))
+        (out/page.url).parent.mkdir(parents=True, exist_ok=True)
+        (out/page.url).write_text(whole, encoding="utf-8")
+
+    page_of_module = {page.module: page for page in made if page.module}
+    for module, body in zip(sources, bodies[len(made):]):
+        page = page_of_module[module]
+        link = f'<a href="../{page.url}">{html.escape(page.title)}</a>'
+        whole = frame.substitute(
+            title=f"{module}.py",
+            says=f'<p class="says">Made from the notebook {link}, which explains it.</p>',
+            description=f"Source of gslrm_mouse.{module}",
+            body=body,
+            up="../",
+            nav=navigation(groups, pages, titles, "", "../", report),
+            toc="", turn="", tail="", where="")
+        (out/f"source/{module}.html").write_text(whole, encoding="utf-8")
+
+    copy_assets(out, nbs, any(page.widgets for page in made))
+    index = json.dumps(search, ensure_ascii=False).replace("</", "<\\/")
+    (out/"search.js").write_text("window.SEARCH = " + index, encoding="utf-8")
+    return dict(pages=len(made), sources=len(sources), pictures=sum(page.pictures for page in made),
+                widgets=sum(page.widgets for page in made), sections=len(search))
 
 if __name__ == "__main__":
     start = time.time()

@@ -1,6 +1,6 @@
-"""Is every link and anchor of the built site there, does it stay on this machine, has every picture a text? Exit 1 and name what is not.
+"""Is every link and anchor of the built site there, does it stay on this machine, has every picture a text?
 
-    python tools/docs/check.py [SITE]"""
+    python tools/docs/check.py [SITE]        exit 1 and name what is wrong"""
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,11 +15,18 @@ class Links(HTMLParser):
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
-        if (i := a.get("id")) is not None: (self.twice.append(i) if i in self.ids else self.ids.add(i))
+        name = a.get("id")
+        if name in self.ids: self.twice.append(name)
+        elif name is not None: self.ids.add(name)
         if tag == "a" and a.get("href"): self.links.append(a["href"])
         if tag == "img": self.pictures.append((a.get("src"), a.get("alt")))
-        if tag in ("img", "script", "iframe", "source", "video", "audio", "embed") and a.get("src"): self.loads.append(a["src"])
+        is_media = tag in ("img", "script", "iframe", "source", "video", "audio", "embed")
+        if is_media and a.get("src"): self.loads.append(a["src"])
         if tag == "link" and a.get("href"): self.loads.append(a["href"])
+
+def is_elsewhere(address:str) -> bool:
+    parts = urlsplit(address)
+    return parts.scheme not in ("", "data") or bool(parts.netloc)
 
 def faults(site:Path) -> list[str]:
     "One sentence for everything that is wrong."
@@ -28,14 +35,16 @@ def faults(site:Path) -> list[str]:
     for path, page in pages.items():
         name = path.relative_to(site.resolve()).as_posix()
         said += [f"{name}: the id {i!r} is there twice" for i in page.twice]
-        said += [f"{name}: the picture {src} has no alternative text" for src, alt in page.pictures if not (alt or "").strip()]
-        said += [f"{name}: loads {x} from elsewhere" for x in page.loads if urlsplit(x).scheme not in ("", "data") or urlsplit(x).netloc]
+        without_text = [src for src, alt in page.pictures if not (alt or "").strip()]
+        said += [f"{name}: the picture {src} has no alternative text" for src in without_text]
+        said += [f"{name}: loads {address} from elsewhere" for address in page.loads if is_elsewhere(address)]
         for x in [*page.links, *page.loads]:
             u = urlsplit(x)
             if u.scheme or u.netloc: continue
             target = (path.parent/unquote(u.path)).resolve() if u.path else path
             if not target.is_file(): said.append(f"{name}: links to {x}, which is not there")
-            elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids: said.append(f"{name}: links to {x}, the page is there but not the anchor")
+            elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids:
+                said.append(f"{name}: links to {x}, the page is there but not the anchor")
     return said
 
 if __name__ == "__main__":

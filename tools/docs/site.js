@@ -16,11 +16,22 @@ const load = () => loading ??= new Promise((done, failed) => {
   const s = document.createElement("script"); s.src = up + "search.js"; s.onload = () => done(window.SEARCH); s.onerror = failed; document.head.append(s)
 })
 const safe = s => s.replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;"})[c])
+// accents are folded, and a word stands for its other spelling and for what the field also calls it
+const fold = s => s.normalize("NFD").replace(/[\u0300-\u036f]/g, "").toLowerCase()
+const SYNONYMS = [["millimeters", "millimetres", "mm"], ["millimeter", "millimetre"], ["meter", "metre"], ["color", "colour"], ["colors", "colours"],
+  ["center", "centre"], ["gray", "grey"], ["normalize", "normalise"], ["optimize", "optimise"], ["license", "licence"], ["citation", "cite"],
+  ["synthesis", "rendering", "render", "novel"], ["finetuning", "fine-tuning"], ["picture", "image"], ["pictures", "images"], ["video", "film"],
+  ["calibrate", "calibration"], ["splats", "gaussians"], ["splatting", "rasterizer", "gaussians"], ["lens", "distortion"]]
+const meanings = word => [word, ...SYNONYMS.filter(group => group.includes(word)).flat().filter(other => other !== word)]
+const points = (w, title, heading, text) =>
+  (heading === w ? 60 : heading.startsWith(w) ? 30 : heading.includes(w) ? 18 : 0)
+  + (title === w ? (heading ? 8 : 70) : title.includes(w) ? 6 : 0) + (text.includes(w) ? 4 : 0)
 const score = (entry, words) => {
-  const [, title, , heading, text] = entry.map(x => x.toLowerCase())
+  const [, title, , heading, text] = entry.map(fold)
   let sum = 0
-  for (const w of words) {
-    const s = (heading === w ? 60 : heading.startsWith(w) ? 30 : heading.includes(w) ? 18 : 0) + (title === w ? (heading ? 8 : 70) : title.includes(w) ? 6 : 0) + (text.includes(w) ? 4 : 0)
+  for (const word of words) {
+    const [own, ...others] = meanings(word).map(w => points(w, title, heading, text))
+    const s = own || Math.max(0, ...others)/2
     if (!s) return 0
     sum += s
   }
@@ -32,7 +43,7 @@ const snippet = (text, words) => {
   return part.replace(new RegExp(words.map(w => safe(w).replace(/[.*+?^${}()|[\]\\]/g, "\\$&")).join("|"), "gi"), "<mark>$&</mark>")
 }
 async function search() {
-  const words = query.value.toLowerCase().split(/\s+/).filter(Boolean)
+  const words = fold(query.value).split(/\s+/).filter(Boolean)
   if (!words.length) { hits.hidden = true; return }
   const found = (await load()).map(e => [score(e, words), e]).filter(x => x[0]).sort((a, b) => b[0] - a[0]).slice(0, 14)
   hits.innerHTML = found.map(([, [page, title, anchor, heading, text]]) =>
