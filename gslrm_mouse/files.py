@@ -21,8 +21,11 @@ MAX_BYTES = 512*2**20
 def read_bytes(path) -> bytes:
     "The bytes of a file; FileNotFoundError says what is there instead."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"{path} was looked for and is {'a folder' if path.is_dir() else 'not there'}; {describe_folder(path if path.is_dir() else path.parent)}")
-    if path.stat().st_size > MAX_BYTES: raise ValueError(f"{path}: {path.stat().st_size >> 20} MB, no file of a rig is that large")
+    if path.is_dir(): raise FileNotFoundError(f"{path} was looked for and is a folder; {describe_folder(path)}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} was looked for and is not there; {describe_folder(path.parent)}")
+    size = path.stat().st_size
+    if size > MAX_BYTES: raise ValueError(f"{path}: {size >> 20} MB, no file of a rig is that large")
     return path.read_bytes()
 
 def describe_folder(folder, most:int=8) -> str:
@@ -30,11 +33,15 @@ def describe_folder(folder, most:int=8) -> str:
     folder = Path(folder)
     if not folder.is_dir(): return f"there is no folder {folder}"
     names = sorted(p.name + "/"*p.is_dir() for p in folder.iterdir())
-    return f"{folder} holds " + (", ".join(names[:most]) + f" and {len(names) - most} more"*(len(names) > most) if names else "nothing")
+    if not names: return f"{folder} holds nothing"
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return f"{folder} holds {', '.join(names[:most])}{more}"
 
 def natural_sort(names) -> list:
     "Names in the order of the numbers in them: cam_2 before cam_10."
-    return sorted(names, key=lambda s: [(not c.isdigit(), int(c) if c.isdigit() and len(c) < 19 else 0, c) for c in re.split(r"([0-9]+)", str(s))])
+    def number(part): return int(part) if part.isdigit() and len(part) < 19 else 0
+    def key(name): return [(not part.isdigit(), number(part), part) for part in re.split(r"([0-9]+)", str(name))]
+    return sorted(names, key=key)
 
 # %% ../nbs/00_files.ipynb #49e89b81
 def write_atomic(
@@ -45,20 +52,28 @@ def write_atomic(
     path = Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
     try:
-        if isinstance(content, dict):
-            if path.exists() and (not path.is_dir() or any(path.iterdir())): raise ValueError(f"{path} should be a new or empty folder, but {describe_folder(path) if path.is_dir() else 'it is a file'}; nothing was written")
-            part.mkdir(parents=True)
-            for name, data in content.items(): (part/name).write_bytes(data)
-            if path.exists(): path.rmdir()
-            part.rename(path)
+        if isinstance(content, dict): _write_folder(path, part, content)
         else:
             part.write_bytes(content)
             os.replace(part, path)
-    finally: shutil.rmtree(part, ignore_errors=True) if part.is_dir() else part.unlink(missing_ok=True)
+    finally:
+        if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
+        else: part.unlink(missing_ok=True)
     return path
+
+def _write_folder(path:Path, part:Path, files:dict): # `part`: where it is made
+    is_free = not path.exists() or path.is_dir() and not any(path.iterdir())
+    if not is_free:
+        found = describe_folder(path) if path.is_dir() else "it is a file"
+        raise ValueError(f"{path} should be a new or empty folder, but {found}; nothing was written")
+    part.mkdir(parents=True)
+    for name, data in files.items(): (part/name).write_bytes(data)
+    if path.exists(): path.rmdir()
+    part.rename(path)
 
 # %% ../nbs/00_files.ipynb #80d3ed34
 def put_folder(path:Path, text:str):
+    "Write a text file, whole or not at all."
     part = path.with_name(f".{path.name}.part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
@@ -67,7 +82,8 @@ def put_folder(path:Path, text:str):
 def recover_folder(out:Path):
     "Undo what a killed process left beside `out`: an old result without a new one goes back, anything else goes."
     if not out.parent.is_dir(): return
-    left = [p for p in out.parent.iterdir() if re.fullmatch(re.escape(f".{out.name}.") + r"[0-9a-f]{8}\.(part|old)", p.name)]
+    pattern = re.escape(f".{out.name}.") + r"[0-9a-f]{8}\.(part|old)"
+    left = [p for p in out.parent.iterdir() if re.fullmatch(pattern, p.name)]
     for p in left:
         if p.suffix == ".old" and not out.exists(): os.replace(p, out)
         else: shutil.rmtree(p)
@@ -77,8 +93,10 @@ def atomic_folder(out, overwrite:bool=False):
     "A temporary sibling of `out` to write into; becomes `out` if all goes well, vanishes if not."
     out = Path(out)
     recover_folder(out)
-    temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{k}") for k in ("part", "old"))
-    if out.exists() and (not out.is_dir() or any(out.iterdir())) and not overwrite: raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+    temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("part", "old"))
+    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
+    if is_taken and not overwrite:
+        raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
     temp.mkdir(parents=True)
     try: yield temp
     except BaseException:

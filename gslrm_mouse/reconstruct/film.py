@@ -103,9 +103,9 @@ def film_pictures(
     "Input, reconstruction in the same camera, reconstruction in a slowly turning one, side by side."
     center = torch.stack([cloud_center(c()) for c in clouds]).median(0).values
     radius = max(cloud_radius(c(), center) for c in clouds)
-    upright = Similarity() if up is None else upright(up)
+    to_z = Similarity() if up is None else upright(up)
     for k, (cloud, v, number) in enumerate(zip(clouds, views, numbers, strict=True)):
-        x, y, _ = (upright.Q @ (v.cameras.centers[0].double() - center)).tolist()
+        x, y, _ = (to_z.Q @ (v.cameras.centers[0].double() - center)).tolist()
         g = cloud()
         if k == 0: start = math.degrees(math.atan2(y, x))
         v = v.resized(2*round(height*v.cameras.width/v.cameras.height/2), height)

@@ -15,7 +15,7 @@ from ..cameras.pinhole import Cameras
 from ..cameras.presets import heldout_cameras, mouse_rig
 from .bodies import mouse_scene
 from .tracer import raytrace
-from ..video import write_clip
+from ..video import write_video
 
 # %% auto #0
 __all__ = ['write_recording']
@@ -56,8 +56,8 @@ def write_recording(
         if truth:
             for k, cam in enumerate(held): _rgba_png(raytrace(scene, cam, 2), temp/f"truth/heldout_views/frame_{i:03d}_view_{k}.png")
     for c in range(len(cams)):
-        write_clip(temp/f"videos_undist/{c}.mp4", video[c])
-        write_clip(temp/f"simpleclick_undist/{c}.mp4", masks[c])
+        write_video(temp/f"videos_undist/{c}.mp4", video[c], fps=20, crf=12)
+        write_video(temp/f"simpleclick_undist/{c}.mp4", masks[c], fps=20, crf=12)
     half = np.array([[0, 0, .5], [0, 0, .5], [0, 0, 0]])
     (temp/"new_cam.pkl").write_bytes(pickle.dumps([dict(K=K.double().numpy() - half, R=R.double().numpy().copy(), T=t.double().numpy()[:, None].copy()) for K, R, t in zip(cams.K, cams.R, cams.t)], protocol=4))
     if truth: (temp/"truth/heldout_views/heldout_cameras.json").write_text(json.dumps(dict(units="mm", world="Z up, floor at z = 0", camera="OpenCV: x right, y down, z forward; x_cam = R X + T; pixel = K x_cam", pixel_centre_of_first_pixel=[.5, .5],

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 import av, numpy as np, plyfile, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
+from gslrm_mouse import files
 from gslrm_mouse.reconstruct import pipeline as module
 from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.pinhole import orbit
@@ -76,14 +77,14 @@ def test_frames_are_those_counted(tmp_path, gop, bf, opened, order, sort):
 
 def test_a_row_of_frames_is_decoded_once(film, monkeypatch):
     "Counted where the decoder hands out pictures: as many as there are up to the last one asked for, not one more."
-    import gslrm_mouse.views.views as views
+    from gslrm_mouse import video
     path, seen = film/"videos_undist/0.mp4", []
     class Stream:
         def __init__(self, f): self.f = f
         def __getattr__(self, k): return getattr(self.f, k)
         def decode(self, s): return (seen.append(x) or x for x in self.f.decode(s))
-    real = views._video
-    monkeypatch.setattr(views, "_video", lambda p: type("V", (), dict(__enter__=lambda s: Stream((s.__dict__.setdefault("cm", real(p))).__enter__()), __exit__=lambda s, *a: s.cm.__exit__(*a)))())
+    real = video.open_video
+    monkeypatch.setattr(video, "open_video", lambda p: type("V", (), dict(__enter__=lambda s: Stream((s.__dict__.setdefault("cm", real(p))).__enter__()), __exit__=lambda s, *a: s.cm.__exit__(*a)))())
     list(decode_frames(path, [0, 3, 4, 9]))
     in_a_row = len(seen)
     seen.clear()
@@ -246,12 +247,12 @@ def test_settings_do_not_mix(film, tiny, tmp_path):
 
 
 def test_bad_frames(film, tiny, tmp_path):
-    from gslrm_mouse.video import write_clip
+    from gslrm_mouse.video import write_video
     rec = shutil.copytree(film, tmp_path/"rec")
     path = rec/"simpleclick_undist/2.mp4"
     masks = list(decode_frames(path, range(N)))
     masks[4] = masks[4]*0
-    write_clip(path, masks)
+    write_video(path, masks, fps=20, crf=12)
     kw = dict(checkpoint=tiny, frames=[3, 4, 5], turntable=False, panels=False)
     with pytest.raises(ValueError, match="frame 4: camera 2, frame 4: the mask in .* is empty; leave such out") as e: reconstruct(rec, tmp_path/"d", **kw)
     assert "\n" not in str(e.value) and folders(tmp_path/"d") == [3] and not json.loads((tmp_path/"d"/MANIFEST).read_text())["complete"]
@@ -313,17 +314,17 @@ def test_stopped_between_the_renames(film, tiny, tmp_path, monkeypatch, at):
     out = tmp_path/"d"
     out.mkdir()
     (out/"x").write_text("old")
-    real, calls = module.os.replace, []
+    real, calls = files.os.replace, []
     def dies(a, b):
         if len(calls) == at: raise KeyboardInterrupt
         calls.append(a)
         real(a, b)
-    monkeypatch.setattr(module.os, "replace", dies)
-    monkeypatch.setattr(module.shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)) if at == 2 else None
+    monkeypatch.setattr(files.os, "replace", dies)
+    monkeypatch.setattr(files.shutil, "rmtree", lambda *a, **k: (_ for _ in ()).throw(KeyboardInterrupt)) if at == 2 else None
     with pytest.raises(KeyboardInterrupt):
-        with module.whole_folder(out, True) as f: (f/"x").write_text("new")
+        with files.atomic_folder(out, True) as f: (f/"x").write_text("new")
     monkeypatch.undo()
-    with pytest.raises(FileExistsError): module.whole_folder(out).__enter__()
+    with pytest.raises(FileExistsError): files.atomic_folder(out).__enter__()
     assert (out/"x").read_text() == ("old" if at == 1 else "new") and [p.name for p in tmp_path.iterdir()] == ["d"]
 
 
@@ -333,7 +334,7 @@ def peaks(source, out, tiny, leak, **kw):
     code = textwrap.dedent(f"""
         import json, re
         from pathlib import Path
-        from gslrm_mouse import files as m
+        from gslrm_mouse.reconstruct import pipeline as m
         real, peaks, kept = m._moment, [], []
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])/1024      # of this process; ru_maxrss remembers its parent's
         def moment(folder, views, *a):

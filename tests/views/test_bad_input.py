@@ -315,7 +315,7 @@ def test_indices(sample): says(lambda: read_sample(sample, [0, 4]), "[0, 4]", "0
 def test_write_is_all_or_nothing(sample, tmp_path, monkeypatch):
     views = read_sample(sample)
     says(lambda: write_sample(views, sample), "new or empty")
-    monkeypatch.setattr("gslrm_mouse.calibration.json_frames.facelift_frame", lambda *a, **k: 1/0)
+    monkeypatch.setattr("gslrm_mouse.views.samples.facelift_frame", lambda *a, **k: 1/0)
     with pytest.raises(ZeroDivisionError): write_sample(views, tmp_path/"late")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["sample"]
 def test_units_are_not_mixed(sample, rec, tmp_path):
