@@ -145,7 +145,7 @@ def study(
     "Run what is not kept yet, and write the report."
     plan = plan or Plan(str(checkpoint_path()))
     out = own_folder(out)
-    results, cache = Path(results or out/"../results"), Path(cache or out/"cache")
+    results, cache = Path(results or out/"results"), Path(cache or out/"cache")
     begun = time.perf_counter()
     card = read_card(plan.checkpoint)
     planned_arms(plan, cache, known)

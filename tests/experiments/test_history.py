@@ -1,5 +1,7 @@
 "An arm of the history experiments that is killed between and within its stops goes on and says the same."
 import json, os, signal, subprocess, sys, time
+from pathlib import Path
+
 import pytest
 from gslrm_mouse.experiments.history import _arm, run_arm
 
@@ -10,12 +12,13 @@ def test_a_killed_arm_goes_on_with_the_same_records(tmp_path):
     whole = run_arm(arm, None, tmp_path/"whole")
     (tmp_path/"killed").mkdir()
     os.symlink(tmp_path/"whole"/"moments", tmp_path/"killed"/"moments")
-    code = f"from tests.test_history import ARM, run_arm; run_arm(ARM(), None, {str(tmp_path/'killed')!r})"
+    code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); from test_history import ARM, run_arm; "
+            f"run_arm(ARM(), None, {str(tmp_path/'killed')!r})")
     seen = tmp_path/"killed"/"runs"/arm.key/"seen"
     log = seen.parent/"log.jsonl"
     child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    until = time.time() + 240
-    while time.time() < until and child.poll() is None and not ((seen/"000001.json").is_file() and log.read_text().count('"loss"') >= 2): time.sleep(.01)
+    def is_between_stops(): return (seen/"000001.json").is_file() and log.read_text().count('"loss"') >= 2
+    while child.poll() is None and not is_between_stops(): time.sleep(.01)
     child.send_signal(signal.SIGKILL)
     child.wait()
     assert child.returncode == -signal.SIGKILL and not (seen/"000008.json").exists()

@@ -95,7 +95,7 @@ def test_covariance(d):
 
 
 def test_filters(d):
-    import gslrm_mouse.gaussians.cloud as module
+    from gslrm_mouse.gaussians import filters as module
     F, named = module.Filters, module.FILTERS
     g = Gaussians(d["gs/xyz"], d["gs/rotation"], d["gs/scaling"].exp(), torch.sigmoid(d["gs/opacity"][:, 0]), d["gs/features"])
     for k, f in dict(inference=named["facelift"], training=named["training"], opacity_only_0p05=F(.05), scaling_0p1_only=F(None, .1), floater_0p6_only=F(None, floater=.6), nearfar_0p05_0p95=F(None, near_far=(.05, .95))).items():
