@@ -1,23 +1,29 @@
 """What ruff does not see: nested conditional expressions, expressions used for their effect, packed f-strings."""
 import ast
 import json
+import re
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
+LINTED = re.search(r"^LINTED = ((?:.*\\\n)*.*)$", (ROOT/"Makefile").read_text(), re.M)[1].replace("\\", " ").split()
+
+
+def files(suffix):
+    for name in LINTED:
+        path = ROOT/name
+        found = sorted(path.rglob(f"*{suffix}")) if path.is_dir() else [path]
+        yield from (p for p in found if p.suffix == suffix and ".ipynb_checkpoints" not in p.parts)
 
 
 def sources():
-    "Every cell of every notebook, and every file of tests, tools and benchmarks: (where, code)."
-    for path in sorted((ROOT/"nbs").rglob("*.ipynb")):
-        if ".ipynb_checkpoints" in path.parts: continue
+    "Every cell of every notebook, and every other file that follows the rules: (where, code)."
+    for path in files(".ipynb"):
         for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
             source = "".join(cell["source"])
             if cell["cell_type"] == "code": yield f"{path.relative_to(ROOT)}, cell {cell['id']}", source
-    for folder in ("tests", "tools", "benchmarks"):
-        for path in sorted((ROOT/folder).rglob("*.py")):
-            yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
+    for path in files(".py"): yield str(path.relative_to(ROOT)), path.read_text(encoding="utf-8")
 
 
 def nested_conditionals(tree):
