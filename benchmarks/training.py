@@ -15,7 +15,7 @@ import torch
 
 from gslrm_mouse.training.runs import read_log
 from gslrm_mouse.training.loop import run_training
-from gslrm_mouse.training.pretrain import PretrainSettings
+from gslrm_mouse.training.pretraining import PretrainSettings
 
 
 def measured(args, cache, workers, folder):

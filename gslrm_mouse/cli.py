@@ -157,7 +157,7 @@ def reconstruct(
 
     Writes gaussians.ply, turntable.mp4, views.png, cameras.png and results.jsonl."""
     from gslrm_mouse.gaussians.filters import FILTERS
-    from gslrm_mouse.reconstruct.pipeline import reconstruct as run
+    from gslrm_mouse.reconstruction.pipeline import reconstruct as run
     _start(device, threads)
     scores = run(
         source, out, frame, inputs, checkpoint, device, overwrite, choose,
@@ -191,7 +191,7 @@ def doctor(
     """Will this rig fail, why, and what to do: seconds on a CPU, no network is loaded.
 
     Exit status 0: fit, 1: will fail, 3: cannot be read."""
-    from gslrm_mouse.doctor.diagnose import diagnose
+    from gslrm_mouse.doctor.diagnosis import diagnose
     import torch
     torch.set_num_threads(1) # small images: a second thread would only wait
     try: diagnosis = diagnose(path, checkpoint, size)
@@ -246,7 +246,7 @@ def preprocess(
     from gslrm_mouse.models.checkpoint import checkpoint_path, read_card
     from gslrm_mouse.preprocess.canonical import canonicalize
     from gslrm_mouse.preprocess.dataset import preprocess_dataset
-    from gslrm_mouse.preprocess.grades import grade_folder
+    from gslrm_mouse.preprocess.grading import grade_folder
     domain = read_card(checkpoint_path(checkpoint)).domain
     is_exact = method == "exact"
     options = {}
@@ -324,7 +324,7 @@ def pretrain(
     threads:int=0, # CPU threads; 0 = as torch decides
 ):
     """Train a small GS-LRM on procedural heads and objects in the canonical camera (50°, distance 2.7). Resumable."""
-    from gslrm_mouse.training.pretrain import PretrainSettings, pretrain as run
+    from gslrm_mouse.training.pretraining import PretrainSettings, pretrain as run
     _start(device, threads)
     settings = PretrainSettings(steps=steps, n_scenes=n_scenes, batch=batch, size=size, lr=lr, muon_lr=2*lr, seed=seed)
     path = run(out, settings, cache, resume, device, stop_at=stop_at, command=_command())

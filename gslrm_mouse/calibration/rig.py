@@ -18,7 +18,7 @@ __all__ = ['UNIT_DISTANCES', 'METRES', 'LENGTHS', 'Rig', 'check_matrix', 'check_
            'rig_from_arrays', 'infer_unit', 'assign_unit', 'looks_transposed']
 
 # %% ../../nbs/calibration/00_rig.ipynb #ea240fe3
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Rig(Cameras):
     "The ideal cameras of a calibration file, and what it said beyond them."
     lens:Lens=None # leads to the stored pictures; None where those are ideal already

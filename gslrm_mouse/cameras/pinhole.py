@@ -23,6 +23,13 @@ class Cameras:
     height:int # of the stored picture, pixels
     unit:str = "model" # of the world: "mm" or "model"
 
+# %% ../../nbs/cameras/01_pinhole.ipynb #9e9a0001
+@patch
+def __repr__(self:Cameras) -> str:
+    "Count, image size and unit in one line; tensors are printed by their own names."
+    batch = " × ".join(map(str, self.w2c.shape[:-2])) or "1"
+    return f"{type(self).__name__}({batch} cameras, {self.width} × {self.height} px, unit {self.unit!r})"
+
 # %% ../../nbs/cameras/01_pinhole.ipynb #6d9dca95
 @patch
 def __len__(self:Cameras): return self.w2c.shape[-3] if self.w2c.ndim > 2 else 1

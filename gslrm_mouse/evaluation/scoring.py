@@ -16,7 +16,7 @@ from ..gaussians.rasterize import render
 from ..metrics import iou, psnr
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import METHODS, pixel_based
-from ..reconstruct.predict import predict, resize_to_pixels, training_blur
+from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import HELD_OUT, scene_views
 from ..scenes.tracer import raytrace

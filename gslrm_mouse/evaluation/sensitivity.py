@@ -23,7 +23,7 @@ from ..cameras.similarity import IDENTITY, Similarity
 from .scoring import score_cloud
 from ..models.checkpoint import ModelCard, checkpoint_hash, checkpoint_path, load_checkpoint
 from ..preprocess.silhouettes import ModelInput
-from ..reconstruct.predict import predict as predict_cloud, resize_to_pixels, training_blur
+from ..reconstruction.prediction import predict as predict_cloud, resize_to_pixels, training_blur
 from ..scenes.bodies import canonical_scene
 from ..scenes.dataset import HELD_OUT, WORLD, canonical_cameras
 from ..scenes.tracer import Scene, raytrace

@@ -18,7 +18,7 @@ from ..models.checkpoint import read_card
 from ..plotting import save_figure
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import METHODS
-from ..reconstruct.predict import EPS2D, blur_cloud
+from ..reconstruction.prediction import EPS2D, blur_cloud
 from ..scenes.dataset import WORLD
 from ..stats import bootstrap_ci, ci_text, markdown_table
 from ..views.recordings import open_recording

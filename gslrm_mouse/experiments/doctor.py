@@ -5,7 +5,7 @@
 # %% ../../nbs/experiments/07_doctor.ipynb #d60b87e2
 from __future__ import annotations
 from functools import partial
-from ..doctor.diagnose import diagnose
+from ..doctor.diagnosis import diagnose
 from .base import Arm, Experiment, Finding
 from .gap import no_figures
 from .plan import Plan, recording_settings

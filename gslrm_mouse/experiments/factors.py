@@ -22,7 +22,7 @@ from .plan import arm_settings, records_of
 from ..models.checkpoint import ModelCard, load_checkpoint
 from ..plotting import save_figure
 from ..preprocess.silhouettes import ModelInput
-from ..reconstruct.predict import predict, resize_to_pixels, training_blur
+from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
 from ..scenes.bodies import head_scene, mouse_scene
 from ..scenes.dataset import HELD_OUT
 from ..scenes.tracer import Scene, raytrace

@@ -30,11 +30,11 @@ from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
 from ..models.gslrm import DEPTH_WINDOW, GSLRMConfig
 from ..plotting import thumbnail
 from ..preprocess.silhouettes import ModelInput
-from ..reconstruct.predict import blur_cloud, predict, training_blur
+from ..reconstruction.prediction import blur_cloud, predict, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import FIRST_MOUSE, WORLD
 from ..scenes.tracer import Scene, raytrace, raytrace_depth
-from ..training.evaluate import evaluate
+from ..training.evaluation import evaluate
 from ..training.guard import gradient_shares
 from ..training.loop import open_run, run_training
 from ..training.runs import checkpoints, read_log

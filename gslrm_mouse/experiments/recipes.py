@@ -19,7 +19,7 @@ from ..metrics import image_scores
 from ..models.checkpoint import load_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import RECIPES
-from ..reconstruct.predict import predict, training_blur
+from ..reconstruction.prediction import predict, training_blur
 from ..stats import bootstrap_groups, ci_text
 
 # %% auto #0

@@ -18,7 +18,7 @@ from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
 from ..models.gslrm import GSLRMConfig
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import similarity
-from ..reconstruct.predict import fit_to_views, predict, training_blur
+from ..reconstruction.prediction import fit_to_views, predict, training_blur
 from ..stats import bootstrap_ci
 from ..training.settings import Settings
 from ..training.sources import parse_frames

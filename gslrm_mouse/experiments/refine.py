@@ -15,7 +15,7 @@ from .base import Arm, Experiment, Finding
 from ..gaussians.rasterize import render
 from ..models.checkpoint import checkpoint_hash, load_checkpoint
 from ..preprocess.canonical import canonicalize
-from ..reconstruct.predict import fit_to_views, predict, training_blur
+from ..reconstruction.prediction import fit_to_views, predict, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace

@@ -1,0 +1,9 @@
+"3D Gaussians: the cloud, files, filters, rasterizers, direct optimisation."
+from gslrm_mouse.gaussians.cloud import Gaussians
+from gslrm_mouse.gaussians.filters import FILTERS, Filters
+from gslrm_mouse.gaussians.ply import load_ply, save_ply
+from gslrm_mouse.gaussians.rasterize import rasterization, render
+from gslrm_mouse.gaussians.fit import Fit, fit_gaussians
+
+__all__ = [
+    "FILTERS", "Filters", "Fit", "Gaussians", "fit_gaussians", "load_ply", "rasterization", "render", "save_ply"]

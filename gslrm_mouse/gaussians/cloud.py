@@ -4,6 +4,7 @@
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #6e23ce80
 from __future__ import annotations
+import math
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
@@ -26,6 +27,13 @@ class Gaussians:
     opacities:Tensor # (..., N) in [0, 1]
     sh:Tensor # (..., N, K, 3) SH coefficients, K = (degree + 1)²
     unit:str = "model" # of the world
+
+# %% ../../nbs/gaussians/00_cloud.ipynb #9e9a0003
+@patch
+def __repr__(self:Gaussians) -> str:
+    "Count and harmonics degree in one line."
+    batch = " × ".join(map(str, self.means.shape[:-1]))
+    return f"Gaussians({batch}, SH degree {math.isqrt(self.sh.shape[-2]) - 1}, {self.means.device})"
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #72914cef
 _tensors = ("means", "quats", "scales", "opacities", "sh")

@@ -20,7 +20,7 @@ from ..models.gslrm import GSLRM
 from ..models.lora import merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
 from .batches import Batch, BatchStream, prefetch, view_counts
-from .evaluate import evaluate, training_domain, validate
+from .evaluation import evaluate, training_domain, validate
 from .freeze import apply_trainable, distillation_teacher
 from .guard import check_gradient, describe_skip, skip_event
 from .losses import ForwardOutput, Losses, rank_weights

@@ -27,6 +27,13 @@ class Views:
     cameras:Cameras # V of them, of the pictures' size
     names:tuple = () # one per view, for messages and captions
 
+# %% ../../nbs/views/00_views.ipynb #9e9a0002
+@patch
+def __repr__(self:Views) -> str:
+    "Count, image size and unit in one line."
+    cams = self.cameras
+    return f"Views({len(self.images)} views, {cams.width} × {cams.height} px, unit {cams.unit!r})"
+
 # %% ../../nbs/views/00_views.ipynb #5eb5c9fd
 @patch
 def __len__(self:Views): return len(self.images)

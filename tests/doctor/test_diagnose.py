@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 from gslrm_mouse.cameras.presets import mouse_rig
-from gslrm_mouse.doctor.diagnose import diagnose
+from gslrm_mouse.doctor.diagnosis import diagnose
 from gslrm_mouse.scenes.recording import write_recording
 
 

@@ -8,7 +8,7 @@ from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.presets import facelift_rig, mouse_rig
 from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.preprocess.dataset import preprocess_dataset, split_by_time
-from gslrm_mouse.preprocess.grades import grade_folder, grade_letter, grades
+from gslrm_mouse.preprocess.grading import grade_folder, grade_letter, grades
 from gslrm_mouse.views.hull import visual_hull
 from gslrm_mouse.preprocess.recipes import METHODS, RECIPES, get_recipe
 from gslrm_mouse.preprocess.silhouettes import foreground_stats

@@ -27,7 +27,7 @@ GROUPS = (
     ("Preprocessing and the canonical camera", True, ("preprocess/",)),
     ("Models, checkpoints, LoRA", True, ("pages/model_cards", "models/")),
     ("Training", True, ("training/",)),
-    ("Reconstruction", True, ("reconstruct/",)),
+    ("Reconstruction", True, ("reconstruction/",)),
     ("Evaluation", True, ("evaluation/",)),
     ("Doctor", True, ("doctor/",)),
     ("Experiments and their report", True, ("experiments/",)),

@@ -5,7 +5,7 @@ from pathlib import Path
 import av, numpy as np, plyfile, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from gslrm_mouse import files
-from gslrm_mouse.reconstruct import pipeline as module
+from gslrm_mouse.reconstruction import pipeline as module
 from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.pinhole import orbit
 from gslrm_mouse.cameras.presets import mouse_rig
@@ -18,9 +18,9 @@ from gslrm_mouse.gaussians.ply import load_ply, ply_world, save_ply
 from gslrm_mouse.metrics import image_scores, mean_scores
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.gaussians.rasterize import render
-from gslrm_mouse.reconstruct.film import cloud_center, cloud_radius, turntable_cameras, up_axis
-from gslrm_mouse.reconstruct.pipeline import MANIFEST, frame_folder, load_finished, reconstruct
-from gslrm_mouse.reconstruct.predict import fit_to_views, predict, training_blur
+from gslrm_mouse.reconstruction.film import cloud_center, cloud_radius, turntable_cameras, up_axis
+from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder, load_finished, reconstruct
+from gslrm_mouse.reconstruction.prediction import fit_to_views, predict, training_blur
 from gslrm_mouse.scenes.bodies import canonical_scene, mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
@@ -265,7 +265,7 @@ def test_bad_frames(film, tiny, tmp_path):
 # ---- killed ----
 
 def start(film, out, tiny, **kw):
-    code = f"from gslrm_mouse.reconstruct.pipeline import reconstruct as f; f({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, **{kw!r})"
+    code = f"from gslrm_mouse.reconstruction.pipeline import reconstruct as f; f({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, **{kw!r})"
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
 
@@ -334,7 +334,7 @@ def peaks(source, out, tiny, leak, **kw):
     code = textwrap.dedent(f"""
         import json, re
         from pathlib import Path
-        from gslrm_mouse.reconstruct import pipeline as m
+        from gslrm_mouse.reconstruction import pipeline as m
         real, peaks, kept = m._moment, [], []
         peak = lambda: int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])/1024      # of this process; ru_maxrss remembers its parent's
         def moment(folder, views, *a):
