@@ -23,7 +23,7 @@ test: setup
 	$(MAKE) --no-print-directory lint sync nbtest pytest
 
 # What follows the rules of ruff.toml so far; the other rooms are still being rewritten.
-LINTED = tools tests/docs tests/test_cli.py tests/test_style.py tests/conftest.py \
+LINTED = tools tests/docs tests/test_cli.py tests/test_style.py tests/test_package.py tests/conftest.py \
          nbs/index.ipynb nbs/00_files.ipynb nbs/01_threads.ipynb nbs/04_video.ipynb nbs/06_cli.ipynb nbs/pages nbs/tutorials
 lint: setup
 	ruff check $(LINTED)
