@@ -13,7 +13,6 @@ from pathlib import Path
 import av
 import numpy as np
 import torch
-from torch import Tensor
 
 # %% auto #0
 __all__ = ['open_video', 'video_size', 'frame_stamps', 'decode_frames', 'decode_frame', 'video_frames', 'write_video']
