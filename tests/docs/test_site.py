@@ -196,7 +196,7 @@ def test_nbdev_takes_the_copy(tmp_path):
     source = "import os; print(of_an_earlier_cell)"
     bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source=source))
     (tmp_path/"bad.ipynb").write_text(json.dumps(bad))
-    assert "Error in notebook: rays in cell" in run(tmp_path/"bad.ipynb").stderr
+    assert "Error in notebook: Plücker rays in cell" in run(tmp_path/"bad.ipynb").stderr
 
 
 def test_the_report_has_its_place(tmp_path):
