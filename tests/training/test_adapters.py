@@ -81,7 +81,7 @@ def test_ranges(wrong, said):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_a_policy_wins_over_any_file(path):
-    scale = "small" if path.stem != "pretrain" else "full"
+    scale = "full" if path.stem.startswith("pretrain") else "small"
     parts = {"none": {"patch_embedder", "layers", "heads"}, "transformer": {"patch_embedder", "heads"}, "heads": {"heads"}, "patch_embedder": {"layers", "heads"}, "layers:6": {"patch_embedder", "heads"}, "lora": {"lora layers"}, "lora+heads": {"lora layers", "heads"}}
     assert {p.split(":")[0] for p in parts} == {p.split(":")[0] for p in POLICIES} | {"lora", "lora+heads"}
     for policy, want in parts.items():
@@ -187,15 +187,15 @@ def test_recording_is_split(recording, tmp_path):
 def test_any_film_of_any_rig_is_divided(monkeypatch, tmp_path):
     "Frames that teach are before those that are asked, all of them exist, and there is always a camera to leave out."
     from types import SimpleNamespace
-    import gslrm_mouse.experiments.adapters as a
+    import gslrm_mouse.experiments.recording as a
     for cams in (3, 4, 5, 6, 9, 24):
         for n in (2, 3, 4, 7, 16, 40, 41, 161, 1000, 36000):
             monkeypatch.setattr(a, "open_recording", lambda path: SimpleNamespace(n_frames=n, cameras=[None]*cams))
             truth = tmp_path/f"truth_{n}"
             truth.mkdir(exist_ok=True)
             for f in {0, n//2, n - 1}: (truth/f"frame_{f:03d}_view_0.png").touch()
-            x = a.settled(a.Recorded(zoom=2.), "film", truth)
-            teach = a.frames_of(x.train, n)
+            x = a.complete_plan(a.RecordingPlan(zoom=2.), "film", truth)
+            teach = a.parse_frames(x.train, n)
             assert 1 <= len(teach) <= 60 and 1 <= len(x.alone) <= 10 and max(teach) < min(x.asked) and max(teach) < min(x.alone) and max(x.alone) < n
             assert set(x.asked) <= {n//2, n - 1} and n - 1 in x.asked and x.left_out and max(x.left_out) < cams and len(set(x.left_out)) == len(x.left_out)
-    assert a.settled(a.Recorded(zoom=2.), "film").asked == ()
+    assert a.complete_plan(a.RecordingPlan(zoom=2.), "film").asked == ()

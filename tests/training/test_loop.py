@@ -67,7 +67,7 @@ def python(code, *args, launcher=(), timeout=80):
 
 def test_two_processes_are_one(tmp_path, cache):
     script = tmp_path/"two.py"
-    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_loop import *\nfit(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nfit(tiny(4, 1, losses=MASKED), sys.argv[2] + '_masked', cache=sys.argv[3])\nfit(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
+    script.write_text("import sys\nsys.path.insert(0, sys.argv[1])\nfrom test_loop import *\nrun_training(tiny(10, 1), sys.argv[2], cache=sys.argv[3])\nrun_training(tiny(4, 1, losses=MASKED), sys.argv[2] + '_masked', cache=sys.argv[3])\nrun_training(tiny(3, 1, runtime=dict(use_amp=False, grad_clip_norm=1e-4, allowed_gradnorm_factor=1.)), sys.argv[2] + '_skipped', cache=sys.argv[3])\n")
     run_training(tiny(10, 2), tmp_path/"one", cache=cache)
     python(str(script), ROOT/"tests/training", tmp_path/"two", cache, launcher=("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(29500 + os.getpid() % 2000)))
     a, b = losses(tmp_path/"one"), losses(tmp_path/"two")
@@ -94,11 +94,11 @@ folder, cache, settings = Path(sys.argv[2]), sys.argv[3], tiny(24, 1, checkpoint
 def child(run):
     pid = os.fork()
     if pid: return pid
-    try: fit(settings, run, cache=cache, resume=bool(checkpoints(run))); os._exit(0)
+    try: run_training(settings, run, cache=cache, resume=bool(checkpoints(run))); os._exit(0)
     except BaseException:
         import traceback; traceback.print_exc(); os._exit(1)
 def wait(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-model, stream = network(settings)[0], Stream(settings, source_for(settings, cache)); Losses()(forward_pass(model, stream(0)))["loss"].backward(); import accelerate     # what is loaded and compiled once is inherited
+model, stream = initial_network(settings)[0], BatchStream(settings, build_dataset(settings, cache)); Losses()(forward_pass(model, stream(0)))["loss"].backward(); import accelerate     # what is loaded and compiled once is inherited
 start = time.time(); assert wait(child(folder/"whole")) == 0; seconds = time.time() - start
 random.seed(int(sys.argv[4])); kills, finished, resumed = 0, 0, 0
 while kills < 20:
@@ -130,12 +130,12 @@ def test_killed_before_the_first_update(tmp_path, cache):
 FULL = """
 import resource, signal, sys
 sys.path.insert(0, sys.argv[1]); from test_loop import *
-run = Path(sys.argv[2]); fit(tiny(6), run, cache=sys.argv[3], stop_at=2)
+run = Path(sys.argv[2]); run_training(tiny(6), run, cache=sys.argv[3], stop_at=2)
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN); resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, resource.RLIM_INFINITY))
-try: fit(tiny(6), run, cache=sys.argv[3], resume=True)
+try: run_training(tiny(6), run, cache=sys.argv[3], resume=True)
 except ValueError as e: print(e)
 resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY)); print([p.name for p in (run/"checkpoints").iterdir()])
-fit(tiny(6), run, cache=sys.argv[3], resume=True)
+run_training(tiny(6), run, cache=sys.argv[3], resume=True)
 """
 
 
@@ -284,7 +284,7 @@ def test_configurations(path):
         assert (t.optimizer.lr, t.schedule.max_fwdbwd_passes, t.schedule.warmup, t.runtime.grad_clip_norm, t.runtime.allowed_gradnorm_factor, t.optimizer.weight_decay, t.losses.ssim_loss_weight) == facts[path.stem]
         assert (t.dataset.num_input_views, t.dataset.num_views, t.dataset.target_has_input, t.losses.l2_loss_weight, t.losses.lpips_loss_weight, full.config.d, full.config.n_layer) == (5, 6, True, 1., 0., 1024, 24)
         assert t.freeze_layers.enabled == (path.stem == "mouse_gslrm_freeze_all")
-    if path.stem != "pretrain":
+    if not path.stem.startswith("pretrain"):
         small = load_settings(path, scale="small")
         initial_network(small, "shipped")
         assert small.training.optimizer.lr == full.training.optimizer.lr or full.training.lora.enabled
@@ -307,7 +307,7 @@ def test_unknown_keys_name_the_nearest(tmp_path):
 
 def test_no_key_that_nobody_reads():
     "The name of every setting occurs in the code that trains, or the setting is refused at every value that would do something."
-    source = "\n".join((ROOT/"gslrm_mouse"/f"{m}.py").read_text() for m in ("models/lora", *(f"training/{p.stem}" for p in (ROOT/"gslrm_mouse/training").glob("*.py"))))
+    source = "\n".join((ROOT/"gslrm_mouse"/f"{m}.py").read_text() for m in ("models/lora", "scenes/dataset", *(f"training/{p.stem}" for p in (ROOT/"gslrm_mouse/training").glob("*.py"))))
     keys = [k for k, v in known_keys().items() if not hasattr(v, "__dataclass_fields__") and k not in ALLOWED_VALUES]
     assert len(keys) > 90 and not [k for k in keys if not re.search(rf"\.{k.split('.')[-1]}\b", source)]
 
