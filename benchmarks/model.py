@@ -7,7 +7,6 @@
 Ratios between columns of one row mean something on any machine; milliseconds only on a quiet one. Rows marked "cuda" appear only where torch sees a CUDA device.
 """
 import argparse
-import json
 import math
 import statistics
 import subprocess
@@ -22,7 +21,6 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 
-from gslrm_mouse.cameras.pinhole import Cameras
 from gslrm_mouse.cameras.presets import facelift_rig
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig, n_flop, n_parameters, n_tokens, rig_rays
 

@@ -27,7 +27,7 @@ from ..training.state import weights_settings
 # %% auto #0
 __all__ = ['SPREAD', 'ADAPTER_WAYS', 'CHAINS', 'LENGTHS', 'EXPERIMENT_ADAPTERS', 'AdapterTraining', 'adapter_run_settings',
            'camera_run', 'mouse_run', 'chain_key', 'train_chain', 'load_with_adapters', 'chain_settings',
-           'adapter_arms', 'run_adapter', 'by_way', 'adapter_table', 'draw_adapters', 'say_adapters']
+           'adapter_arms', 'run_adapter', 'by_way', 'adapter_table', 'plot_adapters', 'adapter_findings']
 
 # %% ../../nbs/experiments/12_adapters.ipynb #3af1bf28
 SPREAD = dict(focal=[.95, 1.6], aspect=[.95, 1.18], principal=.05, distance=[.88, 1.14], aim=7., size=[.35, 1.])
@@ -122,7 +122,7 @@ def adapter_table(done:list[dict]) -> str:
     ways = list(dict.fromkeys(k[1] for k in b if isinstance(k, tuple)))
     return "\n".join(["| adapters | heads [dB] | " + " | ".join(f"`{w}`: IoU · PSNR · foreground" for w in ways) + " |", "|---"*(len(ways) + 2) + "|", *(f"| {n} | {b[n]:.2f} | " + " | ".join(cell(b[n, w]) for w in ways) + " |" for n in names)])
 
-def draw_adapters(done:list[dict], folder) -> list[tuple]: # (file name, caption)
+def plot_adapters(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "IoU and foreground of each network in each way."
     import matplotlib.pyplot as plt
     b = by_way(done)
@@ -147,7 +147,7 @@ def draw_adapters(done:list[dict], folder) -> list[tuple]: # (file name, caption
     plt.close(fig)
     return [("adapters.png", "A camera adapter that saw no mouse, mouse adapters, and both, on the raw rig (similarity), through the exact camera and with a zoom kept quiet; 95 % over mice.")]
 
-def say_adapters(done:list[dict]) -> list[Finding]:
+def adapter_findings(done:list[dict]) -> list[Finding]:
     "Does a camera adapter beat warping, and do both together beat either?"
     b = by_way(done)
     need = [("as it is", "similarity"), ("as it is", "choose distance"), ("camera", "similarity"), ("camera", "choose distance"), ("camera + mouse, exact", "choose distance"), ("mouse, exact", "choose distance")]
@@ -162,4 +162,4 @@ def say_adapters(done:list[dict]) -> list[Finding]:
     if best_raw in b: out.append(Finding("is warping needed at all?", f"raw rig with both adapters {level(best_raw)}, exact camera with both {level(both)} ({gap(both, best_raw)})", "answered", "the exact camera stays ahead" if sure(both, best_raw) else "the raw rig stays ahead" if sure(best_raw, both) else "with adapters for the rig, the two are about equal"))
     return out
 
-EXPERIMENT_ADAPTERS = Experiment("adapters", "Can cameras be learned before any mouse is seen, and does a mouse adapter add to it?", adapter_arms, run_adapter, draw_adapters, say_adapters, adapter_table)
+EXPERIMENT_ADAPTERS = Experiment("adapters", "Can cameras be learned before any mouse is seen, and does a mouse adapter add to it?", adapter_arms, run_adapter, plot_adapters, adapter_findings, adapter_table)

@@ -90,8 +90,8 @@ class Experiment:
     question:str # one sentence
     arms:object # (full: bool, checkpoint: path) → list[Arm]
     run:object # (Arm, checkpoint, cache folder) → records
-    draw:object # (finished arms, folder) → [(file name, caption), …]
-    says:object # finished arms → list[Finding]
+    plot:object # (finished arms, folder) → [(file name, caption), …]
+    findings:object # finished arms → list[Finding]
     table:object = None # finished arms → a table in Markdown; the report makes a plain one when None
 
 def select_finished(e:Experiment, path, arms:list) -> list[dict]:

@@ -26,7 +26,7 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['CONTROL_ARMS', 'CONTROL_SCORES', 'run_control', 'control_table', 'control_arms', 'filmed_control_arms', 'control_run',
-           'control_rows', 'control_draw', 'control_says', 'filmed_control_says', 'control']
+           'control_rows', 'control_plot', 'control_findings', 'filmed_control_findings', 'control']
 
 # %% ../../nbs/experiments/04_control.ipynb #2881908e
 CONTROL_ARMS = {**METHODS, "exact": canonicalize}
@@ -87,7 +87,7 @@ def control_rows(done):
     cell = lambda x: f"{x[0]:.2f}" if x[0] > 2 else ci_text(x, 2)
     return markdown_table(["recipe", *(f"{dict(input='input', held='left out', novel='novel')[p]}: {_SAID[k]}" for p, k in next(iter(t.values())))], [[f"`{a}`", *map(cell, row.values())] for a, row in t.items()])
 
-def control_draw(done, folder):
+def control_plot(done, folder):
     "IoU of the view left out and of novel views, recipe by recipe."
     import matplotlib.pyplot as plt
     t = control_table(records_of(done))
@@ -105,7 +105,7 @@ def control_draw(done, folder):
     save_figure(fig, Path(folder)/f"{'recording_'*('recording' in done[0]['settings'])}control.png")
     return [(f"{'recording_'*('recording' in done[0]['settings'])}control.png", "Free Gaussians fitted to the pictures and cameras as each recipe stores them: where even they cannot explain the view that was left out, pixels and cameras disagree")]
 
-def control_says(done) -> list[Finding]:
+def control_findings(done) -> list[Finding]:
     "What the data say of themselves."
     t = control_table(records_of(done))
     held = {a: x["held", "iou"][0] for a, x in t.items()}
@@ -117,7 +117,7 @@ def control_says(done) -> list[Finding]:
         Finding("Pixel-based preprocessing makes the data fit the camera", f"free Gaussians explain a view that was left out to IoU {ci_text(fits['held', 'iou'], 2)} (pixel-based) and {ci_text(t['exact']['held', 'iou'], 2)} (exact camera)", "not reproduced" if gap > .05 else "reproduced", "each picture was moved and zoomed by itself, which no camera knows of: the views contradict each other, and no network can be right about them" if gap > .05 else "the stored views agree with their cameras"),
         Finding("Bad data or a bad model? (never asked)", f"data whose left-out view can be explained: {', '.join(f'`{a}`' for a in agree)}; millimetres reach IoU {ci_text(white, 2)} with free Gaussians", "answered", "millimetres are good data that this network cannot read; a K that was written over, and cameras that were copied, are bad data" if "mm" in agree else "see the table")]
 
-def filmed_control_says(done) -> list[Finding]:
+def filmed_control_findings(done) -> list[Finding]:
     "Whether a recording's pixels and cameras agree."
     t = control_table(records_of(done))
     x = t["exact"]["held", "iou"]
@@ -126,5 +126,5 @@ def filmed_control_says(done) -> list[Finding]:
 
 def control(plan:Plan, cache=None) -> Experiment:
     "Experiment 4, on mice or on a recording."
-    a, s, name = (partial(filmed_control_arms, plan=plan), filmed_control_says, "recording_control") if plan.recording else (control_arms, control_says, "control")
-    return Experiment(name, "Free Gaussians, fitted to one frame with the cameras as stored: do pixels and cameras agree, whatever a network makes of them?", a, partial(control_run, plan=plan), control_draw, s, control_rows)
+    a, s, name = (partial(filmed_control_arms, plan=plan), filmed_control_findings, "recording_control") if plan.recording else (control_arms, control_findings, "control")
+    return Experiment(name, "Free Gaussians, fitted to one frame with the cameras as stored: do pixels and cameras agree, whatever a network makes of them?", a, partial(control_run, plan=plan), control_plot, s, control_rows)

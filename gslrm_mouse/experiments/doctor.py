@@ -17,10 +17,10 @@ __all__ = ['doctor', 'doctor_arms', 'doctor_run', 'doctor_table']
 # %% ../../nbs/experiments/07_doctor.ipynb #7126e71f
 def doctor(plan:Plan, cache=None) -> Experiment:
     "What the doctor says of a recording."
-    def says(done):
+    def findings(done):
         r = done[0]["records"][0]
         return [Finding(f"Will the recording {done[0]['settings']['called']} fail, and why?", r["verdict"], "answered", "; ".join(r["findings"]) or "nothing in it contradicts itself")]
-    return Experiment("recording_doctor", "What does the data say before any network is asked?", partial(doctor_arms, plan=plan), partial(doctor_run, plan=plan), no_figures, says, doctor_table)
+    return Experiment("recording_doctor", "What does the data say before any network is asked?", partial(doctor_arms, plan=plan), partial(doctor_run, plan=plan), no_figures, findings, doctor_table)
 
 def doctor_arms(full, checkpoint, plan:Plan): return [Arm("recording_doctor", "doctor", 0, recording_settings(plan, checkpoint))]
 def doctor_run(arm, checkpoint, cache, plan:Plan):

@@ -32,7 +32,7 @@ from ..stats import bootstrap_ci, markdown_table
 __all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'WITHIN', 'FACTORS_EXPERIMENT', 'Switch', 'cell_name',
            'parse_cell', 'filming_cameras', 'world_to_model', 'filmed_scene', 'run_cell', 'design', 'factorial',
            'shapley_weights', 'shapley_by_orders', 'cell_values', 'shapley', 'pair_effects', 'draw_shares',
-           'factors_arms', 'factors_run', 'factors_draw', 'factors_table', 'factors_says']
+           'factors_arms', 'factors_run', 'factors_plot', 'factors_table', 'factors_findings']
 
 # %% ../../nbs/experiments/03_factors.ipynb #c2656697
 @dataclass(frozen=True)
@@ -264,7 +264,7 @@ WITHIN = dict(factors={k: v for k, v in SINGLE_FACTORS.items() if k not in ("uni
 
 def _games(done): return {"heads as known → mice in the stored rig": {}} | ({"mice, right unit": WITHIN, "mice, right unit, grains resized": WITHIN | dict(sized=True)} if done[0]["settings"]["fraction"] == 1 else {})
 
-def factors_draw(done, folder):
+def factors_plot(done, folder):
     "Waterfalls of the games that the design can tell."
     save_figure(draw_shares(records_of(done), _games(done)), Path(folder)/"factors.png")
     return [("factors.png", "From what the checkpoint knows to the stored rig: what each factor costs (Shapley shares, bars with 95 % intervals over mice), in IoU and in decibels above a white picture")]
@@ -273,10 +273,10 @@ def factors_table(done):
     "Shares in IoU and in decibels over a white picture."
     shares = {t: shapley(records_of(done), measures=("iou", "over"), **kw) for t, kw in _games(done).items()}
     names = list(dict.fromkeys(k for s in shares.values() for k in s))
-    cell = lambda s, k, m: "%+.3f [%+.3f, %+.3f]" % s[k][m] if k in s else "–"
+    cell = lambda s, k, m: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*s[k][m]) if k in s else "–"
     return markdown_table(["factor", *(f"{t}: {dict(iou='IoU', over='dB over white')[m]}" for t in shares for m in ("iou", "over"))], [[f"`{k}`", *(cell(s, k, m) for s in shares.values() for m in ("iou", "over"))] for k in names] + [["all", *(f"{sum(x[m][0] for x in s.values()):+.3f}" for s in shares.values() for m in ("iou", "over"))]])
 
-def factors_says(done) -> list[Finding]:
+def factors_findings(done) -> list[Finding]:
     "Who is to blame, by shares that add up."
     s = shapley(records_of(done), measures=("iou", "over"))
     total = sum(x["iou"][0] for x in s.values())
@@ -293,4 +293,4 @@ def factors_says(done) -> list[Finding]:
                 f"{order[0]} {share[order[0]]:.0%}, then {order[1]} {share[order[1]]:.0%}; fx ≠ fy comes from stretching 1152 × 1024 px to a square, not from a lens, and costs next to nothing" if note < .05 else f"the largest share has {order[0]}, {share[order[0]]:.0%}"),
         Finding("The mouse is too far from a head for the network (domain gap)", f"the animal itself (head → mouse, same cameras) has {share['appearance']:.0%} of the loss in IoU, the cameras have the rest", "reproduced" if share["appearance"] > .5 else "partly" if share["appearance"] > .05 else "not reproduced", "what is filmed costs less than how its cameras are told" if share["appearance"] < .5 else "what is filmed costs more than its cameras")]
 
-FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, aspect, principal point, distances and the animal itself: which costs what, so that the costs add up to the whole loss?", factors_arms, factors_run, factors_draw, factors_says, factors_table)
+FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, aspect, principal point, distances and the animal itself: which costs what, so that the costs add up to the whole loss?", factors_arms, factors_run, factors_plot, factors_findings, factors_table)

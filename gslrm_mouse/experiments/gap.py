@@ -18,7 +18,7 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['PORTRAIT', 'FILL', 'GAP_SAYS', 'GAP_EXPERIMENT', 'normalized_crops', 'appearance_stats', 'pose_spread', 'gap_row',
-           'world_gap', 'gap_arms', 'gap_run', 'no_figures', 'gap_table', 'gap_says']
+           'world_gap', 'gap_arms', 'gap_run', 'no_figures', 'gap_table', 'gap_findings']
 
 # %% ../../nbs/experiments/05_gap.ipynb #85c24d2e
 PORTRAIT, FILL = 64, .4 # pixels; root of the object's area over the width
@@ -91,7 +91,7 @@ def gap_table(done):
     cell = lambda x: "–" if x[0] is None else f"{x[0]:.3f}" + ("" if x[1] is None else f" [{x[1]:.3f}, {x[2]:.3f}]")
     return markdown_table(["", *(x["name"] for x in done)], [[s, *(cell(x["records"][0][k]) for x in done)] for k, s in GAP_SAYS.items()])
 
-def gap_says(done) -> list[Finding]:
+def gap_findings(done) -> list[Finding]:
     "The note's table, judged."
     m = {x["name"]: {k: v[0] for k, v in x["records"][0].items()} for x in done}
     h, q = m["head"], m["mouse"]
@@ -100,4 +100,4 @@ def gap_says(done) -> list[Finding]:
         Finding("Faces are frontal, symmetric and in few poses; mice asymmetric, uniformly dark, in many", f"symmetry of the silhouette {h['symmetry']:.2f} and {q['symmetry']:.2f}, spread of poses {h['poses']:.2f} and {q['poses']:.2f}, contrast {h['contrast']:.3f} and {q['contrast']:.3f} (heads and mice of our world)", "reproduced" if wide else "partly", "what is foreign about mice is shape, size and pose; their even fur makes shading more symmetric, not less"),
         Finding("Size ratio 0.3 to 0.4 of faces, 0.1 to 0.6 of mice", f"in the canonical camera: heads {h['size']:.2f}, mice {q['size']:.2f} (spread over views {q['size_spread']:.0%})", "reproduced" if .3 <= h["size"] <= .4 and .1 <= q["size"] <= .6 else "partly" if .1 <= q["size"] <= .6 else "not reproduced", "distance over size of the animal is physics; a range as wide as the note's belongs to pictures that were cropped by hand")]
 
-GAP_EXPERIMENT = Experiment("gap", "How far is a mouse from a head, in numbers?", gap_arms, gap_run, no_figures, gap_says, gap_table)
+GAP_EXPERIMENT = Experiment("gap", "How far is a mouse from a head, in numbers?", gap_arms, gap_run, no_figures, gap_findings, gap_table)

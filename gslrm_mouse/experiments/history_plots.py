@@ -14,7 +14,7 @@ from ..plotting import picture
 from ..stats import bootstrap_ci
 
 # %% auto #0
-__all__ = ['SHOWN', 'GRADIENT_CAPTION', 'plot_filmstrip', 'plot_a', 'draw_b']
+__all__ = ['SHOWN', 'GRADIENT_CAPTION', 'plot_filmstrip', 'plot_a', 'plot_b']
 
 # %% ../../nbs/experiments/09_history_plots.ipynb #8dc63b3f
 SHOWN = {"novel iou": "IoU, novel views", "novel blank": "share of the animal drawn white, novel views", "input over": "input views: PSNR over a white picture's [dB]", "heads psnr": "heads: PSNR [dB]"}
@@ -76,7 +76,7 @@ def _draw_gradients(done, kinds, folder, name, style, lines=()):
         a.set_xlabel("update", fontsize=7)
         a.legend(fontsize=6)
         a.tick_params(labelsize=7)
-        pick = next(iter([n for n in conditions_with(done, data=d, lr=1e-4)] or conditions_with(done, data=d)))
+        pick = next(iter(list(conditions_with(done, data=d, lr=1e-4)) or conditions_with(done, data=d)))
         stops = condition_settings(done, pick)["stops"]
         got = [gradient_shares_of(done, pick, k) for k in stops]
         left = np.zeros(len(stops))
@@ -116,7 +116,7 @@ def _style(done, n):
     x = condition_settings(done, n)
     return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
 
-def draw_b(done:list, folder) -> list[tuple]: # (file name, caption)
+def plot_b(done:list, folder) -> list[tuple]: # (file name, caption)
     "Scores over the updates, gradients, and pictures."
     if not done: return []
     import matplotlib.pyplot as plt

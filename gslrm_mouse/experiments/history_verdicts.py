@@ -8,11 +8,11 @@ import numpy as np
 from .base import Experiment, Finding
 from .history import arms_a, arms_b, change, condition_names, condition_settings
 from .history import conditions_with, gradient_shares_of, per_mouse, run_arm, trajectory
-from .history_plots import draw_b, plot_a
+from .history_plots import plot_b, plot_a
 from ..stats import bootstrap_ci
 
 # %% auto #0
-__all__ = ['NOTE_B', 'EXPERIMENT_A', 'EXPERIMENT_B', 'findings_a', 'says_b']
+__all__ = ['NOTE_B', 'EXPERIMENT_A', 'EXPERIMENT_B', 'findings_a', 'findings_b']
 
 # %% ../../nbs/experiments/10_history_verdicts.ipynb #92b83084
 def _says(x, unit="", plus=False):
@@ -87,7 +87,7 @@ def _loses(done, n):
     falls, fades, there = bootstrap_ci(d)[1] < -.02, bootstrap_ci(blank)[0] > .05, per_mouse(done, n, "novel", "iou", 0).mean()
     return Finding("Heads only at 1e-4 on the pixel-based data: a mouse at step 1, fading at 301, white at 501, stripes at 901 (14.0, 13.8, 13.5, 14.0 dB)",
                    f"training pictures at updates {', '.join(map(str, stops))}: {', '.join(f'{_training_db(done, n, k):.1f}' for k in stops)} dB (white {_training_db(done, n, 0, 'psnr_white'):.1f}); input IoU {_says(d, '', True)}, share of the animal drawn white {_says(blank, '', True)}; novel IoU {there:.2f}, {_says(novel, '', True)}",
-                   *_judged(done, [n], "reproduced" if falls and fades else "partly" if falls or fades else "not reproduced", ("the mouse does not fade from its input views, and " if not (falls or fades) else "") + (f"in novel views there was none to lose: the data set's pictures were shifted and scaled view by view under cameras that never moved" if there < .2 else "the data set's pictures were shifted and scaled view by view under cameras that never moved")))
+                   *_judged(done, [n], "reproduced" if falls and fades else "partly" if falls or fades else "not reproduced", ("the mouse does not fade from its input views, and " if not (falls or fades) else "") + ("in novel views there was none to lose: the data set's pictures were shifted and scaled view by view under cameras that never moved" if there < .2 else "the data set's pictures were shifted and scaled view by view under cameras that never moved")))
 
 def _stable(done, n):
     d, fg = change(done, n, "novel", "iou"), change(done, n, "novel", "psnr_fg")
@@ -123,7 +123,7 @@ def _forgets(done, names):
     worst = min(drop[n] for n in heads)
     return Finding("Catastrophic forgetting", f"heads in canonical cameras, {per_mouse(done, names[0], 'heads', 'psnr', 0).mean():.1f} dB at first; in the end " + "; ".join(f"{who} " + ", ".join(f"{per_mouse(done, n, 'heads', 'psnr').mean():.1f} ({condition_settings(done, n)['data']})" for n in names if condition_settings(done, n)["learner"] == who) for who in dict.fromkeys(condition_settings(done, n)["learner"] for n in names)) + " dB", "reproduced" if worst < -3 else "partly" if worst < -1 else "not reproduced", "with the transformer frozen, too, what the heads knew is overwritten where the data do not ask for it" if worst < -1 else "with only the heads training, little is lost")
 
-def says_b(done:list) -> list[Finding]:
+def findings_b(done:list) -> list[Finding]:
     "What experiment B's arms say about the note's claims."
     have = condition_names(done)
     was, exact = ("heads, pixel-based as it was, 0.0001", "heads, exact, 0.0001")
@@ -131,9 +131,9 @@ def says_b(done:list) -> list[Finding]:
     if was in have: out.append(_loses(done, was))
     if exact in have: out.append(_stable(done, exact))
     if have: out.append(_which(done))
-    if heads := conditions_with(done, learner="heads"): out += [_explodes(done, heads), _forgets(done, [n for n in conditions_with(done, lr=1e-4) + conditions_with(done, learner="LoRA")] or heads)]
+    if heads := conditions_with(done, learner="heads"): out += [_explodes(done, heads), _forgets(done, list(conditions_with(done, lr=1e-4) + conditions_with(done, learner="LoRA")) or heads)]
     return out
 
 # %% ../../nbs/experiments/10_history_verdicts.ipynb #6ecca8cd
 EXPERIMENT_A = Experiment("history_a", "When is white white, and is it the unit, the intrinsics or the training?", arms_a, run_arm, plot_a, findings_a)
-EXPERIMENT_B = Experiment("history_b", "Does the collapse of heads-only training come from freezing, from the rate, or from data that disagree with their cameras?", arms_b, run_arm, draw_b, says_b)
+EXPERIMENT_B = Experiment("history_b", "Does the collapse of heads-only training come from freezing, from the rate, or from data that disagree with their cameras?", arms_b, run_arm, plot_b, findings_b)

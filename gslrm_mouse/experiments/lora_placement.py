@@ -23,7 +23,7 @@ from ..training.settings import Settings, model_settings, settings_from
 __all__ = ['LORA_TARGETS', 'POLICIES', 'ASKED', 'PLAN', 'CONTROLS', 'EXPERIMENT_PLACES', 'targets_at', 'parameters_per_rank',
            'rank_for', 'AdapterConfig', 'adapter_settings', 'trained_numbers', 'train_and_score', 'score_untrained',
            'net_gain', 'run_search', 'resolve_finalist', 'place_arms', 'run_place', 'groups', 'net_worth', 'winner',
-           'place_table', 'draw_places', 'findings']
+           'place_table', 'plot_places', 'findings']
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #0af65d0b
 LORA_TARGETS = {"qkv": ("to_qkv",), "attention output": ("attn.fc",), "MLP in": ("mlp.mlp.0",), "MLP out": ("mlp.mlp.2",), "patch embedder": ("patch_embedder",), "heads, by adapters": ("heads",),
@@ -66,7 +66,7 @@ class AdapterConfig:
 def adapter_settings(w:AdapterConfig, config:GSLRMConfig) -> Settings:
     "The way as settings of a run from a checkpoint of this network."
     lora = lambda place, **kw: dict(lora=dict(enabled=True, rank=w.rank, alpha=2.*w.rank, target_modules=list(targets_at(place)), **kw))
-    what = {"full tuning": lambda: {}, "heads only": lambda: dict(freeze_layers=dict(enabled=True, policy="heads")), "LoRA + heads": lambda: lora("all layers", full_modules=["heads"])}.get(w.place, lambda: lora(w.place))()
+    what = {"full tuning": dict, "heads only": lambda: dict(freeze_layers=dict(enabled=True, policy="heads")), "LoRA + heads": lambda: lora("all layers", full_modules=["heads"])}.get(w.place, lambda: lora(w.place))()
     return settings_from(dict(seed=w.seed, model=model_settings(config), training=dict(runtime=dict(max_skipped_share=1.), **what, dataset=dict(kinds=["mouse"], n_scenes=w.scenes, rig_scale=4, method=w.method, num_views=6, input_views=[3, 4, 5], target_views=1, replay_share=w.replay),
         losses=dict(ssim_loss_weight=.2, alpha_loss_weight=.2, distill_loss_weight=w.distill), optimizer=dict(lr=w.lr, weight_decay=0.), schedule=dict(max_fwdbwd_passes=w.steps, warmup=min(20, max(1, w.steps//5))), checkpointing=dict(checkpoint_every=10**9, checkpoints_total_limit=1))), where=w.says)
 
@@ -241,7 +241,7 @@ def _search_picture(found, file):
     fig.savefig(file, dpi=110)
     plt.close(fig)
 
-def draw_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
+def plot_places(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "The pictures of the experiment, as far as its arms are there."
     folder, out = Path(folder), []
     found = next((x["records"] for x in done if x["settings"]["kind"] == "search"), None)
@@ -280,4 +280,4 @@ def findings(done:list[dict]) -> list[Finding]:
         out.append(Finding("can forgetting be kept small?", "; ".join(map(both, [plain, *(k for k in controls if k.startswith(plain))])), "answered", f"{g[kept]['says']} loses {-np.mean(g[kept]['cost']):.2f} dB on heads where the same without loses {-np.mean(g[plain]['cost']):.2f}, and gains {np.mean(g[kept]['gain']['psnr']):+.2f} dB on mice instead of {np.mean(g[plain]['gain']['psnr']):+.2f}"))
     return out
 
-EXPERIMENT_PLACES = Experiment("places", "Where in the network do adapters learn a mouse, and what do they forget?", place_arms, run_place, draw_places, findings, place_table)
+EXPERIMENT_PLACES = Experiment("places", "Where in the network do adapters learn a mouse, and what do they forget?", place_arms, run_place, plot_places, findings, place_table)

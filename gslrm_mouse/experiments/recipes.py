@@ -24,8 +24,8 @@ from ..stats import bootstrap_groups, ci_text
 
 # %% auto #0
 __all__ = ['RECIPE_ARMS', 'RECIPE_DESCRIPTIONS', 'score_recipe', 'summary', 'table', 'verdict', 'contact_sheet', 'recipes_arms',
-           'filmed_recipes_arms', 'recipes_run', 'recipes_draw', 'recipes_says', 'filmed_recipes_says', 'recipes_table',
-           'recipes']
+           'filmed_recipes_arms', 'recipes_run', 'recipes_plot', 'recipes_findings', 'filmed_recipes_findings',
+           'recipes_table', 'recipes']
 
 # %% ../../nbs/experiments/02_recipes.ipynb #ca5e5320
 RECIPE_ARMS = {**RECIPES, "exact": canonicalize}
@@ -134,7 +134,7 @@ def recipes_run(arm, checkpoint, cache, plan:Plan):
         if not recorded and i < 2: out.append(dict(picture=base64.b64encode(contact_sheet(frame, shown)).decode()))
     return out
 
-def recipes_draw(done, folder, cache=None):
+def recipes_plot(done, folder, cache=None):
     "The pictures that were kept."
     out = []
     for x in done:
@@ -146,7 +146,7 @@ def recipes_draw(done, folder, cache=None):
         out.append((name, f"{x['name']}: truth in the first row, then what each recipe shows in cameras it was not given, cropped about the animal"))
     return out[:4]
 
-def recipes_says(done) -> list[Finding]:
+def recipes_findings(done) -> list[Finding]:
     "What six arms of a frozen network say about the note's cameras."
     records = records_of(done, "iou")
     r = {x["arm"]: x for x in summary(records)}
@@ -164,7 +164,7 @@ def recipes_says(done) -> list[Finding]:
         Finding("normalize_distance_to: 2.7 makes the cameras fit; it leaves K", f"done properly, one similarity and K as calibrated: IoU {ci_text(r['similarity']['iou'], 2)}, against {i['mm']:.2f} in millimetres and {i['exact']:.2f} in the exact camera", "partly" if i["mm"] + .2 < i["similarity"] < i["exact"] - .02 else "reproduced" if i["similarity"] > i["mm"] + .2 else "not reproduced",
                 "the key was read by no code; done properly it cures the unit and leaves the lens, whose cost the factors tell")]
 
-def filmed_recipes_says(done) -> list[Finding]:
+def filmed_recipes_findings(done) -> list[Finding]:
     "The order of the recipes on a recording."
     r = {x["arm"]: x for x in summary(records_of(done, "iou"))}
     names = sorted(r, key=lambda a: -r[a]["iou"][0])
@@ -178,5 +178,5 @@ def recipes_table(done):
 
 def recipes(plan:Plan, cache=None) -> Experiment:
     "Experiment 5, first half, on mice or on a recording."
-    a, s, name = (filmed_recipes_arms, filmed_recipes_says, "recording_recipes") if plan.recording else (recipes_arms, recipes_says, "recipes")
-    return Experiment(name, "One frozen network, the same animal, six ways to hand over its cameras: which of them does it understand?", partial(a, plan=plan), partial(recipes_run, plan=plan), partial(recipes_draw, cache=cache), s, recipes_table)
+    a, s, name = (filmed_recipes_arms, filmed_recipes_findings, "recording_recipes") if plan.recording else (recipes_arms, recipes_findings, "recipes")
+    return Experiment(name, "One frozen network, the same animal, six ways to hand over its cameras: which of them does it understand?", partial(a, plan=plan), partial(recipes_run, plan=plan), partial(recipes_plot, cache=cache), s, recipes_table)

@@ -27,7 +27,7 @@ from ..views.samples import read_truth, truth_frames
 
 # %% auto #0
 __all__ = ['STAGES', 'RecordingPlan', 'complete_plan', 'mice_run', 'film_run', 'Stage', 'measure_recording', 'recording_table',
-           'adapters_arms', 'adapters_run', 'adapters_table', 'adapters_says', 'adapters']
+           'adapters_arms', 'adapters_run', 'adapters_table', 'adapters_findings', 'adapters']
 
 # %% ../../nbs/experiments/13_recording.ipynb #f61a33da
 @dataclass(frozen=True)
@@ -168,7 +168,7 @@ def adapters_table(done):
     from gslrm_mouse.experiments.recording import recording_table
     return recording_table(records_of(done, "arm", "split"))
 
-def adapters_says(done) -> list[Finding]:
+def adapters_findings(done) -> list[Finding]:
     "What adapters bring to a recording: in cameras outside the rig, or, without a truth, in rig cameras left out of everything."
     split = "novel" if _ladder(done, "novel") else "left out"
     i, fg = ({a: float(np.mean([r[k] for r in x])) for a, x in _ladder(done, split).items()} for k in ("iou", "psnr_fg"))
@@ -178,4 +178,4 @@ def adapters_says(done) -> list[Finding]:
 
 def adapters(plan:Plan, cache=None) -> Experiment:
     "Experiment 7 on a recording."
-    return Experiment("recording_adapters", "From the cameras as calibrated to the exact one, a camera adapter and a mouse adapter: what does each step bring?", partial(adapters_arms, plan=plan), partial(adapters_run, plan=plan), no_figures, adapters_says, adapters_table)
+    return Experiment("recording_adapters", "From the cameras as calibrated to the exact one, a camera adapter and a mouse adapter: what does each step bring?", partial(adapters_arms, plan=plan), partial(adapters_run, plan=plan), no_figures, adapters_findings, adapters_table)

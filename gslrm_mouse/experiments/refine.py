@@ -24,7 +24,7 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['RIGS', 'CLOUDS', 'EXPERIMENT_REFINE', 'fit_variants', 'comparison_figure', 'refine_arms', 'refine_run', 'true_views',
-           'by_rig', 'refine_table', 'refine_draw', 'findings']
+           'by_rig', 'refine_table', 'refine_plot', 'findings']
 
 # %% ../../nbs/experiments/14_refine.ipynb #806e8cd8
 RIGS = {"6": [0, 1, 2, 3, 4, 5], "4": [0, 2, 3, 4], "3": [0, 2, 4]} # cameras of the documented rig
@@ -92,7 +92,7 @@ def refine_table(done:list[dict]) -> str:
     ci = lambda x: f"{x.mean():.3f} [{bootstrap_ci(x)[0]:.3f}, {bootstrap_ci(x)[1]:.3f}]"
     return "\n".join(["| cameras | cloud | novel IoU | PSNR [dB] (white) | foreground [dB] |", "|---|---|---|---|---|", *(f"| {n} | {k} | {ci(v['iou'])} | {v['psnr'].mean():.2f} ({v['psnr_white'].mean():.2f}) | {v['psnr_fg'].mean():.2f} |" for (n, k), v in by_rig(done).items())])
 
-def refine_draw(done:list[dict], folder) -> list[tuple]: # (file name, caption)
+def refine_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "Scores over the number of cameras, and the pictures of the first mouse."
     import matplotlib.pyplot as plt
     b, out = by_rig(done), []
@@ -134,4 +134,4 @@ def findings(done:list[dict]) -> list[Finding]:
     return [Finding("Can the same six views give a better mouse than the network does? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, network {f(n, net)}, fitted from its cloud {f(n, both)}" for n in rigs), "answered", f"fitting the network's cloud to its own pictures is better with {said(better)} cameras" if better else "fitting adds nothing to the network's answer"),
             Finding("Is the network needed at all, once one fits? (never asked)", "novel IoU (foreground): " + "; ".join(f"{n} cameras, from nothing {f(n, alone)}, from the network {f(n, both)}, {gain[n].mean():+.3f} [{lo[n]:+.3f}, {hi[n]:+.3f}]" for n in rigs), "answered", f"by IoU, {', '.join(w for w in why if w)}; the foreground is better from {'nothing' if fg.mean() < 0 else 'the network'} with {rigs[0]} ({fg.mean():+.1f} dB [{bootstrap_ci(fg)[0]:+.1f}, {bootstrap_ci(fg)[1]:+.1f}])")]
 
-EXPERIMENT_REFINE = Experiment("refine", "What do the views give by themselves, and what does the network add to them?", refine_arms, refine_run, refine_draw, findings, refine_table)
+EXPERIMENT_REFINE = Experiment("refine", "What do the views give by themselves, and what does the network add to them?", refine_arms, refine_run, refine_plot, findings, refine_table)

@@ -83,11 +83,11 @@ def _section(p:Section, folder) -> tuple[str, list, str]: # html, findings, plai
     e, wrong = p.experiment, []
     findings, table, drawn = None, "", []
     if p.done:
-        findings, bad = _tried(e.says, p.done)
+        findings, bad = _tried(e.findings, p.done)
         wrong += [f"no verdict ({bad})"]*bool(bad)
         table, bad = _tried(e.table or plain_table, p.done)
         wrong += [f"no table ({bad})"]*bool(bad)
-        drawn, bad = _tried(e.draw, p.done, folder)
+        drawn, bad = _tried(e.plot, p.done, folder)
         wrong += [f"no pictures ({bad})"]*bool(bad)
     pictures = "".join(f"<figure><img src='pictures/{html.escape(n)}' alt='{html.escape(re.sub('`', '', c), quote=True)}' loading='lazy'><figcaption>{_said(c)}</figcaption></figure>" for n, c in drawn or ())
     missing = f"<p class='warn'>{p.asked - len(p.done)} of {p.asked} arms are missing" + (f"; {html.escape('; '.join(wrong))}" if wrong else "") + ".</p>" if p.done and (wrong or len(p.done) < p.asked) else ""
@@ -185,5 +185,5 @@ def report_from(
 
 def verdicts(parts:list[Section]) -> str:
     "The verdict for a terminal."
-    rows = [f for p in parts if p.done for f in _tried(p.experiment.says, p.done)[0] or ()]
+    rows = [f for p in parts if p.done for f in _tried(p.experiment.findings, p.done)[0] or ()]
     return "\n".join(f"{f.verdict.upper():15} {f.claim}\n{'':15} {f.measured}\n{'':15} {f.why}" for f in rows)

@@ -16,7 +16,8 @@ from ..plotting import save_figure
 from ..stats import bootstrap_ci, ci_text, markdown_table
 
 # %% auto #0
-__all__ = ['zoom_arms', 'filmed_zoom_arms', 'zoom_run', 'zoom_draw', 'zoom_table', 'zoom_says', 'filmed_zoom_says', 'zoom']
+__all__ = ['zoom_arms', 'filmed_zoom_arms', 'zoom_run', 'zoom_plot', 'zoom_table', 'zoom_findings', 'filmed_zoom_findings',
+           'zoom']
 
 # %% ../../nbs/experiments/06_zoom.ipynb #e620ac1f
 def zoom_arms(full, checkpoint):
@@ -46,7 +47,7 @@ def _mean(done, way, part="novel", k="iou"):
     return (float(np.mean(x)), *bootstrap_ci(x)) if x else None
 def _zooms(done, kind): return sorted(float(w.split()[1]) for w in {r["arm"] for r in records_of(done)} if w.startswith(kind + " "))
 
-def zoom_draw(done, folder):
+def zoom_plot(done, folder):
     "Novel IoU and foreground over the zoom, kept quiet and told."
     import matplotlib.pyplot as plt
     fig, axs = plt.subplots(1, 2, figsize=(9, 3.2))
@@ -70,7 +71,7 @@ def zoom_table(done):
     f = lambda *a: f"{_mean(done, *a)[0]:.2f}"
     return markdown_table(["way", "novel: IoU", "PSNR", "white", "foreground", "IoU, grains resized", "input: IoU", "PSNR", "white"], [[f"`{w}`", ci_text(_mean(done, w)), f(w, "novel", "psnr"), f(w, "novel", "psnr_white"), f(w, "novel", "psnr_fg"), f(w, "sized"), f(w, "input"), f(w, "input", "psnr"), f(w, "input", "psnr_white")] for w in ways])
 
-def zoom_says(done) -> list[Finding]:
+def zoom_findings(done) -> list[Finding]:
     "How good zero-shot is, and what white scores on the note's data."
     exact, turned, was, given = (_mean(done, *w) for w in (("choose distance",), ("pixel_based",), ("pixel_based_as_was",), ("pixel_based_as_was", "input")))
     white = {w: _mean(done, w, "input", "psnr_white")[0] for w in ("pixel_based_as_was", "uniform_per_sample")}
@@ -80,7 +81,7 @@ def zoom_says(done) -> list[Finding]:
         Finding("Zero-shot on data made to fit is a way out", f"novel IoU {ci_text(exact, 2)} with the exact camera; best quiet zoom {best:g}: {ci_text(_mean(done, f'zoom {best:g}'), 2)}", "reproduced" if exact[0] > .8 else "partly" if exact[0] > .4 else "not reproduced", f"without any training, if the pixels are resampled with their cameras; showing the animal larger brings {_mean(done, f'zoom {best:g}')[0] - exact[0]:+.2f}"),
         Finding("14 dB on the pixel-based data is a mouse shape (step 1 of experiment B)", f"a white picture scores {white['pixel_based_as_was']:.1f} dB on such input views, {white['uniform_per_sample']:.1f} dB on sample-uniform ones", "not reproduced" if abs(white["pixel_based_as_was"] - 14) < 2.5 else "partly", "so the number says nothing without the white picture's beside it")]
 
-def filmed_zoom_says(done) -> list[Finding]:
+def filmed_zoom_findings(done) -> list[Finding]:
     "What should stay canonical for a recording."
     ways = sorted({r["arm"] for r in records_of(done)}, key=lambda w: (-_mean(done, w)[0], w))
     choices = [w for w in ways if w.startswith("choose")]
@@ -88,5 +89,5 @@ def filmed_zoom_says(done) -> list[Finding]:
 
 def zoom(plan:Plan, cache=None) -> Experiment:
     "Experiment 5, second half, on mice or on a recording."
-    a, s, name = (partial(filmed_zoom_arms, plan=plan), filmed_zoom_says, "recording_zoom") if plan.recording else (zoom_arms, zoom_says, "zoom")
-    return Experiment(name, "Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much zoom pays?", a, partial(zoom_run, plan=plan), zoom_draw, s, zoom_table)
+    a, s, name = (partial(filmed_zoom_arms, plan=plan), filmed_zoom_findings, "recording_zoom") if plan.recording else (zoom_arms, zoom_findings, "zoom")
+    return Experiment(name, "Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much zoom pays?", a, partial(zoom_run, plan=plan), zoom_plot, s, zoom_table)

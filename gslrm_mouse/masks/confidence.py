@@ -138,6 +138,6 @@ def summarize_masks(reports) -> str:
     "One sentence per camera, and what to do where one is not to be trusted."
     lines = [str(r) for r in reports]
     r = reports[0].residual_px
-    lines.append(f"rays through the masks' centroids meet within {r:.1f} px (median)" if r is not None else f"no calibration could be used, so the cameras were not compared with each other")
+    lines.append(f"rays through the masks' centroids meet within {r:.1f} px (median)" if r is not None else "no calibration could be used, so the cameras were not compared with each other")
     if any(r.sure == "unsure" for r in reports): lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, or masks of another tool, will help")
     return "\n".join(lines)

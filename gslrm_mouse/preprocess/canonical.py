@@ -50,7 +50,7 @@ def cropped(
 ) -> Views:
     "The same views cut to a rectangle inside them; K goes along."
     W, H = views.cameras.width, views.cameras.height
-    if not (0 <= x and 0 <= y and 0 < width <= W - x and 0 < height <= H - y): raise ValueError(f"a crop of {width} × {height} px at ({x}, {y}) does not fit into pictures of {W} × {H} px")
+    if not (x >= 0 and y >= 0 and 0 < width <= W - x and 0 < height <= H - y): raise ValueError(f"a crop of {width} × {height} px at ({x}, {y}) does not fit into pictures of {W} × {H} px")
     K = views.cameras.K.clone()
     K[..., 0, 2] -= x
     K[..., 1, 2] -= y

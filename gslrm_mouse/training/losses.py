@@ -163,7 +163,7 @@ def loss_weights(s:LossSettings, step:int, l2_warmup:int=0) -> dict: # name: wei
     "The weights in force at a forward/backward pass."
     w = dict(l2=s.l2_loss_weight, ssim=s.ssim_loss_weight, lpips=s.lpips_loss_weight, perceptual=s.perceptual_loss_weight, pixelalign=s.pixelalign_loss_weight, pointsdist=s.pointsdist_loss_weight,
              background=s.background_loss_weight, alpha=s.alpha_loss_weight, distill=s.distill_loss_weight)
-    if s.warmup_pointsdist and step < 1000: w = {k: 0. for k in w} | dict(pointsdist=.1)
+    if s.warmup_pointsdist and step < 1000: w = dict.fromkeys(w, 0.0) | dict(pointsdist=.1)
     return w | dict(perceptual=0., lpips=0.) if step < l2_warmup else w
 
 # %% ../../nbs/training/01_losses.ipynb #18162f0c

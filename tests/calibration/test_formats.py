@@ -1,7 +1,6 @@
 "Rig files of eight tools: what goes out comes back, and no damaged or hostile file gives more than a rig or one sentence."
-import json, os, pickle, shutil, struct, subprocess, sys, time, tracemalloc
+import json, pickle, shutil, struct, subprocess, sys, time, tracemalloc
 from dataclasses import replace
-from pathlib import Path
 import cv2, numpy as np, pytest, torch
 from hypothesis import HealthCheck, given, settings, strategies as st
 from gslrm_mouse.calibration.formats import FORMATS, find_rigs, read_calibration, write_calibration

@@ -1,5 +1,4 @@
 """The shipped sensitivity table: whole, of this checkpoint, and saying what a new measurement says."""
-import json
 import math
 from dataclasses import replace
 

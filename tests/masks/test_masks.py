@@ -1,6 +1,5 @@
 "Masks: what a notebook cell cannot hold. Bad input, killed runs, run lengths against pycocotools, folders as other tools write them."
-import json, os, re, signal, subprocess, sys, time
-from pathlib import Path
+import json, re, signal, subprocess, sys, time
 import av, numpy as np, pytest
 from PIL import Image
 

@@ -1,5 +1,5 @@
 "FaceLift's checkpoint files: all of the network or a sentence, nothing run, nothing copied, nothing left behind."
-import json, os, pickle, struct, subprocess, sys, zipfile
+import json, os, subprocess, sys, zipfile
 from dataclasses import replace
 from pathlib import Path
 import numpy as np, pytest, torch
@@ -8,9 +8,9 @@ from safetensors.torch import load_file
 from gslrm_mouse.models.checkpoint import checkpoint_hash, load_checkpoint, read_card
 from gslrm_mouse.cameras.presets import inference_rig
 from gslrm_mouse.models.facelift import convert, facelift_picture, facelift_ply, facelift_tensors
-from gslrm_mouse.models.facelift import inria_camera_matrices, load_facelift, load_torch_file
+from gslrm_mouse.models.facelift import load_facelift
 from gslrm_mouse.gaussians.ply import load_ply
-from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
+from gslrm_mouse.models.gslrm import GSLRMConfig
 
 NARROW = GSLRMConfig(image_size=16, d=32, d_head=16, n_layer=2)
 YAML = """

@@ -7,7 +7,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 from gslrm_mouse.cameras.pinhole import Cameras
 from gslrm_mouse.cameras.presets import facelift_rig
-from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, load_weights, shipped_checkpoint
+from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, load_weights
 from gslrm_mouse.cameras.domain import CameraDomain
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig, n_flop, n_parameters, n_tokens, patchify, rig_rays
 from gslrm_mouse.models.gslrm import to_patch_order, to_raster_order

@@ -14,7 +14,7 @@ from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.filters import FILTERS, Filters
-from gslrm_mouse.gaussians.ply import load_ply, ply_world, save_ply
+from gslrm_mouse.gaussians.ply import load_ply, ply_world
 from gslrm_mouse.metrics import image_scores, mean_scores
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.gaussians.rasterize import render

@@ -19,7 +19,7 @@ from gslrm_mouse.training.settings import load_settings, settings_from
 from gslrm_mouse.scenes.dataset import canonical_cameras, perturb_cameras
 from gslrm_mouse.training.batches import BatchStream
 from gslrm_mouse.training.sources import SceneDataset, build_dataset
-from gslrm_mouse.training.loop import load_trained, open_run, run_training
+from gslrm_mouse.training.loop import load_trained, run_training
 from gslrm_mouse.training.state import initial_network
 from gslrm_mouse.training.step import forward_pass
 

@@ -380,7 +380,7 @@ def test_standin_recording():
     stated = json.loads((path/"truth/cameras.json").read_text())
     assert (rec.n_frames, len(v), v.cameras.unit, tuple(v.images.shape[1:3])) == (40, 6, "mm", (1024, 1152)) and stated["cameras"]
     assert (rec.cameras.K - mouse_rig().K).abs().max() < 1e-6 and (rec.cameras.centers - mouse_rig().centers).abs().max() < .1
-    assert (.015 < v.alpha.mean((1, 2))).all() and (v.alpha.mean((1, 2)) < .06).all()
+    assert (v.alpha.mean((1, 2)) > .015).all() and (v.alpha.mean((1, 2)) < .06).all()
     t = triangulate(v)
     assert abs(t.residual_px - 18.31) < .05 and (t.point - torch.tensor([71.49, 100.59, 12.35])).abs().max() < .02     # as NumPy has it from the raw pickle
     xyz = np.load(path/"truth/keypoints3d.npz")["keypoints_mm"][20].astype(float)
