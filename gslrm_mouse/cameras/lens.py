@@ -14,22 +14,25 @@ from torch import Tensor
 __all__ = ['LENS_MODELS', 'opencv_distortion', 'fisheye_distortion', 'Lens']
 
 # %% ../../nbs/cameras/04_lens.ipynb #06cce793
+def _stack_rows(*rows) -> Tensor: # rows of (V,) entries -> (V, len(rows), len(row))
+    return torch.stack([torch.stack(row, -1) for row in rows], -2)
+
 def _tilt(tx:Tensor, ty:Tensor) -> Tensor: # (V, 3, 3)
     "The homography of a sensor tilted by `tx` and `ty` (V,) radians."
-    o, l = torch.zeros_like(tx), torch.ones_like(tx)
-    rows = lambda *r: torch.stack([torch.stack(x, -1) for x in r], -2)
-    Rx = rows((l, o, o), (o, tx.cos(), tx.sin()), (o, -tx.sin(), tx.cos()))
-    Ry = rows((ty.cos(), o, -ty.sin()), (o, l, o), (ty.sin(), o, ty.cos()))
+    zero, one = torch.zeros_like(tx), torch.ones_like(tx)
+    Rx = _stack_rows((one, zero, zero), (zero, tx.cos(), tx.sin()), (zero, -tx.sin(), tx.cos()))
+    Ry = _stack_rows((ty.cos(), zero, -ty.sin()), (zero, one, zero), (ty.sin(), zero, ty.cos()))
     R = Ry @ Rx
     c = R[:, 2, 2]
-    return rows((c, o, -R[:, 0, 2]), (o, c, -R[:, 1, 2]), (o, o, l)) @ R
+    return _stack_rows((c, zero, -R[:, 0, 2]), (zero, c, -R[:, 1, 2]), (zero, zero, one)) @ R
 
 def opencv_distortion(
     xy:Tensor, # (V, N, 2) where the rays meet the plane z = 1
     d:Tensor, # (V, n) coefficients in OpenCV's order
 ) -> Tensor: # (V, N, 2)
-    "Where OpenCV's lens puts the rays."
-    k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4, tx, ty = F.pad(d, (0, 14 - d.shape[-1])).unsqueeze(-1).unbind(-2)
+    "Distorted positions of rays on the plane z = 1, by OpenCV's model."
+    coefficients = F.pad(d, (0, 14 - d.shape[-1])).unsqueeze(-1).unbind(-2)
+    k1, k2, p1, p2, k3, k4, k5, k6, s1, s2, s3, s4, tx, ty = coefficients
     x, y = xy.unbind(-1)
     r2 = x*x + y*y
     xy2 = 2*x*y
@@ -41,25 +44,29 @@ def opencv_distortion(
     return w[..., :2]/w[..., 2:]
 
 # %% ../../nbs/cameras/04_lens.ipynb #197fb733
-def fisheye_distortion(xy:Tensor, d:Tensor) -> Tensor: # (V, N, 2), (V, 4) -> (V, N, 2)
-    "Where `cv2.fisheye`'s lens puts the rays."
+def fisheye_distortion(
+    xy:Tensor, # (V, N, 2) where the rays meet the plane z = 1
+    d:Tensor, # (V, 4) coefficients k1 to k4
+) -> Tensor: # (V, N, 2)
+    "Distorted positions of rays on the plane z = 1, by the model of `cv2.fisheye`."
     k1, k2, k3, k4 = d.unsqueeze(-1).unbind(-2)
     r = xy.norm(dim=-1)
-    t = r.atan()
-    t2 = t*t
-    scale = (1 + t2*(k1 + t2*(k2 + t2*(k3 + t2*k4))))*torch.where(r > 1e-9, t/r.clamp_min(1e-12), 1.)
-    return xy*scale[..., None]
+    theta = r.atan()
+    theta2 = theta*theta
+    stretch = 1 + theta2*(k1 + theta2*(k2 + theta2*(k3 + theta2*k4)))
+    theta_per_r = torch.where(r > 1e-9, theta/r.clamp_min(1e-12), 1.)
+    return xy*(stretch*theta_per_r)[..., None]
 
 LENS_MODELS = {"opencv": (opencv_distortion, (4, 5, 8, 12, 14)), "fisheye": (fisheye_distortion, (4,))}
 
 # %% ../../nbs/cameras/04_lens.ipynb #a8ccf7e2
 @dataclass(frozen=True)
 class Lens:
-    "The lenses of V cameras whose pictures are stored as the sensor saw them."
-    K:Tensor # (V, 3, 3) of the stored pictures, skew included, first pixel centre at (0.5, 0.5)
+    "The lenses of V cameras whose images are stored as the sensor saw them."
+    K:Tensor # (V, 3, 3) of the stored images, skew included, first pixel centre at (0.5, 0.5)
     distortion:Tensor # (V, n) coefficients of `model`
-    width:int # of the stored pictures, pixels
-    height:int
+    width:int # of the stored images, pixels
+    height:int # of the stored images, pixels
     model:str = "opencv" # or "fisheye"
 
 @patch
@@ -67,8 +74,8 @@ def __len__(self:Lens): return len(self.K)
 
 @patch
 def __getitem__(self:Lens, i) -> Lens:
-    "The lenses which `i` picks; an int keeps the dimension."
-    i = slice(i, i + 1 or None) if isinstance(i, int) else i
+    "The lenses that `i` picks; an int keeps the dimension."
+    if isinstance(i, int): i = slice(i, i + 1 or None)
     return replace(self, K=self.K[i], distortion=self.distortion[i])
 
 @patch
@@ -81,42 +88,48 @@ def to(self:Lens, *args, **kwargs) -> Lens:
 def project(
     self:Lens,
     xy:Tensor, # (V, N, 2) where the rays meet the plane z = 1
-) -> Tensor: # (V, N, 2) pixels of the stored pictures
-    "Where the rays fall in the stored pictures."
-    return LENS_MODELS[self.model][0](xy, self.distortion) @ self.K[:, :2, :2].mT + self.K[:, None, :2, 2]
+) -> Tensor: # (V, N, 2) pixels of the stored images
+    "Where the rays fall in the stored images."
+    distort, _ = LENS_MODELS[self.model]
+    return distort(xy, self.distortion) @ self.K[:, :2, :2].mT + self.K[:, None, :2, 2]
 
 # %% ../../nbs/cameras/04_lens.ipynb #fbf8a082
 @patch
-def reach(
+def valid_radius(
     self:Lens,
-    most:float=8., # look no further than this radius on the plane z = 1
+    largest:float=8., # search up to this radius on the plane z = 1
 ) -> Tensor: # (V,)
-    "Radius on the plane z = 1 up to which the lens is one-to-one (its radial part); `most` where it is so that far."
-    d = self.distortion.clone()
+    "Radius on the plane z = 1 up to which the radial part of the lens is one-to-one, at most `largest`."
+    radial = self.distortion.clone()
     if self.model == "opencv":
-        d[:, 2:4] = 0
-        d[:, 8:] = 0
-    r = torch.linspace(0, most, 4096, dtype=d.dtype, device=d.device)
-    out = LENS_MODELS[self.model][0](torch.stack([r, torch.zeros_like(r)], -1).expand(len(d), -1, 2), d)[..., 0]
-    turns = torch.cat([~(out.diff() > 0), torch.ones(len(d), 1, dtype=torch.bool, device=d.device)], 1)
+        radial[:, 2:4] = 0 # tangential
+        radial[:, 8:] = 0 # thin prism and tilt
+    r = torch.linspace(0, largest, 4096, dtype=radial.dtype, device=radial.device)
+    xy = torch.stack([r, torch.zeros_like(r)], -1).expand(len(radial), -1, 2)
+    distort, _ = LENS_MODELS[self.model]
+    grows = distort(xy, radial)[..., 0].diff() > 0
+    end = torch.ones(len(radial), 1, dtype=torch.bool, device=radial.device)
+    turns = torch.cat([~grows, end], 1)
     return r[turns.long().argmax(1)]
 
 @patch
-def source(
+def distortion_map(
     self:Lens,
     v:int, # which camera
-    K:Tensor, # (3, 3) of the pinhole picture wanted
-    width:int, height:int, # of the pinhole picture
+    K:Tensor, # (3, 3) of the pinhole image wanted
+    width:int, # of the pinhole image, pixels
+    height:int, # of the pinhole image, pixels
 ) -> tuple: # (H, W, 2) stored pixels, (H, W) bool
-    "For each pixel of a pinhole picture of camera `v`: where it is stored, and whether it is."
-    f = dict(dtype=torch.float64, device=self.K.device)
-    lens = self[v].to(torch.float64)
-    K = K.to(**f)
-    y, x = ((torch.arange(n, **f) + .5 - K[i, 2])/K[i, i] for i, n in ((1, height), (0, width)))
-    xy = torch.stack(torch.broadcast_tensors(x - y[:, None]*K[0, 1]/K[0, 0], y[:, None]), -1)
+    "For each pixel of a pinhole image of camera `v`: where it is stored, and whether it is."
+    options = dict(dtype=torch.float64, device=self.K.device)
+    lens, K = self[v].to(torch.float64), K.to(**options)
+    y = (torch.arange(height, **options) + .5 - K[1, 2])/K[1, 1]
+    x = (torch.arange(width, **options) + .5 - K[0, 2])/K[0, 0]
+    skewed = x - y[:, None]*K[0, 1]/K[0, 0]
+    xy = torch.stack(torch.broadcast_tensors(skewed, y[:, None]), -1)
     uv = lens.project(xy.reshape(1, -1, 2)).reshape(height, width, 2)
     inside = (uv >= 0).all(-1) & (uv[..., 0] <= self.width) & (uv[..., 1] <= self.height)
-    return uv, inside & (xy.norm(dim=-1) < lens.reach())
+    return uv, inside & (xy.norm(dim=-1) < lens.valid_radius())
 
 # %% ../../nbs/cameras/04_lens.ipynb #d4ace6b1
 @patch
@@ -124,12 +137,17 @@ def undistort(
     self:Lens,
     v:int, # which camera
     picture:Tensor, # (H, W, C) as stored; premultiplied where it has alpha
-    K:Tensor, # (3, 3) of the pinhole picture wanted
-    width:int, height:int, # of the pinhole picture
+    K:Tensor, # (3, 3) of the pinhole image wanted
+    width:int, # of the pinhole image, pixels
+    height:int, # of the pinhole image, pixels
 ) -> Tensor: # (height, width, C)
-    "The picture that a pinhole in the place of camera `v` would have taken; 0 where nothing was stored."
-    if picture.shape[:2] != (self.height, self.width): raise ValueError(f"camera {v}: the lens was calibrated for pictures of {self.width} × {self.height} px, this one has {picture.shape[1]} × {picture.shape[0]}")
-    uv, inside = self.source(v, K, width, height)
+    "The image of a pinhole in place of camera `v`, 0 where nothing was stored; ValueError for another image size."
+    found_height, found_width = picture.shape[:2]
+    if (found_height, found_width) != (self.height, self.width):
+        raise ValueError(f"camera {v}: the lens was calibrated for pictures of {self.width} × {self.height} px, "
+                         f"this one has {found_width} × {found_height}")
+    uv, inside = self.distortion_map(v, K, width, height)
     grid = (2*uv/uv.new_tensor([self.width, self.height]) - 1).to(picture)
-    out = F.grid_sample(picture.permute(2, 0, 1)[None], grid[None], align_corners=False, padding_mode="border")[0].permute(1, 2, 0)
-    return out*inside[..., None].to(picture)
+    channels_first = picture.permute(2, 0, 1)[None]
+    out = F.grid_sample(channels_first, grid[None], align_corners=False, padding_mode="border")[0]
+    return out.permute(1, 2, 0)*inside[..., None].to(picture)

@@ -15,59 +15,63 @@ __all__ = ['RAY_CHANNELS', 'camera_rays', 'pixel_rays', 'closest_to_origin', 'pl
 
 # %% ../../nbs/cameras/05_rays.ipynb #6dd572a3
 def camera_rays(
-    cams:Cameras, # (..., ) any batch of cameras
-) -> Tensor: # (..., H, W, 3) z = 1
+    cams:Cameras, # (...,) any batch of cameras
+) -> Tensor: # (..., H, W, 3), z = 1
     "Direction of every pixel's ray in camera axes, up to the plane z = 1, in float32 or better."
     dtype = torch.promote_types(cams.K.dtype, torch.float32)
     K = cams.K.to(dtype)
     x = torch.arange(cams.width, dtype=dtype, device=K.device) + .5
     y = torch.arange(cams.height, dtype=dtype, device=K.device) + .5
-    gx = (x - K[..., 0, 2, None])/K[..., 0, 0, None]
-    gy = (y - K[..., 1, 2, None])/K[..., 1, 1, None]
+    dx = (x - K[..., 0, 2, None])/K[..., 0, 0, None]
+    dy = (y - K[..., 1, 2, None])/K[..., 1, 1, None]
     shape = (*K.shape[:-2], cams.height, cams.width)
-    return torch.stack([gx[..., None, :].expand(shape), gy[..., :, None].expand(shape), gx.new_ones(shape)], -1)
+    return torch.stack([dx[..., None, :].expand(shape), dy[..., :, None].expand(shape), dx.new_ones(shape)], -1)
 
 def pixel_rays(
-    cams:Cameras, # (..., ) any batch of cameras
+    cams:Cameras, # (...,) any batch of cameras
 ) -> tuple[Tensor, Tensor]: # (..., H, W, 3) origins and (..., H, W, 3) unit directions, world
     "Origin and unit direction of every pixel's ray, in float32 or better."
-    cam = camera_rays(cams)
-    w2c = cams.w2c.to(cam.dtype)
-    d = normalize(torch.einsum("...hwc,...ck->...hwk", cam, w2c[..., :3, :3]), dim=-1)
-    o = -(w2c[..., :3, :3].mT @ w2c[..., :3, 3:])[..., 0]
+    in_camera = camera_rays(cams)
+    w2c = cams.w2c.to(in_camera.dtype)
+    R, t = w2c[..., :3, :3], w2c[..., :3, 3:]
+    d = normalize(torch.einsum("...hwc,...ck->...hwk", in_camera, R), dim=-1)
+    o = -(R.mT @ t)[..., 0]
     return o[..., None, None, :].expand_as(d), d
 
 # %% ../../nbs/cameras/05_rays.ipynb #daf6b393
 def closest_to_origin(o:Tensor, d:Tensor) -> Tensor: # (..., 3)
-    "The point of each ray's line that is nearest to the world origin, $o - (o\\cdot d)\\,d$ (unit `d`)."
+    "The point of each ray's line closest to the world origin, $o - (o\\cdot d)\\,d$ (unit directions (..., 3))."
     return o - (o*d).sum(-1, keepdim=True)*d
 
 def plucker_moments(o:Tensor, d:Tensor) -> Tensor: # (..., 3)
-    "Plücker moment $o \\times d$ of each ray (unit `d`)."
+    "Plücker moment $o \\times d$ of each ray (origins and unit directions (..., 3))."
     return torch.linalg.cross(o, d, dim=-1)
 
 # %% ../../nbs/cameras/05_rays.ipynb #68d33cf9
 RAY_CHANNELS = {"nearest": 6, "moment": 6, "both": 9}
 
 def ray_features(
-    cams:Cameras,
+    cams:Cameras, # (...,) any batch of cameras
     kind:str="nearest", # "nearest": d, n (FaceLift) · "moment": m, d (paper) · "both": m, d, n
 ) -> tuple[Tensor, Tensor, Tensor]: # (..., H, W, C) features, (..., H, W, 3) origins, (..., H, W, 3) directions
-    "Ray channels in the order in which the network takes them, with the rays they came from; float32."
+    "Ray channels in the network's order, with the rays they come from; float32. ValueError for an unknown kind."
     if kind not in RAY_CHANNELS: raise ValueError(f"rays must be one of {', '.join(RAY_CHANNELS)}, got {kind!r}")
     o, d = (x.float() for x in pixel_rays(cams.to(torch.float64)))
-    parts = {"d": lambda: d, "n": lambda: closest_to_origin(o, d), "m": lambda: plucker_moments(o, d)}
-    return torch.cat([parts[c]() for c in {"nearest": "dn", "moment": "md", "both": "mdn"}[kind]], -1), o, d
+    if kind == "nearest": channels = [d, closest_to_origin(o, d)]
+    elif kind == "moment": channels = [plucker_moments(o, d), d]
+    else: channels = [plucker_moments(o, d), d, closest_to_origin(o, d)]
+    return torch.cat(channels, -1), o, d
 
 # %% ../../nbs/cameras/05_rays.ipynb #82f2d454
 def ray_angles(
     K:Tensor, # (3, 3) intrinsics of the camera in question
-    K_ref:Tensor, # (3, 3) intrinsics the checkpoint knows, same picture size
-    width:int, height:int, # pixels
+    K_ref:Tensor, # (3, 3) intrinsics the checkpoint was trained with, same image size
+    width:int, # pixels
+    height:int, # pixels
 ) -> Tensor: # (H, W) degrees
-    "Angle between the rays which two intrinsics give the same pixel."
-    eye = torch.eye(4, dtype=torch.float64)
-    a, b = (pixel_rays(Cameras(k.double()[None], eye[None], width, height))[1][0] for k in (K, K_ref))
+    "Angle between the rays that two intrinsics give the same pixel."
+    pose = torch.eye(4, dtype=torch.float64)[None]
+    a, b = (pixel_rays(Cameras(k.double()[None], pose, width, height))[1][0] for k in (K, K_ref))
     return torch.rad2deg(2*torch.atan2((a - b).norm(dim=-1), (a + b).norm(dim=-1)))
 
 # %% ../../nbs/cameras/05_rays.ipynb #1081e3f8
@@ -75,9 +79,11 @@ def closest_point_to_rays(
     origins:Tensor, # (N, 3) of rays
     dirs:Tensor, # (N, 3) of rays, unit length
 ) -> Tensor: # (3,) float64
-    "The point with the least summed squared distance to the rays' lines; ValueError where they are (nearly) parallel."
+    "The least-squares intersection of the rays' lines; ValueError where they are (nearly) parallel."
     o, d = origins.double(), dirs.double()
-    P = torch.eye(3, dtype=o.dtype, device=o.device) - d[:, :, None]*d[:, None]
-    A = P.sum(0)
-    if len(o) < 2 or torch.linalg.eigvalsh(A)[0] < 1e-6*len(o): raise ValueError(f"rays from two cameras or more that look in different directions were looked for; the {len(o)} found fix no point")
-    return torch.linalg.solve(A, (P @ o[..., None]).sum(0))[:, 0]
+    across = torch.eye(3, dtype=o.dtype, device=o.device) - d[:, :, None]*d[:, None] # projections I - d dᵀ
+    A = across.sum(0)
+    if len(o) < 2 or torch.linalg.eigvalsh(A)[0] < 1e-6*len(o):
+        raise ValueError("rays from two cameras or more that look in different directions were looked for; "
+                         f"the {len(o)} found fix no point")
+    return torch.linalg.solve(A, (across @ o[..., None]).sum(0))[:, 0]
