@@ -26,10 +26,10 @@ WORLD = "73e58863" # version of the scene generator; a new one whenever the imag
 # %% ../../nbs/scenes/02_dataset.ipynb #e19e904b
 @dataclass(frozen=True)
 class SpreadSettings:
-    "training.dataset.camera_spread, ours: how procedural cameras stray from the canonical one. Ranges are drawn from once per scene, its cameras differ by a tenth of the range."
+    "training.dataset.camera_spread: ranges of perturbed cameras, drawn once a scene; its cameras differ by a tenth."
     focal:list[float] = field(default_factory=lambda: [1., 1.]) # times the canonical focal length
     aspect:list[float] = field(default_factory=lambda: [1., 1.]) # fy / fx
-    principal:float = 0. # each camera's principal point off the middle, at most this share of the width
+    principal:float = 0. # each camera's principal point off the centre, at most this share of the width
     distance:list[float] = field(default_factory=lambda: [1., 1.]) # times the canonical distance
     aim:float = 0. # each camera turned off the origin, at most this many degrees
     size:list[float] = field(default_factory=lambda: [1., 1.]) # of the scene, times its own
@@ -39,16 +39,16 @@ class SpreadSettings:
 
 @dataclass(frozen=True)
 class VarietySettings:
-    "training.dataset.camera_variety, ours: procedural scenes in cameras of any field of view. The scene keeps its size, the distance follows from field of view and visible width."
-    fov:list[float] = field(default_factory=list) # degrees, log-uniform, once per scene; empty: no variety
-    visible:list[float] = field(default_factory=lambda: [1., 1.]) # width seen at the object, times the canonical 2.52, log-uniform, once per scene
-    canonical_share:float = .2 # of the scenes, which stay in the canonical camera
+    "training.dataset.camera_variety: cameras of any field of view, at the distance that shows the drawn width."
+    fov:list[float] = field(default_factory=list) # degrees, log-uniform, once a scene; empty: no variety
+    visible:list[float] = field(default_factory=lambda: [1., 1.]) # width seen at the object, times the canonical 2.52
+    canonical_share:float = .2 # of the scenes, which keep the canonical camera
     distance:float = 0. # each camera's distance, plus or minus this share
     focal:float = 0. # each camera's focal length, plus or minus this share
     aspect:float = 0. # each camera's fy / fx, plus or minus this share
-    principal:float = 0. # each camera's principal point off the middle, at most this share of the width
+    principal:float = 0. # each camera's principal point off the centre, at most this share of the width
     roll:float = 0. # each camera turned about its axis, at most this many degrees
-    aim:float = 0. # each camera turned off the origin: at most this many degrees at the canonical field of view, the same share of the image at others
+    aim:float = 0. # each camera turned off the origin, degrees at 50° of view, the same share of the image elsewhere
 
     @property
     def on(self) -> bool: return bool(self.fov)
@@ -57,98 +57,117 @@ class VarietySettings:
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
 FIRST_MOUSE = 1000 # mice below are the study's
 
-def canonical_cameras(n:int, size:int, seed:int, elevation=(-5., 50.)) -> Cameras:
-    "`n` cameras around the origin in the pretrained format: azimuths spread with jitter, random order, distance and field of view fixed."
-    r = np.random.default_rng([seed, 77])
-    az = r.permutation((np.arange(n) + r.uniform(0, 1, n))*360/n) + r.uniform(0, 360)
-    return orbit(az, r.uniform(*elevation, n), FACELIFT_DISTANCE, FACELIFT_FOV, size)
+def canonical_cameras(
+    n:int, # cameras
+    size:int, # square images, pixels
+    seed:int, # of azimuths and elevations
+    elevation=(-5., 50.), # degrees
+) -> Cameras:
+    "`n` cameras of the pretrained format: jittered azimuths in random order, distance and field of view fixed."
+    rng = np.random.default_rng([seed, 77])
+    azimuth = rng.permutation((np.arange(n) + rng.uniform(0, 1, n))*360/n) + rng.uniform(0, 360)
+    return orbit(azimuth, rng.uniform(*elevation, n), FACELIFT_DISTANCE, FACELIFT_FOV, size)
 
 def scene_cameras(
     i:int, # number of the scene
-    size:int, # pixels, square
-    n:int=VIEWS_PER_SCENE,
+    size:int, # square images, pixels
+    n:int=VIEWS_PER_SCENE, # cameras
     elevation=(-5., 50.), # degrees
-    spread:SpreadSettings=SpreadSettings(),
-    variety:VarietySettings=VarietySettings(),
+    spread:SpreadSettings=SpreadSettings(), # of perturbed cameras
+    variety:VarietySettings=VarietySettings(), # of varied cameras
 ) -> Cameras:
-    "The cameras of scene `i`: canonical ones, or what `spread` or `variety` makes of them."
+    "The cameras of scene `i`: canonical, perturbed (`spread`) or varied (`variety`)."
     cams = canonical_cameras(n, size, i, elevation)
     if variety.on: return varied_cameras(cams, variety, i)
-    return perturb_cameras(cams, spread, i) if spread.on else cams
+    if spread.on: return perturb_cameras(cams, spread, i)
+    return cams
 
 def scene_views(
     i:int, # number of the scene
     kind:str, # of `SCENES`
-    size:int, # pixels, square
+    size:int, # square images, pixels
     n:int=VIEWS_PER_SCENE, # cameras
     elevation=(-5., 50.), # degrees
     samples:int=3, # rays per pixel and axis
-    spread:SpreadSettings=SpreadSettings(),
-    variety:VarietySettings=VarietySettings(),
+    *,
+    spread:SpreadSettings=SpreadSettings(), # of perturbed cameras
+    variety:VarietySettings=VarietySettings(), # of varied cameras
 ) -> Views:
-    "Scene `i` of a kind in its `n` canonical cameras, or in cameras that stray from them or vary."
+    "Scene `i` of a kind in its `n` cameras: canonical, perturbed (`spread`) or varied (`variety`)."
     scene = canonical_scene(kind, i)
     if spread.on: scene = scale_scene(scene, spread, i)
     return raytrace(scene, scene_cameras(i, size, n, elevation, spread, variety), samples)
 
 # %% ../../nbs/scenes/02_dataset.ipynb #9ce03965
-def _draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
-    "What the ranges give for a scene: one draw in the logarithm, and a tenth of the range to and fro for each camera."
-    r = np.random.default_rng([seed, 78])
-    out = {}
-    for k, span in (("focal", spread.focal), ("aspect", spread.aspect), ("distance", spread.distance), ("size", spread.size)):
-        lo, hi = np.log(span)
-        out[k] = np.exp(np.clip(r.uniform(lo, hi) + .1*(hi - lo)*r.uniform(-1, 1, n), lo, hi))
-    return {**out, "size": out["size"][0], "principal": spread.principal*r.uniform(-1, 1, (n, 2)), "aim": np.radians(spread.aim)*r.uniform(-1, 1, (n, 2))}
+def _spread_draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
+    "Draws of a scene: one in the logarithm of each range, plus or minus a tenth of the range for each camera."
+    rng = np.random.default_rng([seed, 78])
+    draws = {}
+    for name in ("focal", "aspect", "distance", "size"):
+        low, high = np.log(getattr(spread, name))
+        per_camera = rng.uniform(low, high) + .1*(high - low)*rng.uniform(-1, 1, n)
+        draws[name] = np.exp(np.clip(per_camera, low, high))
+    draws["size"] = draws["size"][0]
+    draws["principal"] = spread.principal*rng.uniform(-1, 1, (n, 2))
+    draws["aim"] = np.radians(spread.aim)*rng.uniform(-1, 1, (n, 2))
+    return draws
 
-def perturb_cameras(cams:Cameras, spread:SpreadSettings, seed:int) -> Cameras: # canonical ones
-    "Cameras at the same places about the origin, with lenses, distances and aims drawn from the ranges."
-    d = {k: torch.from_numpy(np.asarray(v)) for k, v in _draws(seed, len(cams), spread).items()}
-    K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
-    K[:, 0, 0] *= d["focal"]/d["aspect"].sqrt()
-    K[:, 1, 1] *= d["focal"]*d["aspect"].sqrt()
-    K[:, :2, 2] += d["principal"]*cams.width
-    turn = torch.zeros(len(K), 3, 3, dtype=torch.float64)
-    (x, y) = d["aim"].unbind(1)
-    turn[:, 0, 2], turn[:, 2, 0], turn[:, 1, 2], turn[:, 2, 1] = y, -y, -x, x
-    w2c[:, :3, 3] *= d["distance"][:, None]
-    w2c[:, :3] = torch.linalg.matrix_exp(turn) @ w2c[:, :3]
-    return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
-
-def scale_scene(scene, spread:SpreadSettings, seed:int):
-    "The scene in a size drawn from the range, under the same light."
-    return replace(scene.transform(Similarity(float(_draws(seed, 1, spread)["size"]))), light=scene.light)
-
-def varied_cameras(
+def perturb_cameras(
     cams:Cameras, # canonical ones
-    variety:VarietySettings,
+    spread:SpreadSettings, # the ranges
     seed:int, # of the scene
 ) -> Cameras:
-    "Cameras in the same directions from the origin, of another field of view and at the distance from which they see the drawn width; a share of the scenes keeps its cameras."
+    "Cameras in the same directions from the origin, with focal lengths, distances and aims drawn from the ranges."
+    draws = {k: torch.from_numpy(np.asarray(v)) for k, v in _spread_draws(seed, len(cams), spread).items()}
+    K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
+    K[:, 0, 0] *= draws["focal"]/draws["aspect"].sqrt()
+    K[:, 1, 1] *= draws["focal"]*draws["aspect"].sqrt()
+    K[:, :2, 2] += draws["principal"]*cams.width
+    aim_x, aim_y = draws["aim"].unbind(1)
+    turn = torch.linalg.matrix_exp(_cross_matrices(torch.stack([aim_x, aim_y, torch.zeros_like(aim_x)], 1)))
+    w2c[:, :3, 3] *= draws["distance"][:, None]
+    w2c[:, :3] = turn @ w2c[:, :3]
+    return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
+
+def _cross_matrices(rotvec:Tensor) -> Tensor: # (n, 3) radians → (n, 3, 3)
+    x, y, z = rotvec.unbind(-1)
+    zero = torch.zeros_like(x)
+    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
+
+def scale_scene(
+    scene, # a `Scene`
+    spread:SpreadSettings, # the ranges
+    seed:int, # of the scene
+):
+    "The scene in a size drawn from the range, under the same light."
+    size = float(_spread_draws(seed, 1, spread)["size"])
+    return replace(scene.transform(Similarity(size)), light=scene.light)
+
+# %% ../../nbs/scenes/02_dataset.ipynb #f720b0d3
+def varied_cameras(
+    cams:Cameras, # canonical ones
+    variety:VarietySettings, # the ranges
+    seed:int, # of the scene
+) -> Cameras:
+    "Cameras of another field of view in the same directions; `canonical_share` of the scenes keep their cameras."
     rng = np.random.default_rng([seed, 79])
     if rng.uniform() < variety.canonical_share: return cams
     n = len(cams)
     fov = np.radians(np.exp(rng.uniform(*np.log(variety.fov))))
-    canonical_width = 2*FACELIFT_DISTANCE*math.tan(math.radians(FACELIFT_FOV)/2)
-    visible = canonical_width*np.exp(rng.uniform(*np.log(variety.visible)))
+    canonical_tangent = math.tan(math.radians(FACELIFT_FOV)/2)
+    visible = 2*FACELIFT_DISTANCE*canonical_tangent*np.exp(rng.uniform(*np.log(variety.visible)))
     distance = visible/2/math.tan(fov/2)*(1 + variety.distance*rng.uniform(-1, 1, n))
     focal = cams.width/2/math.tan(fov/2)*(1 + variety.focal*rng.uniform(-1, 1, n))
     aspect = 1 + variety.aspect*rng.uniform(-1, 1, n)
     principal = cams.width*variety.principal*rng.uniform(-1, 1, (n, 2))
     roll = np.radians(variety.roll)*rng.uniform(-1, 1, n)
-    narrowing = math.tan(fov/2)/math.tan(math.radians(FACELIFT_FOV)/2)
-    aim = np.radians(variety.aim)*narrowing*rng.uniform(-1, 1, (n, 2))
+    aim = np.radians(variety.aim)*(math.tan(fov/2)/canonical_tangent)*rng.uniform(-1, 1, (n, 2))
 
     K, w2c = cams.K.double().clone(), cams.w2c.double().clone()
     K[:, 0, 0] = torch.from_numpy(focal/np.sqrt(aspect))
     K[:, 1, 1] = torch.from_numpy(focal*np.sqrt(aspect))
     K[:, :2, 2] += torch.from_numpy(principal)
+    rotvec = torch.from_numpy(np.column_stack([-aim[:, 1], aim[:, 0], roll]))
     w2c[:, :3, 3] *= torch.from_numpy(distance/FACELIFT_DISTANCE)[:, None]
-    turn = torch.linalg.matrix_exp(_cross_matrices(np.column_stack([-aim[:, 1], aim[:, 0], roll])))
-    w2c[:, :3] = turn @ w2c[:, :3]
+    w2c[:, :3] = torch.linalg.matrix_exp(_cross_matrices(rotvec)) @ w2c[:, :3]
     return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
-
-def _cross_matrices(rotvec:np.ndarray) -> Tensor: # (n, 3) radians → (n, 3, 3)
-    x, y, z = torch.from_numpy(rotvec).unbind(-1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))

@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from fastcore.basics import patch
-from torch import Tensor
 from ..calibration.formats import FORMATS, find_rigs, read_calibration
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras
@@ -26,97 +25,138 @@ __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD'
 # %% ../../nbs/views/03_recordings.ipynb #8a7f0a7f
 @dataclass(frozen=True)
 class Recording:
-    "A calibrated recording; `frame(i)` decodes one moment of it, `frames(numbers)` many."
+    "A calibrated recording; `frame(i)` decodes one frame of it, `frames(numbers)` many."
     path:Path # the folder
     rig:Rig # with the lens that the videos still have
-    n_frames:int # which all its videos and masks hold
+    n_frames:int # that all its videos and masks hold
     videos:dict # number: path
     masks:dict # number: path
 
 @patch(as_prop=True)
 def cameras(self:Recording) -> Cameras:
-    "The cameras of the pictures which `frame` hands out."
+    "The cameras of the images that `frame` returns."
     return self.rig.cameras
 
 @patch(as_prop=True)
 def names(self:Recording) -> tuple:
     "One per camera, by the number of its video."
-    return tuple(f"camera {n}" for n in self.videos)
+    return tuple(f"camera {number}" for number in self.videos)
 
 @patch
 def __getitem__(self:Recording, i:list) -> Recording:
     "The recording of some cameras alone, by their positions."
-    n = [list(self.videos)[j] for j in i]
-    return replace(self, rig=self.rig[list(i)], videos={k: self.videos[k] for k in n}, masks={k: self.masks[k] for k in n})
+    numbers = [list(self.videos)[j] for j in i]
+    videos, masks = ({n: files[n] for n in numbers} for files in (self.videos, self.masks))
+    return replace(self, rig=self.rig[list(i)], videos=videos, masks=masks)
 
 # %% ../../nbs/views/03_recordings.ipynb #dfe22da9
 VIDEOS, MASKS, RIG = "videos_undist", "simpleclick_undist", "new_cam.pkl"
-RAW_VIDEOS, OWN_MASKS = "videos", "masks" # of pictures with their lens, or masks of another tool
+RAW_VIDEOS, OWN_MASKS = "videos", "masks" # of images with their lens distortion, or masks of another tool
 
 def numbered_files(folder:Path) -> dict: # number: path
-    if not folder.is_dir(): raise FileNotFoundError(f"{folder} with 0.mp4, 1.mp4, … was looked for; {describe_folder(folder.parent)}")
+    "The videos 0.mp4, 1.mp4, … of a folder; FileNotFoundError where there is none."
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder} with 0.mp4, 1.mp4, … was looked for; {describe_folder(folder.parent)}")
     paths = [p for p in sorted(folder.glob("*.mp4")) if re.fullmatch("[0-9]{1,9}", p.stem)]
     files = {int(p.stem): p for p in paths}
-    if len(files) < len(paths): raise ValueError(f"{folder}: two files have the same number among {', '.join(p.name for p in paths)}")
+    if len(files) < len(paths):
+        raise ValueError(f"{folder}: two files have the same number among {', '.join(p.name for p in paths)}")
     if not files: raise FileNotFoundError(f"{folder}: 0.mp4, 1.mp4, … were looked for; {describe_folder(folder)}")
     return dict(sorted(files.items()))
 
-def folder_layout(path:Path) -> tuple: # folder of the videos, folder of the masks
-    "Undistorted videos first, as MAMMAL has them; raw videos go with masks of the raw pictures only."
-    if (path/VIDEOS).is_dir() or not (path/RAW_VIDEOS).is_dir(): return path/VIDEOS, path/(OWN_MASKS if (path/OWN_MASKS).is_dir() and not (path/MASKS).is_dir() else MASKS)
-    return path/RAW_VIDEOS, path/OWN_MASKS
+def folder_layout(path:Path) -> tuple[Path, Path]: # folder of the videos, folder of the masks
+    "Undistorted videos first, as MAMMAL has them; raw videos go with masks of the raw images only."
+    is_raw = (path/RAW_VIDEOS).is_dir() and not (path/VIDEOS).is_dir()
+    if is_raw: return path/RAW_VIDEOS, path/OWN_MASKS
+    has_only_own_masks = (path/OWN_MASKS).is_dir() and not (path/MASKS).is_dir()
+    return path/VIDEOS, path/(OWN_MASKS if has_only_own_masks else MASKS)
 
-def find_recording_rig(path:Path) -> tuple: # what it is called, function of (width, height, unit) which reads it
-    "The one rig of a recording; a sentence where there is none, or more than one."
-    found = find_rigs(path) | ({str(path/RIG): lambda *size: read_calibration(path/RIG, *size)} if (path/RIG).exists() else {})
-    if not found: raise FileNotFoundError(f"{path/RIG} was looked for, or the rig of another tool ({', '.join(FORMATS)}); {describe_folder(path)}")
-    if len(found) > 1: raise ValueError(f"{path}: one rig was looked for and {len(found)} are there, {' and '.join(found)}; take the others away")
+def find_recording_rig(path:Path) -> tuple: # its name, function of (width, height, unit) that reads it
+    "The one rig of a recording; FileNotFoundError where there is none, ValueError where there are several."
+    found = find_rigs(path)
+    if (path/RIG).exists(): found = found | {str(path/RIG): lambda *size: read_calibration(path/RIG, *size)}
+    if not found:
+        raise FileNotFoundError(f"{path/RIG} was looked for, or the rig of another tool ({', '.join(FORMATS)}); "
+                                f"{describe_folder(path)}")
+    if len(found) > 1:
+        raise ValueError(f"{path}: one rig was looked for and {len(found)} are there, {' and '.join(found)}; "
+                         "take the others away")
     return next(iter(found.items()))
 
 # %% ../../nbs/views/03_recordings.ipynb #2bb79658
-def open_recording(path) -> Recording:
-    "The recording at `path`, after its videos, masks, cameras and picture sizes were found to agree."
-    path = Path(path)
-    folders = folder_layout(path)
-    videos, masks = map(numbered_files, folders)
-    for have, lack, folder in (videos, masks, folders[1]), (masks, videos, folders[0]):
-        if gone := sorted(set(have) - set(lack)): raise FileNotFoundError(f"{folder/f'{gone[0]}.mp4'} was looked for ({len(videos)} videos, {len(masks)} masks); {describe_folder(folder)}")
-    sizes = {p: video_size(p) for p in (*videos.values(), *masks.values())}
+def _check_pairs(videos, masks, video_folder, mask_folder):
+    for numbers, other, folder in (videos, masks, mask_folder), (masks, videos, video_folder):
+        missing = sorted(set(numbers) - set(other))
+        if missing:
+            file, counts = folder/f"{missing[0]}.mp4", f"{len(videos)} videos, {len(masks)} masks"
+            raise FileNotFoundError(f"{file} was looked for ({counts}); {describe_folder(folder)}")
+
+def _common_size(files) -> tuple[int, int, int]: # width, height, frames that all have
+    sizes = {path: video_size(path) for path in files}
     first, (width, height, _) = next(iter(sizes.items()))
-    for p, (w, h, _) in sizes.items():
-        if (w, h) != (width, height): raise ValueError(f"{p} is {w} × {h} px, {first} is {width} × {height}; all videos and masks should agree")
-    name, read = find_recording_rig(path)
-    rig = read(width, height, None)
-    if len(rig) != len(videos): raise ValueError(f"{path}: {len(videos)} videos ({', '.join(map(str, videos))}) but {len(rig)} cameras in {Path(name).name}")
-    if folders[0].name == VIDEOS and rig.lens and (rig.lens.distortion.any() or rig.lens.model != "opencv"): raise ValueError(f"{path}: the videos in {VIDEOS} should have no lens any more, but {Path(name).name} holds distortion; call the folder {RAW_VIDEOS} if it is still in them, or set the distortion to 0")
-    return Recording(path, rig, min(n for *_, n in sizes.values()), videos, masks)
+    for path, (w, h, _) in sizes.items():
+        if (w, h) != (width, height):
+            raise ValueError(f"{path} is {w} × {h} px, {first} is {width} × {height}; "
+                             "all videos and masks should agree")
+    return width, height, min(frames for *_, frames in sizes.values())
+
+def open_recording(
+    path, # the folder
+) -> Recording:
+    "The recording at `path`, after its videos, masks, cameras and image sizes were found to agree; else one sentence."
+    path = Path(path)
+    video_folder, mask_folder = folder_layout(path)
+    videos, masks = numbered_files(video_folder), numbered_files(mask_folder)
+    _check_pairs(videos, masks, video_folder, mask_folder)
+    width, height, n_frames = _common_size([*videos.values(), *masks.values()])
+    file, read = find_recording_rig(path)
+    rig, name = read(width, height, None), Path(file).name
+    if len(rig) != len(videos):
+        numbers = ", ".join(map(str, videos))
+        raise ValueError(f"{path}: {len(videos)} videos ({numbers}) but {len(rig)} cameras in {name}")
+    has_distortion = rig.lens and (rig.lens.distortion.any() or rig.lens.model != "opencv")
+    if video_folder.name == VIDEOS and has_distortion:
+        raise ValueError(f"{path}: the videos in {VIDEOS} should have no lens any more, but {name} holds distortion; "
+                         f"call the folder {RAW_VIDEOS} if it is still in them, or set the distortion to 0")
+    return Recording(path, rig, n_frames, videos, masks)
 
 # %% ../../nbs/views/03_recordings.ipynb #59cb8180
 MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
 
-def _cut(picture, mask, rig:Rig, v:int) -> Tensor: # (H, W, 3) uint8 -> (H, W, 3), (H, W)
-    "Picture on white and alpha of one camera, without its lens; `mask` is None where nothing is left of it."
-    m = torch.from_numpy(mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2] > 3*MASK_THRESHOLD)
-    p = torch.from_numpy(picture)
-    if not m.any(): return None
-    if rig.lens is None: return torch.where(m[..., None], p, 255).float()/255, m.float()
-    x = undistort_rgba(torch.cat([p.float()/255, m.float()[..., None]], -1), rig, v)
-    return (x[..., :3] + 1 - x[..., 3:]).clamp(0, 1), x[..., 3]
+def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twice -> (h, w, 3), (h, w)
+    "Image on white and alpha of one camera, undistorted; None where the mask is empty."
+    brightness = mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2]
+    is_inside = torch.from_numpy(brightness > 3*MASK_THRESHOLD)
+    image = torch.from_numpy(image)
+    if not is_inside.any(): return None
+    if rig.lens is None: return torch.where(is_inside[..., None], image, 255).float()/255, is_inside.float()
+    rgba = torch.cat([image.float()/255, is_inside.float()[..., None]], -1)
+    colour, alpha = undistort_rgba(rgba, rig, v).split([3, 1], -1)
+    return (colour + 1 - alpha).clamp(0, 1), alpha[..., 0]
 
 @patch
-def frames(self:Recording, numbers=None): # yields Views
-    "What all cameras saw at each of `numbers` (all frames when None), without their lenses: mask as alpha, the rest white. Best in rising order: each video is decoded once."
-    numbers = range(self.n_frames) if numbers is None else list(numbers)
-    readers = {n: (decode_frames(file, numbers), decode_frames(self.masks[n], numbers)) for n, file in self.videos.items()}
+def frames(
+    self:Recording,
+    numbers=None, # of the frames; all when None; each video is decoded once where they rise
+): # yields Views
+    "What all cameras saw at each frame, undistorted, the mask as alpha; MaskError (a ValueError) for an empty one."
+    numbers, cams = range(self.n_frames) if numbers is None else list(numbers), self.cameras
+    videos = [decode_frames(file, numbers) for file in self.videos.values()]
+    mask_videos = [decode_frames(file, numbers) for file in self.masks.values()]
     for i in numbers:
-        images, alpha = torch.empty(len(readers), self.cameras.height, self.cameras.width, 3), torch.empty(len(readers), self.cameras.height, self.cameras.width)
-        for v, (n, (pictures, masks)) in enumerate(readers.items()):
-            if (got := _cut(next(pictures), next(masks), self.rig, v)) is None: raise MaskError("mask_empty", f"camera {v}, frame {i}: the mask in {self.masks[n]} is empty")
-            images[v], alpha[v] = got
-        yield check_views(Views(images, alpha, self.cameras, self.names), f"{self.path}, frame {i}")
+        images = torch.empty(len(videos), cams.height, cams.width, 3)
+        alpha = torch.empty(len(videos), cams.height, cams.width)
+        for v, (file, video, mask_video) in enumerate(zip(self.masks.values(), videos, mask_videos)):
+            found = _masked(next(video), next(mask_video), self.rig, v)
+            if found is None: raise MaskError("mask_empty", f"camera {v}, frame {i}: the mask in {file} is empty")
+            images[v], alpha[v] = found
+        yield check_views(Views(images, alpha, cams, self.names), f"{self.path}, frame {i}")
 
 @patch
-def frame(self:Recording, i:int) -> Views:
+def frame(
+    self:Recording,
+    i:int, # number of the frame
+) -> Views:
     "What all cameras saw at frame `i`."
     return next(self.frames([i]))
 
@@ -129,38 +169,49 @@ def read_views(
     path, # a sample folder or a recording
     frame:int=0, # of a recording
 ) -> Views:
-    "The views in a folder, whichever kind it is; a sentence on what was looked for otherwise."
+    "The views in a folder of either kind; ValueError or FileNotFoundError with one sentence otherwise."
     path = Path(path)
     if is_recording(path): return open_recording(path).frame(frame)
-    if is_sample(path):
-        if frame: raise ValueError(f"{path} is a sample folder, one moment; frame {frame} was asked for")
-        return read_sample(path)
-    raise FileNotFoundError(f"{path}: a recording ({VIDEOS}/ or {RAW_VIDEOS}/, {MASKS}/ or {OWN_MASKS}/, {RIG} or another tool's rig) or a sample folder ({' or '.join(SAMPLES)}) was looked for; {describe_folder(path)}")
+    if not is_sample(path):
+        raise FileNotFoundError(
+            f"{path}: a recording ({VIDEOS}/ or {RAW_VIDEOS}/, {MASKS}/ or {OWN_MASKS}/, {RIG} or another tool's rig) "
+            f"or a sample folder ({' or '.join(SAMPLES)}) was looked for; {describe_folder(path)}")
+    if frame: raise ValueError(f"{path} is a sample folder, one moment; frame {frame} was asked for")
+    return read_sample(path)
 
 # %% ../../nbs/views/03_recordings.ipynb #5f00dd7a
 def open_moments(
     source, # a recording, a sample folder, or a folder of sample folders
     frames=None, # numbers of frames, or of samples in the order of their names; all when None
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
-) -> tuple[list, object]: # numbers in the order of time; function of numbers (and positions of views) which yields the `Views` of each
-    "What there is to read at a place, whichever kind it is; one sentence in a ValueError or FileNotFoundError otherwise."
+) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
+    "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)
     if is_recording(source):
-        rec = open_recording(source)
-        n, what, read = rec.n_frames, "frame", lambda todo, v=None: (rec if v is None else rec[v]).frames(todo)
+        recording = open_recording(source)
+        total, kind = recording.n_frames, "frame"
+        def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers)
+    elif source.exists():
+        samples = sample_folders(source)
+        total, kind = len(samples), "sample"
+        def read(numbers, v=None): return (read_sample(samples[i], v, white_threshold=white_threshold) for i in numbers)
     else:
-        if not source.exists(): raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; {describe_folder(source.parent)}")
-        found = sample_folders(source)
-        n, what, read = len(found), "sample", lambda todo, v=None: (read_sample(found[i], v, white_threshold=white_threshold) for i in todo)
-    numbers = sorted(set(range(n) if frames is None else map(int, frames)))
-    if not numbers: raise ValueError(f"{source}: no {what}s were asked for, it has {n}")
-    if wrong := [i for i in numbers if not 0 <= i < n]: raise ValueError(f"{source}: {what} {wrong[0]} was asked for, it has {n} {what}s (0 to {n - 1})")
+        raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; "
+                                f"{describe_folder(source.parent)}")
+    numbers = sorted(set(range(total) if frames is None else map(int, frames)))
+    if not numbers: raise ValueError(f"{source}: no {kind}s were asked for, it has {total}")
+    wrong = [i for i in numbers if not 0 <= i < total]
+    if wrong:
+        raise ValueError(f"{source}: {kind} {wrong[0]} was asked for, it has {total} {kind}s (0 to {total - 1})")
     return numbers, read
 
-def iter_moments(read, numbers): # yields (number, Views, or the error that it gave)
-    "All moments in turn, each video decoded once; a moment that cannot be read does not end the row."
-    todo = list(numbers)
-    while todo:
+def iter_moments(
+    read, # from `open_moments`
+    numbers, # of the moments
+): # yields (number, Views, or the error that it gave)
+    "All moments in turn, each video decoded once; a moment that cannot be read does not end the iteration."
+    left = list(numbers)
+    while left:
         try:
-            for views in read(tuple(todo)): yield todo.pop(0), views
-        except (ValueError, FileNotFoundError) as e: yield todo.pop(0), e
+            for views in read(tuple(left)): yield left.pop(0), views
+        except (ValueError, FileNotFoundError) as e: yield left.pop(0), e

@@ -24,25 +24,32 @@ class Triangulation:
     per_view_px:Tensor # (V,) float64, from each centroid to the point's projection, pixels
 
 def centroids(views:Views) -> Tensor: # (V, 2) float64
-    "Mean pixel centre of each mask (alpha over one half); ValueError for an empty one."
+    "Mean pixel centre of each mask (alpha over one half); MaskError (a ValueError) for an empty one."
     inside = views.alpha > .5
-    if not (full := inside.flatten(1).any(1)).all(): raise MaskError("mask_empty", f"camera {full.long().argmin().item()}: the mask has no pixel over one half, so it has no centroid")
-    return torch.stack([m.nonzero().flip(1).double().mean(0) + .5 for m in inside])
+    is_empty = ~inside.flatten(1).any(1)
+    if is_empty.any():
+        raise MaskError("mask_empty", f"camera {is_empty.long().argmax().item()}: the mask has no pixel over one half, "
+                                      "so it has no centroid")
+    return torch.stack([mask.nonzero().flip(1).double().mean(0) + .5 for mask in inside])
 
 def triangulate(views:Views) -> Triangulation:
-    "The point nearest to the rays through the masks' centroids (least squares), and its distance to them in the pictures; ValueError where it lies behind a camera."
-    uv, c = centroids(views), views.cameras.to(torch.float64)
-    uv1 = torch.cat([uv, torch.ones_like(uv[:, :1])], 1)
-    d = (torch.linalg.inv(c.K @ c.R) @ uv1[..., None])[..., 0]
-    p = closest_point_to_rays(c.centers, torch.nn.functional.normalize(d, dim=-1))
-    check_in_front(c, p, "the rays through the masks' centroids")
-    off = (c.project(p[None])[:, 0] - uv).norm(dim=-1)
-    return Triangulation(p, off.square().mean().sqrt().item(), off)
+    "Least-squares intersection of the rays through the masks' centroids; ValueError where it is behind a camera."
+    uv, cams = centroids(views), views.cameras.to(torch.float64)
+    homogeneous = torch.cat([uv, torch.ones_like(uv[:, :1])], 1)
+    directions = (torch.linalg.inv(cams.K @ cams.R) @ homogeneous[..., None])[..., 0]
+    point = closest_point_to_rays(cams.centers, torch.nn.functional.normalize(directions, dim=-1))
+    check_in_front(cams, point, "the rays through the masks' centroids")
+    error = (cams.project(point[None])[:, 0] - uv).norm(dim=-1)
+    return Triangulation(point, error.square().mean().sqrt().item(), error)
 
 # %% ../../nbs/views/01_triangulation.ipynb #8b64b117
-def centred(views:Views, center:Tensor, distance:float) -> Similarity:
-    "The similarity which puts `center` at the origin and the cameras at `distance` on average."
+def centred(
+    views:Views,
+    center:Tensor, # (3,) in the views' unit
+    distance:float, # model units
+) -> Similarity:
+    "The similarity that moves `center` to the origin and the cameras to `distance` on average."
     center = center.double()
     mean = (views.cameras.centers.double() - center).norm(dim=-1).mean().item()
-    s = distance/mean
-    return Similarity(s, None, -s*center, views.cameras.unit, "model")
+    scale = distance/mean
+    return Similarity(scale, None, -scale*center, views.cameras.unit, "model")

@@ -24,7 +24,7 @@ class Views:
     "What a set of cameras saw."
     images:Tensor # (V, H, W, 3) float32 in [0, 1], composited on white
     alpha:Tensor # (V, H, W) float32 in [0, 1]
-    cameras:Cameras # V of them, of the pictures' size
+    cameras:Cameras # V of them, of the images' size
     names:tuple = () # one per view, for messages and captions
 
 # %% ../../nbs/views/00_views.ipynb #9e9a0002
@@ -40,7 +40,7 @@ def __len__(self:Views): return len(self.images)
 
 @patch
 def __getitem__(self:Views, i) -> Views:
-    "The views which `i` picks (int, slice, list, mask); an int keeps the dimension."
+    "The views that `i` picks (int, slice, list, mask); an int keeps the dimension."
     if isinstance(i, int):
         i = range(len(self))[i]
         i = slice(i, i + 1)
@@ -49,89 +49,131 @@ def __getitem__(self:Views, i) -> Views:
 
 @patch
 def to(self:Views, *args, **kwargs) -> Views:
-    "The same views on another device; dtype is for the pictures' and cameras' numbers alike."
-    return replace(self, images=self.images.to(*args, **kwargs), alpha=self.alpha.to(*args, **kwargs), cameras=self.cameras.to(*args, **kwargs))
+    "The same views on another device, or images and cameras in another dtype."
+    images, alpha, cameras = (x.to(*args, **kwargs) for x in (self.images, self.alpha, self.cameras))
+    return replace(self, images=images, alpha=alpha, cameras=cameras)
 
 @patch(as_prop=True)
 def premultiplied(self:Views) -> Tensor:
-    "(V, H, W, 3) colour times alpha: what remains when the white behind the object is taken away."
+    "(V, H, W, 3) colour times alpha: the image without its white background."
     return self.images - (1 - self.alpha)[..., None]
 
 # %% ../../nbs/views/00_views.ipynb #21ababff
 class MaskError(ValueError):
-    "A silhouette that is not known; `problem` names the kind for machines: mask_empty, mask_full, no_alpha."
+    "A silhouette that is not known; `problem` is for programs: mask_empty, mask_full or no_alpha."
     def __init__(self, problem:str, message:str):
         super().__init__(message)
         self.problem = problem
+
+def _check_shapes(views, name):
+    V, (H, W), cams = len(views), views.images.shape[1:3], views.cameras
+    images, alpha = tuple(views.images.shape), tuple(views.alpha.shape)
+    if images != (V, H, W, 3) or alpha != (V, H, W):
+        raise ValueError(f"{name}: pictures (V, H, W, 3) and alpha (V, H, W) were expected, found {images} and {alpha}")
+    if len(cams) != V or len(views.names) not in (0, V):
+        raise ValueError(f"{name}: {V} pictures, {len(cams)} cameras and {len(views.names)} names do not "
+                         "belong together")
+    if (cams.width, cams.height) != (W, H):
+        raise ValueError(f"{name}: the pictures are {W} × {H} px, the cameras were calibrated for "
+                         f"{cams.width} × {cams.height}")
+
+def _check_values(x, where): # `where` names camera and kind of image
+    low, high = x.aminmax() # NaN where there is one
+    if not (low.isfinite() and high.isfinite()): raise ValueError(f"{where} holds NaN or infinity")
+    if low < -1e-4 or high > 1 + 1e-4:
+        raise ValueError(f"{where} should lie in [0, 1], found {low:.3g} to {high:.3g}")
 
 def check_views(
     views:Views,
     name:str="views", # what the message calls them
 ) -> Views:
-    "`views` unchanged, or a ValueError which says in one sentence what is wrong with which view."
-    V, (H, W), c = len(views), views.images.shape[1:3], views.cameras
-    if views.images.shape != (V, H, W, 3) or views.alpha.shape != (V, H, W): raise ValueError(f"{name}: pictures (V, H, W, 3) and alpha (V, H, W) were expected, found {tuple(views.images.shape)} and {tuple(views.alpha.shape)}")
-    if len(c) != V or len(views.names) not in (0, V): raise ValueError(f"{name}: {V} pictures, {len(c)} cameras and {len(views.names)} names do not belong together")
-    if (c.width, c.height) != (W, H): raise ValueError(f"{name}: the pictures are {W} × {H} px, the cameras were calibrated for {c.width} × {c.height}")
-    for i in range(V):
-        where = f"{name}, camera {i}" + (f" ({views.names[i]})" if views.names else "")
-        for what, x in ("picture", views.images[i]), ("mask", views.alpha[i]):
-            low, high = x.aminmax()                                                # NaN where there is one
-            if not (low.isfinite() and high.isfinite()): raise ValueError(f"{where}: the {what} holds NaN or infinity")
-            if low < -1e-4 or high > 1 + 1e-4: raise ValueError(f"{where}: the {what} should lie in [0, 1], found {low:.3g} to {high:.3g}")
-        if not (views.alpha[i] > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
-        if (views.alpha[i] > .5).all(): raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so the silhouette is not known")
-    check_cameras(c, name)
+    "`views` unchanged, or a ValueError that says in one sentence what is wrong with which view."
+    _check_shapes(views, name)
+    for i, (image, alpha) in enumerate(zip(views.images, views.alpha)):
+        where = f"{name}, camera {i}"
+        if views.names: where += f" ({views.names[i]})"
+        _check_values(image, f"{where}: the picture")
+        _check_values(alpha, f"{where}: the mask")
+        if not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
+        if (alpha > .5).all():
+            raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so the silhouette is not known")
+    check_cameras(views.cameras, name)
     return views
 
 # %% ../../nbs/views/00_views.ipynb #f458a8dd
 def show_views(
     views:Views,
     titles=None, # one per view; the names when None
-    columns:int=8, # pictures in a row, at most
+    columns:int=8, # images in a row, at most
 ):
-    "The pictures side by side; returns the figure."
+    "The images side by side; returns the figure."
     import matplotlib.pyplot as plt
     n = min(columns, len(views))
     rows = -(-len(views)//n)
     fig, axs = plt.subplots(rows, n, figsize=(9, 9/max(n, 3)*rows*1.1), squeeze=False)
     for ax in axs.flat: ax.axis("off")
+    labels = titles or views.names
     for i, (ax, image) in enumerate(zip(axs.flat, views.images)):
         ax.imshow(image.detach().float().clamp(0, 1).cpu().numpy())
-        label = titles or views.names
-        if label: ax.set_title(label[i], fontsize=8)
+        if labels: ax.set_title(labels[i], fontsize=8)
     fig.tight_layout()
     return fig
 
 # %% ../../nbs/views/00_views.ipynb #3bf6ba7b
 @patch
-def resized(self:Views, width:int, height:int) -> Views:
-    "The same views in `width` × `height` pixels, averaged over areas; K goes along."
-    x = torch.cat([self.premultiplied, self.alpha[..., None]], -1).permute(0, 3, 1, 2)
-    whole = x.shape[-1] % width == 0 and x.shape[-2] % height == 0
-    how = dict(mode="area") if whole else dict(mode="bilinear", antialias=True, align_corners=False)
-    x = F.interpolate(x, (height, width), **how).permute(0, 2, 3, 1)
-    alpha = x[..., 3].clamp(0, 1)
-    return replace(self, images=(x[..., :3] + 1 - alpha[..., None]).clamp(0, 1), alpha=alpha, cameras=self.cameras.resized(width, height))
+def resized(
+    self:Views,
+    width:int, # pixels
+    height:int, # pixels
+) -> Views:
+    "The same views in `width` × `height` pixels, averaged over areas; K follows."
+    rgba = torch.cat([self.premultiplied, self.alpha[..., None]], -1).permute(0, 3, 1, 2)
+    is_whole_factor = rgba.shape[-1] % width == 0 and rgba.shape[-2] % height == 0
+    if is_whole_factor: rgba = F.interpolate(rgba, (height, width), mode="area")
+    else: rgba = F.interpolate(rgba, (height, width), mode="bilinear", antialias=True, align_corners=False)
+    colour, alpha = rgba[:, :3].permute(0, 2, 3, 1), rgba[:, 3].clamp(0, 1)
+    images = (colour + 1 - alpha[..., None]).clamp(0, 1)
+    return replace(self, images=images, alpha=alpha, cameras=self.cameras.resized(width, height))
 
 # %% ../../nbs/views/00_views.ipynb #f1c5275e
-def read_rgba(path:Path, size, where, white_threshold=None) -> np.ndarray:
-    "(H, W, 4) uint8 of a picture with alpha (or a background whiter than `white_threshold`) and the expected (width, height)."
-    if not path.is_file(): raise FileNotFoundError(f"{where}: the picture {path} is not there; {describe_folder(path.parent)}")
+def read_rgba(
+    path:Path, # of the image
+    size, # (width, height) that the camera states, pixels
+    where, # names the camera in messages
+    white_threshold:float=None, # in (0, 1]: without alpha, pixels at least this bright in all channels are background
+) -> np.ndarray: # (H, W, 4) uint8, straight alpha
+    "An image with alpha; FileNotFoundError, or ValueError for an unreadable file, a missing alpha or another size."
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: the picture {path} is not there; {describe_folder(path.parent)}")
     try:
-        with Image.open(path) as im: mode, found, rgba = im.mode, im.size, np.array(im.convert("RGBA"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{where}: {path} is no readable picture ({e})") from None
+        with Image.open(path) as image: mode, found, rgba = image.mode, image.size, np.array(image.convert("RGBA"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{where}: {path} is no readable picture ({e})") from None
     if mode not in ("RGBA", "LA"):
-        if white_threshold is None or mode not in ("RGB", "L"): raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {mode}), so the silhouette is not known")
+        if white_threshold is None or mode not in ("RGB", "L"):
+            raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {mode}), "
+                                        "so the silhouette is not known")
         rgba[..., 3] = 255*(rgba[..., :3].min(-1) < 255*white_threshold)
-    if found != tuple(size): raise ValueError(f"{where}: {path} is {found[0]} × {found[1]} px, its camera says {size[0]} × {size[1]}")
+    if found != tuple(size):
+        raise ValueError(f"{where}: {path} is {found[0]} × {found[1]} px, its camera says {size[0]} × {size[1]}")
     return rgba
 
-def composite_on_white(rgba) -> tuple: # images (..., H, W, 3), alpha (..., H, W)
+def composite_on_white(
+    rgba:np.ndarray, # (..., H, W, 4) uint8, straight alpha
+) -> tuple[Tensor, Tensor]: # images (..., H, W, 3) and alpha (..., H, W) in [0, 1]
+    "Images on white, and their alpha."
     x = torch.from_numpy(rgba).float()/255
-    return x[..., :3]*x[..., 3:] + 1 - x[..., 3:], x[..., 3]
+    colour, alpha = x[..., :3], x[..., 3:]
+    return colour*alpha + 1 - alpha, alpha[..., 0]
 
-def path_inside(folder:Path, name, where) -> Path:
-    if not isinstance(name, str): raise ValueError(f"{where}: file_path should name a picture, found {str(name)[:60]}")
-    if "\0" in name or not (folder/name).resolve().is_relative_to(folder.resolve()): raise ValueError(f"{where}: file_path {name!r} leads out of {folder}, it was not opened")
+def path_inside(
+    folder:Path, # that may be read
+    name, # a relative path from a file
+    where, # names the camera in messages
+) -> Path:
+    "`folder/name`; ValueError where `name` is no text or leads out of the folder."
+    if not isinstance(name, str):
+        raise ValueError(f"{where}: file_path should name a picture, found {str(name)[:60]}")
+    is_inside = "\0" not in name and (folder/name).resolve().is_relative_to(folder.resolve())
+    if not is_inside: raise ValueError(f"{where}: file_path {name!r} leads out of {folder}, it was not opened")
     return folder/name

@@ -45,7 +45,7 @@ def world_images(seeds=SEEDS) -> np.ndarray: # rows of images, RGBA
 
 
 def differing_share(images, stored) -> float:
-    "Share of the values that differ by more than two levels: a ray that grazes an edge may fall either way on another processor."
+    "Share of values that differ by more than two levels: at an edge, a ray may fall either way on another machine."
     return float((np.abs(images.astype(int) - stored.astype(int)) > 2).mean())
 
 
@@ -66,7 +66,8 @@ def test_a_change_of_one_scene_is_noticed(stored):
     assert differing_share(world_images((0, 7, 1_000_004)), stored) > .01
 
 
-def found_results(results=ROOT/"nbs/results") -> dict: # experiment: number of stored results that the quick or the full study asks for
+def found_results(results=ROOT/"nbs/results") -> dict:
+    "For each experiment, the number of stored results that the quick or the full study plans."
     checkpoint = shipped_checkpoint("gslrm_64")
     found = {}
     for name, experiment in EXPERIMENTS.items():
@@ -76,7 +77,8 @@ def found_results(results=ROOT/"nbs/results") -> dict: # experiment: number of s
         found[name] = len(planned & stored)
     for section in stored_parts(results, checkpoint):
         if section.experiment.name.startswith("recording_"): found[section.experiment.name] = len(section.done)
-    at_128 = load_results(results/"recording_adapters_128.jsonl", checkpoint=checkpoint_hash(shipped_checkpoint("gslrm_128")))
+    larger = checkpoint_hash(shipped_checkpoint("gslrm_128"))
+    at_128 = load_results(results/"recording_adapters_128.jsonl", checkpoint=larger)
     return found | {"recording_adapters_128": len(at_128)}
 
 
