@@ -19,108 +19,132 @@ __all__ = ['downscale_factor', 'warp_reference', 'warp_views']
 # %% ../../nbs/views/05_warp.ipynb #9d4d676e
 def downscale_factor(
     H:Tensor, # (V, 3, 3) target pixel → source pixel
-    width:int, height:int, # of the target, pixels
+    width:int, # of the target, pixels
+    height:int, # of the target, pixels
 ) -> float:
-    "Greatest number of source pixels per target pixel along an axis, at the target's centre."
-    c = torch.tensor([[width/2, height/2, 1], [width/2 + 1, height/2, 1], [width/2, height/2 + 1, 1]], dtype=torch.float64)
-    q = c @ H.double().cpu().mT
+    "Largest number of source pixels per target pixel along an axis, at the target's centre."
+    x, y = width/2, height/2
+    corner = torch.tensor([[x, y, 1], [x + 1, y, 1], [x, y + 1, 1]], dtype=torch.float64)
+    q = corner @ H.double().cpu().mT
     q = q[..., :2]/q[..., 2:]
-    return max((q[:, 1] - q[:, 0]).norm(dim=-1).max().item(), (q[:, 2] - q[:, 0]).norm(dim=-1).max().item())
+    along_x, along_y = (q[:, 1] - q[:, 0]).norm(dim=-1), (q[:, 2] - q[:, 0]).norm(dim=-1)
+    return max(along_x.max().item(), along_y.max().item())
 
-def _samples(H, width, height): return max(1, min(32, math.ceil(downscale_factor(H, width, height) - 1e-6)))
+def _samples_per_axis(H, width, height):
+    return max(1, min(32, math.ceil(downscale_factor(H, width, height) - 1e-6)))
 
 def warp_reference(
     source:Tensor, # (V, h, w, C) premultiplied
     H:Tensor, # (V, 3, 3) target pixel → source pixel, first pixel centre at (0.5, 0.5)
-    width:int, height:int, # of the target, pixels
+    width:int, # of the target, pixels
+    height:int, # of the target, pixels
 ) -> Tensor: # (V, height, width, C)
-    "The mean of n × n bilinear samples per pixel, by torch's own sampler: one pass over the picture for each sub-sample."
+    "The mean of n × n bilinear samples per pixel by torch's `grid_sample`: one pass over the image for each sample."
     H, (V, h, w, _) = H.double(), source.shape
-    n = _samples(H, width, height)
+    n = _samples_per_axis(H, width, height)
+    sides = (torch.arange(side, dtype=torch.float64, device=H.device) for side in (height, width))
+    y, x = torch.meshgrid(*sides, indexing="ij")
+    channels_first, to_grid = source.movedim(-1, 1), H.new_tensor([2/w, 2/h])
     total = 0.
-    y, x = torch.meshgrid(*(torch.arange(k, dtype=torch.float64, device=H.device) for k in (height, width)), indexing="ij")
     for k in range(n*n):
-        q = torch.stack([x + (k % n + .5)/n, y + (k//n + .5)/n, torch.ones_like(x)], -1).view(-1, 3) @ H.mT
-        uv = torch.where(q[..., 2:] > 1e-9, q[..., :2]/q[..., 2:].clamp(min=1e-9)*q.new_tensor([2/w, 2/h]) - 1, torch.full_like(q[..., :2], -3.))
-        total = total + grid_sample(source.movedim(-1, 1), uv.view(V, height, width, 2).float(), mode="bilinear", padding_mode="zeros", align_corners=False)
+        pixels = torch.stack([x + (k % n + .5)/n, y + (k//n + .5)/n, torch.ones_like(x)], -1).view(-1, 3)
+        q = pixels @ H.mT
+        grid = q[..., :2]/q[..., 2:].clamp(min=1e-9)*to_grid - 1
+        grid = torch.where(q[..., 2:] > 1e-9, grid, torch.full_like(grid, -3.)) # behind the camera: outside
+        grid = grid.view(V, height, width, 2).float()
+        total = total + grid_sample(channels_first, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
     return (total/n**2).movedim(1, -1)
 
 # %% ../../nbs/views/05_warp.ipynb #be1c3f2e
-_jit = dict(nogil=True, fastmath={'contract', 'reassoc', 'nsz', 'arcp'}, error_model='numpy', cache='__file__' in globals())
+_jit = dict(
+    nogil=True, fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", cache="__file__" in globals())
 
 @njit(**_jit)
-def _tap(src, x, y, weight, acc):
-    if 0 <= x < src.shape[1] and 0 <= y < src.shape[0]:
-        for k in range(4): acc[k] += weight*src[y, x, k]
+def _add_tap(source, x, y, weight, total):
+    if 0 <= x < source.shape[1] and 0 <= y < source.shape[0]:
+        for k in range(4): total[k] += weight*source[y, x, k]
 
 @njit(**_jit)
-def _warp(src, # (h, w, 4) premultiplied, the box of the silhouette
-          left, top, # of the box in the source
-          H, n, x0, x1, y0, y1, # box of the target
-          out): # (height, width, 4)
-    "Average n × n bilinear samples per target pixel."
-    h, w = src.shape[:2]
-    acc, one = np.zeros(4, np.float32), np.float32(1)
+def _add_bilinear(source, u, v, total):
+    "Adds the bilinear sample at (u, v), counted from the first pixel's centre; nothing lies outside."
+    h, w = source.shape[:2]
+    if not (u > -1 and v > -1 and u < w and v < h): return
+    one = np.float32(1)
+    x, y = int(math.floor(u)), int(math.floor(v))
+    fx, fy = np.float32(u - x), np.float32(v - y)
+    w00, w10, w01, w11 = (one - fx)*(one - fy), fx*(one - fy), (one - fx)*fy, fx*fy
+    if x >= 0 and y >= 0 and x < w - 1 and y < h - 1:
+        for k in range(4):
+            total[k] += w00*source[y, x, k] + w10*source[y, x + 1, k] + w01*source[y + 1, x, k] \
+                + w11*source[y + 1, x + 1, k]
+    else:
+        _add_tap(source, x, y, w00, total)
+        _add_tap(source, x + 1, y, w10, total)
+        _add_tap(source, x, y + 1, w01, total)
+        _add_tap(source, x + 1, y + 1, w11, total)
+
+@njit(**_jit)
+def _warp(source, left, top, H, n, x0, x1, y0, y1, out):
+    "Mean of n × n samples for the target pixels of a box; `source` (h, w, 4) is the box at (left, top) of the image."
+    total = np.zeros(4, np.float32)
     for y in range(y0, y1):
         for x in range(x0, x1):
-            acc[:] = 0
+            total[:] = 0
             for j in range(n):
                 px, py = x + .5/n, y + (j + .5)/n
-                a, b, c = H[0, 0]*px + H[0, 1]*py + H[0, 2], H[1, 0]*px + H[1, 1]*py + H[1, 2], H[2, 0]*px + H[2, 1]*py + H[2, 2]
-                for i in range(n):
-                    if c > 1e-9:
-                        u, v = a/c - .5 - left, b/c - .5 - top
-                        if u > -1 and v > -1 and u < w and v < h:
-                            s, t = int(math.floor(u)), int(math.floor(v))
-                            f, g = np.float32(u - s), np.float32(v - t)
-                            if s >= 0 and t >= 0 and s < w - 1 and t < h - 1:
-                                p, q, r, z = (one - f)*(one - g), f*(one - g), (one - f)*g, f*g
-                                for k in range(4): acc[k] += p*src[t, s, k] + q*src[t, s + 1, k] + r*src[t + 1, s, k] + z*src[t + 1, s + 1, k]
-                            else:
-                                _tap(src, s, t, (one - f)*(one - g), acc)
-                                _tap(src, s + 1, t, f*(one - g), acc)
-                                _tap(src, s, t + 1, (one - f)*g, acc)
-                                _tap(src, s + 1, t + 1, f*g, acc)
+                a = H[0, 0]*px + H[0, 1]*py + H[0, 2]
+                b = H[1, 0]*px + H[1, 1]*py + H[1, 2]
+                c = H[2, 0]*px + H[2, 1]*py + H[2, 2]
+                for _ in range(n):
+                    if c > 1e-9: _add_bilinear(source, a/c - .5 - left, b/c - .5 - top, total)
                     a += H[0, 0]/n
                     b += H[1, 0]/n
                     c += H[2, 0]/n
-            for k in range(4): out[y, x, k] = acc[k]/(n*n)
+            for k in range(4): out[y, x, k] = total[k]/(n*n)
 
 # %% ../../nbs/views/05_warp.ipynb #39550924
-def _box(mask:np.ndarray) -> tuple: # (x0, x1, y0, y1)
-    "Of what is true; empty where nothing is."
-    cols, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    return (cols[0], cols[-1] + 1, rows[0], rows[-1] + 1) if len(cols) else (0, 0, 0, 0)
+def _mask_box(mask:np.ndarray) -> tuple: # (x0, x1, y0, y1); empty where the mask is
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns): return 0, 0, 0, 0
+    return columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
 
-def _seen_box(H, box, width, height) -> tuple:
-    "Box of the target pixels which can see the source's `box`; all of them where the box crosses the horizon."
+def _corners(x0, x1, y0, y1): return np.array([[x, y, 1.] for x in (x0, x1) for y in (y0, y1)])
+
+def _target_box(H, box, width, height) -> tuple:
+    "Box of the target pixels that can see the source's `box`; all of them where the box crosses the horizon."
     x0, x1, y0, y1 = box
-    back = np.linalg.inv(H)
-    q = np.array([[x, y, 1.] for x in (x0 - 1, x1 + 1) for y in (y0 - 1, y1 + 1)]) @ back.T
-    front = (q[:, 2] > 1e-9).all() and (np.array([[x, y, 1.] for x in (0, width) for y in (0, height)]) @ H[2] > 1e-9).all()
-    if not front: return 0, width, 0, height
+    q = _corners(x0 - 1, x1 + 1, y0 - 1, y1 + 1) @ np.linalg.inv(H).T
+    in_front = (q[:, 2] > 1e-9).all() and (_corners(0, width, 0, height) @ H[2] > 1e-9).all()
+    if not in_front: return 0, width, 0, height
     u, v = q[:, 0]/q[:, 2], q[:, 1]/q[:, 2]
-    return max(0, math.floor(u.min())), min(width, math.ceil(u.max())), max(0, math.floor(v.min())), min(height, math.ceil(v.max()))
+    left, right = max(0, math.floor(u.min())), min(width, math.ceil(u.max()))
+    return left, right, max(0, math.floor(v.min())), min(height, math.ceil(v.max()))
 
-def _warp_view(image, alpha, H, n, width, height, out):
+def _warp_view(image, alpha, H, n, out):
     "One view (h, w, 3) on white with its alpha, into `out` (height, width, 4)."
-    box = x0, x1, y0, y1 = _box(alpha > 0)
+    x0, x1, y0, y1 = box = _mask_box(alpha > 0)
     if x0 == x1: return
-    a = alpha[y0:y1, x0:x1, None]
-    source = np.concatenate([image[y0:y1, x0:x1] - 1 + a, a], -1)
-    t = _seen_box(H, box, width, height)
-    if t[0] < t[1] and t[2] < t[3]: _warp(source, int(x0), int(y0), H, n, *t, out)
+    inside = alpha[y0:y1, x0:x1, None]
+    source = np.concatenate([image[y0:y1, x0:x1] - 1 + inside, inside], -1)
+    height, width = out.shape[:2]
+    left, right, top, bottom = _target_box(H, box, width, height)
+    if left < right and top < bottom: _warp(source, int(x0), int(y0), H, n, left, right, top, bottom, out)
 
 # %% ../../nbs/views/05_warp.ipynb #040615be
 def warp_views(
     views:Views,
     H:Tensor, # (V, 3, 3) target pixel → source pixel, first pixel centre at (0.5, 0.5)
-    width:int, height:int, # of the target, pixels
+    width:int, # of the target, pixels
+    height:int, # of the target, pixels
 ) -> tuple[Tensor, Tensor]: # (V, height, width, 3) on white, (V, height, width) alpha
-    "Pictures and alphas resampled through homographies, anti-aliased by sub-sampling at the source's resolution."
-    if views.images.device.type != "cpu": out = warp_reference(torch.cat([views.premultiplied, views.alpha[..., None]], -1), H.to(views.images.device), width, height)
+    "Images and alpha resampled through homographies, anti-aliased by sampling at the source's resolution."
+    if views.images.device.type != "cpu":
+        source = torch.cat([views.premultiplied, views.alpha[..., None]], -1)
+        rgba = warp_reference(source, H.to(source.device), width, height)
     else:
-        out, n, h = torch.zeros(len(views), height, width, 4), _samples(H, width, height), H.detach().double().numpy()
-        image, alpha, result = (x.detach().float().contiguous().numpy() for x in (views.images, views.alpha, out))
-        run_jobs([(_warp_view, image[v], alpha[v], np.ascontiguousarray(h[v]), n, width, height, result[v]) for v in range(len(views))], torch.get_num_threads())
-    return (out[..., :3] + 1 - out[..., 3:]).clamp(0, 1), out[..., 3].clamp(0, 1)
+        rgba, n = torch.zeros(len(views), height, width, 4), _samples_per_axis(H, width, height)
+        homographies = np.ascontiguousarray(H.detach().double().numpy())
+        images, alpha = (x.detach().float().contiguous().numpy() for x in (views.images, views.alpha))
+        jobs = [(_warp_view, *view) for view in zip(images, alpha, homographies, [n]*len(views), rgba.numpy())]
+        run_jobs(jobs, torch.get_num_threads())
+    return (rgba[..., :3] + 1 - rgba[..., 3:]).clamp(0, 1), rgba[..., 3].clamp(0, 1)
