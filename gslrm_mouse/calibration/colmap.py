@@ -5,146 +5,238 @@
 # %% ../../nbs/calibration/05_colmap.ipynb #bbc6d601
 from __future__ import annotations
 import struct
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
-from .rig import Rig, check_matrix, picture_size, rig_from_arrays
+import torch
+from .rig import Rig, StoredCamera, check_matrix, pose_matrix, rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
-from ..cameras.rotations import quaternion_of, rotation_of
+from ..cameras.rotations import matrix_to_quat, quat_to_matrix
 from ..files import describe_folder, read_bytes
 
 # %% auto #0
-__all__ = ['COLMAP_MODELS', 'is_colmap', 'read_colmap', 'colmap_files']
+__all__ = ['is_colmap', 'read_colmap', 'colmap_files']
 
 # %% ../../nbs/calibration/05_colmap.ipynb #9ea0c258
-COLMAP_MODELS = { # id: name, number of focal lengths, model of the lens, where the further parameters go among its coefficients
-    0: ("SIMPLE_PINHOLE", 1, "opencv", ()), 1: ("PINHOLE", 2, "opencv", ()), 2: ("SIMPLE_RADIAL", 1, "opencv", (0,)), 3: ("RADIAL", 1, "opencv", (0, 1)), 4: ("OPENCV", 2, "opencv", (0, 1, 2, 3)),
-    5: ("OPENCV_FISHEYE", 2, "fisheye", (0, 1, 2, 3)), 6: ("FULL_OPENCV", 2, "opencv", (0, 1, 2, 3, 4, 5, 6, 7)), 7: ("FOV", 0, None, ()), 8: ("SIMPLE_RADIAL_FISHEYE", 1, "fisheye", (0,)),
-    9: ("RADIAL_FISHEYE", 1, "fisheye", (0, 1)), 10: ("THIN_PRISM_FISHEYE", 0, None, ()), 11: ("RAD_TAN_THIN_PRISM_FISHEYE", 0, None, ())}
-_BY_NAME = {m[0]: m for m in COLMAP_MODELS.values()}
+class _Model(NamedTuple):
+    "A camera model of COLMAP. Its parameters are the focal lengths, cx, cy and some coefficients of a lens."
+    name:str
+    n_focal:int=0 # 1: f, 2: fx fy
+    lens:str|None=None # model of the `Lens`; None: refused
+    positions:tuple=() # of the further parameters among the coefficients of the lens
+
+    @property
+    def n_params(self) -> int: return self.n_focal + 2 + len(self.positions)
+
+_MODELS = { # by the id in binary files
+    0: _Model("SIMPLE_PINHOLE", 1, "opencv"),
+    1: _Model("PINHOLE", 2, "opencv"),
+    2: _Model("SIMPLE_RADIAL", 1, "opencv", (0,)),
+    3: _Model("RADIAL", 1, "opencv", (0, 1)),
+    4: _Model("OPENCV", 2, "opencv", (0, 1, 2, 3)),
+    5: _Model("OPENCV_FISHEYE", 2, "fisheye", (0, 1, 2, 3)),
+    6: _Model("FULL_OPENCV", 2, "opencv", (0, 1, 2, 3, 4, 5, 6, 7)),
+    7: _Model("FOV"),
+    8: _Model("SIMPLE_RADIAL_FISHEYE", 1, "fisheye", (0,)),
+    9: _Model("RADIAL_FISHEYE", 1, "fisheye", (0, 1)),
+    10: _Model("THIN_PRISM_FISHEYE"),
+    11: _Model("RAD_TAN_THIN_PRISM_FISHEYE"),
+}
+_MODELS_BY_NAME = {model.name: model for model in _MODELS.values()}
 
 # %% ../../nbs/calibration/05_colmap.ipynb #f3c4bb7f
-def _model(m, where) -> tuple:
-    if m is None or m[2] is None: raise ValueError(f"{where}: {m[0] if m else 'this'} is no camera model known here ({', '.join(n for n, *_, in (x for x in COLMAP_MODELS.values() if x[2]))})")
-    return m
+def _check_model(model, where) -> _Model:
+    "`model` unchanged; ValueError where it is None or has no lens here."
+    if model is not None and model.lens is not None: return model
+    known = ", ".join(m.name for m in _MODELS.values() if m.lens)
+    name = model.name if model else "this"
+    raise ValueError(f"{where}: {name} is no camera model known here ({known})")
 
-def _camera(m, size, params, where) -> tuple: # K, size, model, coefficients
-    _, n, model, at = m
-    f, (cx, cy), rest = params[:n], params[n:n + 2], params[n + 2:]
-    d = np.zeros(4 if model == "fisheye" or max(at, default=0) < 4 else 8)
-    d[list(at)] = rest
-    return check_matrix([[f[0], 0, cx], [0, f[-1], cy], [0, 0, 1]], (3, 3), where, "K"), size, model, d
+def _intrinsics(model, size, params, where) -> dict: # fields of a `StoredCamera`
+    "K, size and lens of a camera from its parameters."
+    n = model.n_focal
+    focal, (cx, cy), coefficients = params[:n], params[n:n + 2], params[n + 2:]
+    is_short = model.lens == "fisheye" or max(model.positions, default=0) < 4
+    distortion = np.zeros(4 if is_short else 8)
+    distortion[list(model.positions)] = coefficients
+    K = check_matrix([[focal[0], 0, cx], [0, focal[-1], cy], [0, 0, 1]], (3, 3), where, "K")
+    return dict(K=K, size=size, model=model.lens, distortion=distortion)
 
 # %% ../../nbs/calibration/05_colmap.ipynb #bf922728
-def _lines(data, name): return [l.strip() for l in data.decode("utf-8", errors="replace").splitlines() if not l.lstrip().startswith("#")]
+class _Image(NamedTuple):
+    "One line of `images`: the pose of an image and its camera."
+    quat:Sequence # w, x, y, z
+    t:Sequence # (3,)
+    camera:int # id
+    name:str # of the file
 
-def _text_cameras(data, name) -> dict: # id: camera
-    out = {}
-    for l in _lines(data, name):
-        if not (w := l.split()): continue
-        try: key, model, size, params = int(w[0]), w[1], (int(w[2]), int(w[3])), [float(x) for x in w[4:]]
-        except (ValueError, IndexError): raise ValueError(f"{name}: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS were expected in a line, found {l[:80]!r}") from None
-        m = _model(_BY_NAME.get(model, (model[:40], 0, None, ())), f"{name}, camera {key}")
-        if key in out: raise ValueError(f"{name}: camera {key} is there twice")
-        if len(params) != m[1] + 2 + len(m[3]): raise ValueError(f"{name}, camera {key}: {m[0]} has {m[1] + 2 + len(m[3])} parameters, found {len(params)}")
-        out[key] = _camera(m, size, params, f"{name}, camera {key}")
-    return out
+def _lines(data) -> list:
+    lines = data.decode("utf-8", errors="replace").splitlines()
+    return [line.strip() for line in lines if not line.lstrip().startswith("#")]
+
+def _text_cameras(data, name) -> dict: # id: intrinsics
+    cameras = {}
+    for line in filter(None, _lines(data)):
+        words = line.split()
+        try:
+            key, model_name, size = int(words[0]), words[1], (int(words[2]), int(words[3]))
+            params = [float(x) for x in words[4:]]
+        except (ValueError, IndexError):
+            raise ValueError(f"{name}: CAMERA_ID, MODEL, WIDTH, HEIGHT, PARAMS were expected in a line, "
+                             f"found {line[:80]!r}") from None
+        where = f"{name}, camera {key}"
+        model = _check_model(_MODELS_BY_NAME.get(model_name, _Model(model_name[:40])), where)
+        if key in cameras: raise ValueError(f"{name}: camera {key} is there twice")
+        if len(params) != model.n_params:
+            raise ValueError(f"{where}: {model.name} has {model.n_params} parameters, found {len(params)}")
+        cameras[key] = _intrinsics(model, size, params, where)
+    return cameras
 
 # %% ../../nbs/calibration/05_colmap.ipynb #12089fe3
-def _text_images(data, name) -> dict: # id: (qvec and tvec, camera's id, name)
-    out, lines = {}, iter(_lines(data, name))
-    for l in lines:
-        if not l: continue
-        w = l.split(maxsplit=9)
-        try: key, image = int(w[0]), ([float(x) for x in w[1:8]], int(w[8]), w[9])
-        except (ValueError, IndexError): raise ValueError(f"{name}: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME were expected in a line, found {l[:80]!r}") from None
-        if key in out: raise ValueError(f"{name}: image {key} is there twice")
-        out[key] = image
-        next(lines, "")                                        # its points
-    return out
+def _text_images(data, name) -> dict: # id: image
+    images, lines = {}, iter(_lines(data))
+    for line in lines:
+        if not line: continue
+        words = line.split(maxsplit=9)
+        try:
+            key, pose = int(words[0]), [float(x) for x in words[1:8]]
+            image = _Image(quat=pose[:4], t=pose[4:], camera=int(words[8]), name=words[9])
+        except (ValueError, IndexError):
+            raise ValueError(f"{name}: IMAGE_ID, QW, QX, QY, QZ, TX, TY, TZ, CAMERA_ID, NAME were expected in a line, "
+                             f"found {line[:80]!r}") from None
+        if key in images: raise ValueError(f"{name}: image {key} is there twice")
+        images[key] = image
+        next(lines, "") # the points of the image
+    return images
 
 # %% ../../nbs/calibration/05_colmap.ipynb #13dd5602
 class _Records:
-    "Reads records from bytes; a ValueError where they end early."
-    def __init__(self, data, name): self.data, self.name, self.at = data, name, 0
-    def __call__(self, form):
-        s = struct.Struct("<" + form)
-        self.skip(s.size)
-        return s.unpack_from(self.data, self.at - s.size)
-    def skip(self, n):
-        if n > len(self.data) - self.at: raise ValueError(f"{self.name}: it ends after {len(self.data)} bytes, in the middle of a record; it is cut off or damaged")
-        self.at += n
-    def text(self):
-        end = self.data.find(b"\0", self.at, self.at + 4096)
-        end = end if end >= 0 else len(self.data)
-        s = self.data[self.at:end].decode("utf-8", errors="replace")
-        self.skip(end + 1 - self.at)
-        return s
+    "Reads records from bytes; ValueError where the bytes end early."
+    def __init__(self, data, name):
+        self.data, self.name, self.position = data, name, 0
+
+    def skip(self, n:int):
+        if n > len(self.data) - self.position:
+            raise ValueError(f"{self.name}: it ends after {len(self.data)} bytes, in the middle of a record; "
+                             "it is cut off or damaged")
+        self.position += n
+
+    def unpack(self, form:str) -> tuple:
+        record = struct.Struct("<" + form)
+        self.skip(record.size)
+        return record.unpack_from(self.data, self.position - record.size)
+
+    def text(self) -> str: # up to a zero byte
+        start = self.position
+        end = self.data.find(b"\0", start, start + 4096)
+        if end < 0: end = len(self.data)
+        self.skip(end + 1 - start)
+        return self.data[start:end].decode("utf-8", errors="replace")
 
 # %% ../../nbs/calibration/05_colmap.ipynb #bcd4a1c0
-def _binary_cameras(data, name) -> dict:
-    r, out = _Records(data, name), {}
-    for _ in range(r("Q")[0]):
-        key, model, *size = r("iiQQ")
-        m = _model(COLMAP_MODELS.get(model), f"{name}, camera {key} (model {model})")
-        out[key] = _camera(m, tuple(size), r(f"{m[1] + 2 + len(m[3])}d"), f"{name}, camera {key}")
-    return out
+def _binary_cameras(data, name) -> dict: # id: intrinsics
+    records, cameras = _Records(data, name), {}
+    n_cameras, = records.unpack("Q")
+    for _ in range(n_cameras):
+        key, number, *size = records.unpack("iiQQ")
+        model = _check_model(_MODELS.get(number), f"{name}, camera {key} (model {number})")
+        params = records.unpack(f"{model.n_params}d")
+        cameras[key] = _intrinsics(model, tuple(size), params, f"{name}, camera {key}")
+    return cameras
 
-def _binary_images(data, name) -> dict:
-    r, out = _Records(data, name), {}
-    for _ in range(r("Q")[0]):
-        key, *qt, camera = r("i7di")
-        if key in out: raise ValueError(f"{name}: image {key} is there twice")
-        out[key] = qt, camera, r.text()
-        r.skip(24*r("Q")[0])
-    return out
+def _binary_images(data, name) -> dict: # id: image
+    records, images = _Records(data, name), {}
+    n_images, = records.unpack("Q")
+    for _ in range(n_images):
+        key, *pose, camera = records.unpack("i7di")
+        if key in images: raise ValueError(f"{name}: image {key} is there twice")
+        images[key] = _Image(quat=pose[:4], t=pose[4:], camera=camera, name=records.text())
+        n_points, = records.unpack("Q")
+        records.skip(24*n_points)
+    return images
 
 # %% ../../nbs/calibration/05_colmap.ipynb #7cf78778
+_READERS = { # suffix: readers of cameras and images; binary is preferred, as COLMAP does
+    "bin": (_binary_cameras, _binary_images),
+    "txt": (_text_cameras, _text_images),
+}
+
+def _stored_as(folder:Path) -> str|None: # suffix of the model's files
+    for suffix in _READERS:
+        if all((folder/f"{part}.{suffix}").is_file() for part in ("cameras", "images")): return suffix
+    return None
+
 def is_colmap(folder) -> bool:
     "Whether a folder holds COLMAP's cameras and images."
-    return any(all((Path(folder)/f"{part}.{kind}").is_file() for part in ("cameras", "images")) for kind in ("bin", "txt"))
+    return _stored_as(Path(folder)) is not None
+
+def _colmap_camera(image, cameras, cameras_file, where) -> StoredCamera:
+    quat = check_matrix(image.quat, (4,), where, "the quaternion", 10.)
+    length = np.linalg.norm(quat)
+    if image.camera not in cameras:
+        found = ", ".join(map(str, sorted(cameras)[:20]))
+        raise ValueError(f"{where}: it was taken with camera {image.camera}, {cameras_file} holds {found}")
+    if not abs(length - 1) < .01: raise ValueError(f"{where}: its quaternion has length {length:.3g} instead of 1")
+    R = quat_to_matrix(torch.from_numpy(quat)).numpy()
+    w2c = pose_matrix(R, image.t, where)
+    return StoredCamera(**cameras[image.camera], w2c=w2c, name=str(Path(image.name).with_suffix("")))
 
 def read_colmap(folder, width=None, height=None, unit=None) -> Rig:
-    "The `Rig` of a sparse model: one camera per image, in the order of IMAGE_ID; binary is preferred, as COLMAP does."
+    "The `Rig` of a sparse model: one camera per image, in the order of IMAGE_ID."
     folder = Path(folder)
-    kind = next((k for k in ("bin", "txt") if all((folder/f"{p}.{k}").is_file() for p in ("cameras", "images"))), None)
-    if kind is None: raise FileNotFoundError(f"{folder}: cameras and images, .bin or .txt, were looked for; {describe_folder(folder)}")
-    cams, images = (f(read_bytes(folder/f"{p}.{kind}"), str(folder/f"{p}.{kind}")) for p, f in (("cameras", _binary_cameras if kind == "bin" else _text_cameras), ("images", _binary_images if kind == "bin" else _text_images)))
-    K, w2c, sizes, models, D, names = [], [], [], set(), [], []
-    for key, (qt, camera, name) in sorted(images.items()):
-        where = f"{folder}, image {key}"
-        q = check_matrix(qt[:4], (4,), where, "the quaternion", 10.)
-        norm = np.linalg.norm(q)
-        if camera not in cams: raise ValueError(f"{where}: it was taken with camera {camera}, cameras.{kind} holds {', '.join(map(str, sorted(cams)[:20]))}")
-        if not abs(norm - 1) < .01: raise ValueError(f"{where}: its quaternion has length {norm:.3g} instead of 1")
-        k, size, model, d = cams[camera]
-        m = np.eye(4)
-        m[:3, :3], m[:3, 3] = rotation_of(q/norm), check_matrix(qt[4:], (3,), where, "T")
-        K.append(k.copy())
-        w2c.append(m)
-        sizes.append(size)
-        models.add(model)
-        D.append(d)
-        names.append(str(Path(name).with_suffix("")))
-    if len(models) > 1: raise ValueError(f"{folder}: the cameras should have lenses of one kind, found {' and '.join(sorted(models))}")
-    return rig_from_arrays(K, w2c, picture_size(sizes, width, height, str(folder)) if K else (1, 1), .5, "model", str(folder), "COLMAP", D, models.pop() if models else "opencv", names, unit)
+    suffix = _stored_as(folder)
+    if suffix is None:
+        raise FileNotFoundError(f"{folder}: cameras and images, .bin or .txt, were looked for; "
+                                f"{describe_folder(folder)}")
+    cameras_file, images_file = folder/f"cameras.{suffix}", folder/f"images.{suffix}"
+    read_cameras, read_images = _READERS[suffix]
+    cameras = read_cameras(read_bytes(cameras_file), str(cameras_file))
+    images = read_images(read_bytes(images_file), str(images_file))
+    stored = [_colmap_camera(image, cameras, cameras_file.name, f"{folder}, image {key}")
+              for key, image in sorted(images.items())]
+    return rig_from_cameras(
+        stored, .5, "model", str(folder), format="COLMAP", width=width, height=height, unit=unit)
 
 # %% ../../nbs/calibration/05_colmap.ipynb #e5f7a8bb
+def _smallest_model(cameras) -> int: # id
+    "The model that holds the lenses of all cameras; ValueError where none does."
+    distortion = np.stack([camera.distortion for camera in cameras])
+    missing = None
+    if distortion[:, 8:].any(): missing = "thin prism and no tilt"
+    if any(camera.K[0, 1] for camera in cameras): missing = "skew"
+    if missing: raise ValueError(f"COLMAP holds no {missing}; undistort the images and write `rig.cameras`")
+    pinhole, opencv, opencv_fisheye, full_opencv = 1, 4, 5, 6
+    if cameras[0].model == "fisheye": return opencv_fisheye
+    if not distortion.any(): return pinhole
+    return full_opencv if distortion[:, 4:].any() else opencv
+
+def _parameters(camera:StoredCamera, model:_Model) -> list:
+    K, distortion = camera.K, np.pad(camera.distortion, (0, max(0, 8 - len(camera.distortion))))
+    return [K[0, 0], K[1, 1], K[0, 2], K[1, 2], *distortion[list(model.positions)]]
+
+def _text_files(params, poses, names, number, size) -> dict:
+    def row(numbers): return " ".join(repr(float(x)) for x in numbers)
+    model, (width, height) = _MODELS[number].name, size
+    cameras = [f"{i} {model} {width} {height} {row(p)}\n" for i, p in enumerate(params, 1)]
+    images = [f"{i} {row(pose)} {i} {name}\n\n" for i, (pose, name) in enumerate(zip(poses, names), 1)]
+    return {"cameras.txt": "".join(cameras).encode(), "images.txt": "".join(images).encode(), "points3D.txt": b""}
+
+def _binary_files(params, poses, names, number, size) -> dict:
+    count, no_points = struct.pack("<Q", len(params)), bytes(8)
+    cameras = [struct.pack(f"<iiQQ{len(p)}d", i, number, *size, *p) for i, p in enumerate(params, 1)]
+    images = [struct.pack("<i7di", i, *pose, i) + name.encode() + b"\0" + no_points
+              for i, (pose, name) in enumerate(zip(poses, names), 1)]
+    return {"cameras.bin": count + b"".join(cameras), "images.bin": count + b"".join(images), "points3D.bin": no_points}
+
 def colmap_files(rig:Cameras, binary:bool=False) -> dict: # name: bytes
-    "The files of a sparse model; its pictures are NAME.png after the rig's names."
-    lens = getattr(rig, "lens", None)
-    K, w2c = (x.detach().double().cpu().numpy() for x in (lens.K if lens else rig.K, rig.w2c))
-    V = len(K)
-    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 0))
-    names = getattr(rig, "names", ()) or [f"cam_{i:03d}" for i in range(V)]
-    key = 1 if not d.any() and not (lens and lens.model == "fisheye") else 5 if lens.model == "fisheye" else 4 if not d[:, 4:].any() else 6
-    model, n, _, at = COLMAP_MODELS[key]
-    if K[:, 0, 1].any() or d[:, 8:].any(): raise ValueError("COLMAP holds no " + ("skew" if K[:, 0, 1].any() else "thin prism and no tilt") + "; undistort the pictures and write `rig.cameras`")
-    if any(set(str(x)) & set("\0\n\r") for x in names): raise ValueError("names of pictures should be in one line")
-    d = np.pad(d, ((0, 0), (0, max(0, 8 - d.shape[1]))))
-    params = [[k[0, 0], k[1, 1], k[0, 2], k[1, 2], *c[list(at)]] for k, c in zip(K, d)]
-    poses = [[*quaternion_of(m[:3, :3]), *m[:3, 3]] for m in w2c]
-    said = lambda x: " ".join(repr(float(v)) for v in x)
-    if not binary: return {"cameras.txt": "".join(f"{i} {model} {rig.width} {rig.height} {said(p)}\n" for i, p in enumerate(params, 1)).encode(), "images.txt": "".join(f"{i} {said(p)} {i} {x}.png\n\n" for i, (p, x) in enumerate(zip(poses, names), 1)).encode(), "points3D.txt": b""}
-    cameras = b"".join(struct.pack(f"<iiQQ{len(p)}d", i, key, rig.width, rig.height, *p) for i, p in enumerate(params, 1))
-    images = b"".join(struct.pack("<i7di", i, *p, i) + f"{x}.png".encode() + b"\0" + bytes(8) for i, (p, x) in enumerate(zip(poses, names), 1))
-    return {"cameras.bin": struct.pack("<Q", V) + cameras, "images.bin": struct.pack("<Q", V) + images, "points3D.bin": bytes(8)}
+    "The files of a sparse model; images are named NAME.png after the rig's names."
+    cameras = rig_to_cameras(rig, .5)
+    number = _smallest_model(cameras)
+    names = [f"{camera.name or f'cam_{i:03d}'}.png" for i, camera in enumerate(cameras)]
+    if any(set(name) & set("\0\n\r") for name in names): raise ValueError("names of images should be in one line")
+    params = [_parameters(camera, _MODELS[number]) for camera in cameras]
+    quats = matrix_to_quat(rig.R.double().cpu()).tolist()
+    poses = [[*quat, *camera.w2c[:3, 3]] for quat, camera in zip(quats, cameras)]
+    write = _binary_files if binary else _text_files
+    return write(params, poses, names, number, (rig.width, rig.height))

@@ -9,94 +9,132 @@ import pickle
 import pickletools
 import re
 import numpy as np
-from .rig import Rig, check_matrix, check_vector, picture_size, pose_matrix, rig_from_arrays
+from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
+from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 
 # %% auto #0
 __all__ = ['load_arrays', 'is_mammal', 'read_mammal', 'mammal_to_bytes']
 
 # %% ../../nbs/calibration/01_mammal.ipynb #50b11feb
-class _Maker:
-    "A call that a pickle may make; it cannot be changed by the pickle."
-    __slots__ = ("make",)
-    def __init__(self, make): self.make = make
-    def __call__(self, *args): return self.make(*args)
+class _Callable:
+    "A function that a pickle may call and cannot change."
+    __slots__ = ("function",)
+    def __init__(self, function): self.function = function
+    def __call__(self, *args): return self.function(*args)
     def __setstate__(self, state): raise ValueError("the pickle tries to change a function")
 
 class _Dtype:
-    "Stands for `numpy.dtype`: plain numbers only."
+    "Replaces `numpy.dtype`: plain numbers only."
     __slots__ = ("text", "order")
     def __init__(self, text, *_):
-        if not re.fullmatch(r"[<>=|]?([fiu][1248]|b1)", str(text)): raise ValueError(f"it holds an array of type {text!r}, which is no plain number")
+        if not re.fullmatch(r"[<>=|]?([fiu][1248]|b1)", str(text)):
+            raise ValueError(f"it holds an array of type {text!r}, which is no plain number")
         self.text, self.order = text.lstrip("<>=|"), "<"
     def __setstate__(self, state): self.order = ">" if state[1] == ">" else "<"
 
 # %% ../../nbs/calibration/01_mammal.ipynb #e67a53df
 class _Array:
-    "Stands for `numpy.ndarray`; `value` is the array once its bytes are known."
+    "Replaces `numpy.ndarray`; `value` is the array once its bytes are known."
     __slots__ = ("value",)
-    def __setstate__(self, state): self.fill(state[4], state[2], state[1], "F" if state[3] else "C")
+
+    def __setstate__(self, state):
+        _, shape, dtype, is_fortran, raw = state[:5]
+        self.fill(raw, dtype, shape, "F" if is_fortran else "C")
+
     def fill(self, raw, dtype, shape, order="C"):
-        raw = raw.encode("latin1") if isinstance(raw, str) else raw
-        if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, _Dtype): raise ValueError("it holds an array of Python objects")
+        if isinstance(raw, str): raw = raw.encode("latin1")
+        if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
+            raise ValueError("it holds an array of Python objects")
         self.value = np.frombuffer(bytes(raw), dtype.order + dtype.text).reshape(shape, order=order)
         return self
 
-def _encode(text, encoding="latin1"):
+def _encode(text, encoding="latin1") -> bytes:
+    "Replaces `_codecs.encode`."
     if encoding not in ("latin1", "latin-1"): raise ValueError(f"it holds bytes written as {encoding!r}")
     return text.encode("latin1")
 
+def _empty_array(*_) -> _Array: return _Array()
+def _filled_array(*args) -> _Array: return _Array().fill(*args)
+def _scalar(dtype, raw): return _Array().fill(raw, dtype, ()).value.item()
+def _no_bytes() -> bytes: return b""
+
 # %% ../../nbs/calibration/01_mammal.ipynb #d7b94a52
-_ADMITTED = {("numpy", "ndarray"): lambda *_: _Array(), ("numpy", "dtype"): _Dtype, ("_codecs", "encode"): _encode, ("collections", "OrderedDict"): dict}
-for _core in "numpy.core", "numpy._core":
-    _ADMITTED[_core + ".multiarray", "_reconstruct"] = lambda *_: _Array()
-    _ADMITTED[_core + ".multiarray", "scalar"] = lambda dtype, raw: _Array().fill(raw, dtype, ()).value.item()
-    _ADMITTED[_core + ".numeric", "_frombuffer"] = lambda *args: _Array().fill(*args)
-for _module in "builtins", "__builtin__":
-    _ADMITTED |= {(_module, f.__name__): f for f in (list, tuple, dict, set, frozenset)} | {(_module, "bytes"): lambda: b""}
+_ALLOWED = {
+    ("numpy", "ndarray"): _empty_array, ("numpy", "dtype"): _Dtype,
+    ("_codecs", "encode"): _encode, ("collections", "OrderedDict"): dict}
+for _core in ("numpy.core", "numpy._core"):
+    _ALLOWED[_core + ".multiarray", "_reconstruct"] = _empty_array
+    _ALLOWED[_core + ".multiarray", "scalar"] = _scalar
+    _ALLOWED[_core + ".numeric", "_frombuffer"] = _filled_array
+for _module in ("builtins", "__builtin__"):
+    for _container in (list, tuple, dict, set, frozenset): _ALLOWED[_module, _container.__name__] = _container
+    _ALLOWED[_module, "bytes"] = _no_bytes
 
 # %% ../../nbs/calibration/01_mammal.ipynb #9f8f8fd5
-class _Refused(ValueError): "A pickle asked for something that is no array and no container."
+class _NotAllowed(ValueError):
+    "A pickle asked for something that is no array and no container."
 
 class _ArrayUnpickler(pickle.Unpickler):
-    "An unpickler which knows arrays and plain containers only."
+    "An unpickler that knows only arrays and plain containers."
     def find_class(self, module, name):
-        if (module, name) not in _ADMITTED: raise _Refused(f"the pickle asks for {module}.{name}, but a rig needs arrays and plain containers only, so it was not run")
-        return _Maker(_ADMITTED[module, name])
+        if (module, name) not in _ALLOWED:
+            raise _NotAllowed(f"the pickle asks for {module}.{name}, but a rig needs arrays and plain containers only, "
+                              "so it was not run")
+        return _Callable(_ALLOWED[module, name])
 
 # %% ../../nbs/calibration/01_mammal.ipynb #e7c43baa
-def load_arrays(
-    data:bytes, # of a pickle, protocol 2 to 5
-    name:str="pickle", # what messages call it
-):
-    "What a pickle of arrays and plain containers holds; ValueError for anything else, and nothing of it is run."
-    try:
-        for op, arg, _ in pickletools.genops(data):
-            if "PUT" in op.name and (arg or 0) > len(data) or op.name.startswith("EXT") or "PERSID" in op.name: raise ValueError(f"instruction {op.name} {arg} has no place in it")
-        return _plain(_ArrayUnpickler(io.BytesIO(data), encoding="latin1").load())
-    except _Refused as e: raise ValueError(f"{name}: {e}") from None
-    except Exception as e: raise ValueError(f"{name}: no readable pickle of arrays in its {len(data)} bytes, it is cut off or damaged ({e})") from e
+_MAX_ENTRIES, _MAX_DEPTH = 100000, 20
+
+def _check_instructions(data:bytes):
+    for op, argument, _ in pickletools.genops(data):
+        is_large_memo = "PUT" in op.name and (argument or 0) > len(data)
+        is_external = op.name.startswith("EXT") or "PERSID" in op.name
+        if is_large_memo or is_external: raise ValueError(f"instruction {op.name} {argument} has no place in it")
 
 def _plain(x, depth=0, left=None):
-    left = iter(range(100000)) if left is None else left
-    if depth > 20 or next(left, None) is None: raise ValueError("it is nested more than 20 deep or has more than 100000 entries")
+    "`x` with its arrays in place of their replacements; ValueError where it has too many entries."
+    if left is None: left = iter(range(_MAX_ENTRIES)) # shared by all levels
+    if depth > _MAX_DEPTH or next(left, None) is None:
+        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep or has more than {_MAX_ENTRIES} entries")
     if isinstance(x, _Array): return x.value
-    if isinstance(x, dict): return {k: _plain(v, depth + 1, left) for k, v in x.items()}
-    if isinstance(x, (list, tuple)): return type(x)(_plain(v, depth + 1, left) for v in x)
+    if isinstance(x, dict): return {key: _plain(value, depth + 1, left) for key, value in x.items()}
+    if isinstance(x, (list, tuple)): return type(x)(_plain(value, depth + 1, left) for value in x)
     return x
 
-# %% ../../nbs/calibration/01_mammal.ipynb #b0acf00d
-def _mammal_camera(d, where):
-    if not isinstance(d, dict) or not {"K", "R", "T"} <= set(d): raise ValueError(f"{where}: a dict with K, R and T was expected, found {sorted(map(str, d)) if isinstance(d, dict) else type(d).__name__}")
-    lens = [k for k in ("dist", "D", "distCoeffs", "distortion") if d.get(k) is not None]
-    if len(lens) > 1: raise ValueError(f"{where}: the distortion should be there once, found {' and '.join(lens)}")
-    return check_matrix(d["K"], (3, 3), where, "K"), pose_matrix(d["R"], d["T"], where), check_vector(d[lens[0]], where, lens[0]) if lens else ()
+def load_arrays(
+    data:bytes, # of a pickle, protocol 2 to 5
+    name:str="pickle", # for messages
+):
+    "The arrays and plain containers in a pickle; ValueError for anything else, and nothing of it is run."
+    try:
+        _check_instructions(data)
+        return _plain(_ArrayUnpickler(io.BytesIO(data), encoding="latin1").load())
+    except _NotAllowed as e: raise ValueError(f"{name}: {e}") from None
+    except Exception as e:
+        raise ValueError(f"{name}: no readable pickle of arrays in its {len(data)} bytes, "
+                         f"it is cut off or damaged ({e})") from e
 
-def _listed(rig):
-    "The entries of a dict as a list, those of 2 before those of 10."
-    if not isinstance(rig, dict): return rig
-    numbered = all(re.fullmatch(r"[0-9]{1,9}", str(k)) for k in rig)
-    return [rig[k] for k in (sorted(rig, key=lambda k: int(str(k))) if numbered else rig)]
+# %% ../../nbs/calibration/01_mammal.ipynb #b0acf00d
+_DISTORTION_KEYS = "dist", "D", "distCoeffs", "distortion"
+
+def _mammal_camera(entry, where) -> StoredCamera:
+    "All keys of a camera's dict are read here."
+    check_keys(entry, ("K", "R", "T"), where)
+    keys = [key for key in _DISTORTION_KEYS if entry.get(key) is not None]
+    if len(keys) > 1: raise ValueError(f"{where}: the distortion should be there once, found {' and '.join(keys)}")
+    return StoredCamera(
+        K=check_matrix(entry["K"], (3, 3), where, "K"), w2c=pose_matrix(entry["R"], entry["T"], where),
+        distortion=check_vector(entry[keys[0]], where, keys[0]) if keys else ())
+
+def _entries(content, name) -> list:
+    "The cameras of a list or dict, camera 2 before camera 10."
+    if isinstance(content, dict):
+        is_numbered = all(re.fullmatch(r"[0-9]{1,9}", str(key)) for key in content)
+        keys = sorted(content, key=lambda key: int(str(key))) if is_numbered else content
+        return [content[key] for key in keys]
+    if isinstance(content, (list, tuple)): return list(content)
+    raise ValueError(f"{name}: a list or dict of cameras was expected, found {type(content).__name__}")
 
 # %% ../../nbs/calibration/01_mammal.ipynb #c72c0d70
 def is_mammal(data:bytes) -> bool:
@@ -105,17 +143,18 @@ def is_mammal(data:bytes) -> bool:
 
 def read_mammal(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a `new_cam.pkl`'s bytes."
-    rig = _listed(load_arrays(data, name))
-    if not isinstance(rig, (list, tuple)): raise ValueError(f"{name}: a list or dict of cameras was expected, found {type(rig).__name__}")
-    K, w2c, distortion = zip(*(_mammal_camera(d, f"{name}, camera {i}") for i, d in enumerate(rig))) if rig else ((),)*3
-    return rig_from_arrays(K, w2c, picture_size((), width, height, name), 0., "mm", name, "MAMMAL", distortion, unit=unit)
+    entries = _entries(load_arrays(data, name), name)
+    cameras = [_mammal_camera(entry, f"{name}, camera {i}") for i, entry in enumerate(entries)]
+    return rig_from_cameras(cameras, 0., "mm", name, format="MAMMAL", width=width, height=height, unit=unit)
 
 def mammal_to_bytes(rig:Cameras) -> bytes:
     "The bytes of a `new_cam.pkl`, with the names of NumPy 1.x, which both generations read."
-    lens = getattr(rig, "lens", None)
-    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
-    K[:, :2, 2] -= .5
-    if lens and lens.model != "opencv": raise ValueError(f"a MAMMAL rig cannot hold a {lens.model} lens")
-    more = [dict(dist=d) for d in lens.distortion.double().cpu().numpy()] if lens and lens.distortion.any() else [{}]*len(K)
-    cameras = [dict(K=k, R=m[:3, :3].copy(), T=m[:3, 3:].copy(), **d) for k, m, d in zip(K, w2c, more)]
-    return pickle.dumps(cameras, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")
+    cameras = rig_to_cameras(rig, 0.)
+    has_distortion = any(camera.distortion.any() for camera in cameras)
+    entries = []
+    for camera in cameras:
+        if camera.model != "opencv": raise ValueError(f"a MAMMAL rig cannot hold a {camera.model} lens")
+        entry = dict(K=camera.K, R=camera.w2c[:3, :3].copy(), T=camera.w2c[:3, 3:].copy())
+        if has_distortion: entry["dist"] = camera.distortion
+        entries.append(entry)
+    return pickle.dumps(entries, protocol=3).replace(b"cnumpy._core.multiarray\n", b"cnumpy.core.multiarray\n")

@@ -13,153 +13,227 @@ import struct
 import subprocess
 import sys
 import numpy as np
-from .rig import Rig, check_matrix, check_vector, picture_size, pose_matrix, rig_from_arrays
+from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
+from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 from ..files import natural_sort
 
 # %% auto #0
-__all__ = ['CHILD_MEMORY', 'CHILD_SECONDS', 'run_in_subprocess', 'knows_dannce', 'read_dannce_files', 'read_dannce',
-           'dannce_bytes', 'knows_pose_splatter', 'read_pose_splatter', 'pose_splatter_bytes']
+__all__ = ['is_dannce', 'read_dannce_files', 'read_dannce', 'dannce_bytes', 'is_pose_splatter', 'read_pose_splatter',
+           'pose_splatter_bytes']
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #c5e3d8fb
-CHILD_MEMORY, CHILD_SECONDS = 2*2**30, 20 # address space, wall time
+_CHILD_MEMORY = 2*2**30 # bytes of address space
+_CHILD_SECONDS = 20 # of processor time
 
-_BOUNDS = r'''
+_CHILD_LIMITS = r'''
 import io, json, struct, sys
 try:
     import resource
-    for what, most in (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0): resource.setrlimit(what, (most, most))
+    limits = (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0)
+    for limit, value in limits: resource.setrlimit(limit, (value, value))
 except ImportError: pass
 import numpy as np
+
 def plain(x, most=100000):
     x = np.asarray(x)
-    if x.dtype.kind not in "fiub" or x.size > most: raise ValueError(f"{x.dtype} of shape {x.shape} where a few numbers belong")
+    if x.dtype.kind not in "fiub" or x.size > most:
+        raise ValueError(f"{x.dtype} of shape {x.shape} where a few numbers belong")
     return x.astype(float).tolist()
+
 def files():
     while head := sys.stdin.buffer.read(8): yield sys.stdin.buffer.read(struct.unpack("<Q", head)[0])
 '''
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #81c3a525
-_MAT = r'''
+_READ_MAT = r'''
 def read(data):
     import scipy.io
     keys = "K", "r", "R", "t", "RDistort", "TDistort"
-    d = scipy.io.loadmat(io.BytesIO(data), variable_names=(*keys, "params", "camnames"), simplify_cells=True)
-    cams = d.get("params", d); cams = [cams] if isinstance(cams, dict) else list(np.ravel(np.asarray(cams, dtype=object)))
-    return dict(found=[w[0] for w in scipy.io.whosmat(io.BytesIO(data))][:20], names=[str(n) for n in np.ravel(d.get("camnames", []))][:1000],
-                cameras=[{k: plain(c[k], 100) for k in keys if k in c} for c in cams[:1000] if isinstance(c, dict)])
+    content = scipy.io.loadmat(io.BytesIO(data), variable_names=(*keys, "params", "camnames"), simplify_cells=True)
+    cameras = content.get("params", content)
+    cameras = [cameras] if isinstance(cameras, dict) else list(np.ravel(np.asarray(cameras, dtype=object)))
+    cameras = [c for c in cameras[:1000] if isinstance(c, dict)]
+    return dict(found=[variable[0] for variable in scipy.io.whosmat(io.BytesIO(data))][:20],
+                names=[str(n) for n in np.ravel(content.get("camnames", []))][:1000],
+                cameras=[{key: plain(c[key], 100) for key in keys if key in c} for c in cameras])
 '''
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #d056b9fc
-_HDF5 = r'''
+_READ_HDF5 = r'''
 def read(data):
     import h5py
-    f = h5py.File(h5py.h5f.open_file_image(data)); out = {}
-    local = lambda g, k: isinstance(g.get(k, getlink=True), h5py.HardLink)
-    g = f["camera_parameters"] if "camera_parameters" in f and local(f, "camera_parameters") else {}
-    for k in ("rotation", "translation", "intrinsic", "dist_coefs") if isinstance(g, h5py.Group) else ():
-        if k in g and local(g, k) and isinstance(g[k], h5py.Dataset) and not g[k].external and not g[k].is_virtual:
-            if g[k].size is None or g[k].size > 100000: raise ValueError(f"{k} of shape {g[k].shape} where a few numbers belong")
-            out[k] = plain(g[k][()])
-    return dict(found=[str(k) for k in list(g) or list(f)][:20], **out)
+    keys = "rotation", "translation", "intrinsic", "dist_coefs"
+    file = h5py.File(h5py.h5f.open_file_image(data))
+
+    def is_local(group, key): return isinstance(group.get(key, getlink=True), h5py.HardLink)
+    def is_stored_here(group, key):
+        is_dataset = key in group and is_local(group, key) and isinstance(group[key], h5py.Dataset)
+        return is_dataset and not group[key].external and not group[key].is_virtual
+
+    has_group = "camera_parameters" in file and is_local(file, "camera_parameters")
+    group = file["camera_parameters"] if has_group else {}
+    numbers = {}
+    if isinstance(group, h5py.Group):
+        for key in keys:
+            if not is_stored_here(group, key): continue
+            if group[key].size is None or group[key].size > 100000:
+                raise ValueError(f"{key} of shape {group[key].shape} where a few numbers belong")
+            numbers[key] = plain(group[key][()])
+    return dict(found=[str(key) for key in list(group) or list(file)][:20], **numbers)
 '''
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #35de4fb3
-def run_in_subprocess(
-    read:str, # source of a function `read(bytes)` which answers with numbers and text
+def _check_installed(library:str, purpose:str, name:str=""): # `name`: beginning of the message
+    if importlib.util.find_spec(library) is None:
+        raise ValueError(f"{name}{library} is needed {purpose} and not installed; pip install 'gslrm_mouse[formats]'")
+
+def _read_in_child(
+    read:str, # source of a function `read(bytes)` which returns numbers and text
     files:dict, # name: bytes
-    library:str, # which it needs
-) -> list: # what it found, per file
+    library:str, # that `read` imports
+) -> list: # what `read` returned, one per file
     "The numbers that `library` finds in files, read where a crash does no harm; ValueError where it finds none."
-    name = ", ".join(files)[:300]
-    if importlib.util.find_spec(library) is None: raise ValueError(f"{name}: {library} is needed to read it and not installed; pip install 'gslrm_mouse[formats]'")
-    code = _BOUNDS.replace("MEMORY", str(CHILD_MEMORY)).replace("SECONDS", str(CHILD_SECONDS)) + read + "print(json.dumps([read(x) for x in files()]))"
-    try: out = subprocess.run([sys.executable, "-c", code], input=b"".join(struct.pack("<Q", len(d)) + d for d in files.values()), capture_output=True, timeout=3*CHILD_SECONDS, env=os.environ | {"OPENBLAS_NUM_THREADS": "1"})
-    except subprocess.TimeoutExpired: raise ValueError(f"{name}: {library} did not come to an end with it, it is damaged") from None
-    said = (out.stderr.decode(errors="replace").strip().splitlines() or [f"it ended with {out.returncode}"])[-1][:200]
-    if out.returncode: raise ValueError(f"{name}: {library} cannot read it, it is cut off or damaged ({said})")
-    return json.loads(out.stdout)
+    names = ", ".join(files)[:300]
+    _check_installed(library, "to read it", f"{names}: ")
+    limits = _CHILD_LIMITS.replace("MEMORY", str(_CHILD_MEMORY)).replace("SECONDS", str(_CHILD_SECONDS))
+    code = limits + read + "print(json.dumps([read(x) for x in files()]))"
+    sent = b"".join(struct.pack("<Q", len(data)) + data for data in files.values())
+    environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
+    try:
+        child = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True,
+                               timeout=3*_CHILD_SECONDS, env=environment)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"{names}: {library} did not come to an end with it, it is damaged") from None
+    if child.returncode:
+        errors = child.stderr.decode(errors="replace").strip().splitlines()
+        reason = errors[-1][:200] if errors else f"it ended with {child.returncode}"
+        raise ValueError(f"{names}: {library} cannot read it, it is cut off or damaged ({reason})")
+    return json.loads(child.stdout)
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #d4f3f186
-def knows_dannce(data:bytes) -> bool:
+def is_dannce(data:bytes) -> bool:
     "Whether the bytes are a MATLAB file."
     return data[:6] == b"MATLAB"
 
+def _dannce_distortion(params, where) -> list: # k1 k2 p1 p2 k3
+    radial = check_vector(params.get("RDistort", ()), where, "RDistort", (0, 2, 3))
+    tangential = check_vector(params.get("TDistort", ()), where, "TDistort", (0, 2))
+    k1, k2, k3 = np.pad(radial, (0, 3 - len(radial)))
+    p1, p2 = np.pad(tangential, (0, 2 - len(tangential)))
+    return [k1, k2, p1, p2, k3]
+
+def _dannce_camera(params, name, where) -> StoredCamera:
+    "All keys of a camera's parameters are read here."
+    rotation = "R" if "R" in params and "r" not in params else "r"
+    check_keys(params, (rotation, "t"), where)
+    K = check_matrix(params["K"], (3, 3), where, "K")
+    r = check_matrix(params[rotation], (3, 3), where, rotation)
+    if K[0, 2] or K[1, 2]:
+        raise ValueError(f"{where}: K has {K[0, 2]:.1f} and {K[1, 2]:.1f} in its last column; "
+                         "DANNCE multiplies rows, so cx and cy belong in the last row")
+    distortion = _dannce_distortion(params, where)
+    return StoredCamera(K=K.T.copy(), w2c=pose_matrix(r.T, params["t"], where), distortion=distortion, name=name)
+
+def _dannce_params(file, content) -> list: # of (name of the camera, parameters)
+    "The cameras that the child process found in a file."
+    cameras = [params for params in content["cameras"] if "K" in params]
+    if not cameras:
+        found = ", ".join(content["found"]) or "nothing"
+        raise ValueError(f"{file}: `params`, or K, r, t of one camera, were looked for, found {found}")
+    names = content["names"]
+    if len(names) != len(cameras): names = [re.sub(r".*[/\\]|_params\.mat$|\.mat$", "", file)]*len(cameras)
+    return list(zip(names, cameras))
+
 def read_dannce_files(files:dict, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of MATLAB files, by name: one with all cameras, or one per camera."
-    for n, d in files.items():
-        if d[:10] == b"MATLAB 7.3": raise ValueError(f"{n}: it was saved with MATLAB's -v7.3; save it again with -v7")
-    files = {n: files[n] for n in natural_sort(files)}
-    cams, names = [], []
-    for n, f in zip(files, run_in_subprocess(_MAT, files, "scipy")):
-        here = [c for c in f["cameras"] if "K" in c]
-        if not here: raise ValueError(f"{n}: `params`, or K, r, t of one camera, were looked for, found {', '.join(f['found']) or 'nothing'}")
-        cams += here
-        names += f["names"] if len(f["names"]) == len(here) else [re.sub(r".*[/\\]|_params\.mat$|\.mat$", "", n)]*len(here)
-    where = [f"{name}, camera {i}" for i in range(len(cams))]
-    K, w2c, D = [], [], []
-    for c, w in zip(cams, where):
-        if gone := [k for k in ("r", "t") if k not in c and k.upper() not in c]: raise ValueError(f"{w}: {' and '.join(gone)} missing, found {', '.join(c)}")
-        k = check_matrix(c["K"], (3, 3), w, "K")
-        r = check_matrix(c.get("r", c.get("R")), (3, 3), w, "r")
-        rd, td = (check_vector(c.get(k, ()), w, k, lengths) for k, lengths in (("RDistort", (0, 2, 3)), ("TDistort", (0, 2))))
-        if k[0, 2] or k[1, 2]: raise ValueError(f"{w}: K has {k[0, 2]:.1f} and {k[1, 2]:.1f} in its last column; DANNCE multiplies rows, so cx and cy belong in the last row")
-        rd = np.pad(rd, (0, 3 - len(rd)))
-        td = np.pad(td, (0, 2 - len(td)))
-        K.append(k.T.copy())
-        w2c.append(pose_matrix(r.T, c["t"], w))
-        D.append([*rd[:2], *td, rd[2]])
-    return rig_from_arrays(K, w2c, picture_size((), width, height, name), 1., "lab", name, "DANNCE", D, names=names, unit=unit)
+    for file, data in files.items():
+        if data.startswith(b"MATLAB 7.3"):
+            raise ValueError(f"{file}: it was saved with MATLAB's -v7.3; save it again with -v7")
+    files = {file: files[file] for file in natural_sort(files)}
+    contents = _read_in_child(_READ_MAT, files, "scipy")
+    found = [camera for file, content in zip(files, contents) for camera in _dannce_params(file, content)]
+    cameras = [_dannce_camera(params, camera, f"{name}, camera {i}") for i, (camera, params) in enumerate(found)]
+    return rig_from_cameras(cameras, 1., "lab", name, format="DANNCE", width=width, height=height, unit=unit)
 
 def read_dannce(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of the bytes of one MATLAB file."
     return read_dannce_files({name: data}, name, width, height, unit)
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #8105399b
+def _dannce_struct(camera:StoredCamera) -> dict:
+    R, t = camera.w2c[:3, :3], camera.w2c[:3, 3]
+    coefficients = np.pad(camera.distortion, (0, max(0, 5 - len(camera.distortion))))
+    if camera.model != "opencv" or coefficients[5:].any():
+        raise ValueError("DANNCE holds the coefficients k1 k2 p1 p2 k3 of OpenCV's model and no other lens; "
+                         "undistort the images and write `rig.cameras`")
+    k1, k2, p1, p2, k3 = coefficients[:5]
+    return dict(K=camera.K.T, r=R.T, t=t[None], RDistort=np.array([[k1, k2, k3]]), TDistort=np.array([[p1, p2]]))
+
 def dannce_bytes(rig:Cameras) -> bytes:
     "The bytes of a Label3D file with the cells `params` and `camnames`."
-    if importlib.util.find_spec("scipy") is None: raise ValueError("scipy is needed to write a MATLAB file and not installed; pip install 'gslrm_mouse[formats]'")
+    _check_installed("scipy", "to write a MATLAB file")
     from scipy.io import savemat
-    lens = getattr(rig, "lens", None)
-    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
-    K[:, :2, 2] += .5
-    V = len(K)
-    d = lens.distortion.double().cpu().numpy() if lens else np.zeros((V, 5))
-    d = np.pad(d, ((0, 0), (0, max(0, 5 - d.shape[1]))))
-    if lens and lens.model != "opencv" or d[:, 5:].any(): raise ValueError("DANNCE holds the coefficients k1 k2 p1 p2 k3 of OpenCV's model and no other lens; undistort the pictures and write `rig.cameras`")
-    params, names, out = np.empty((V, 1), object), np.empty((1, V), object), io.BytesIO()
-    for i, (k, m, c) in enumerate(zip(K, w2c, d)):
-        params[i, 0] = dict(K=k.T, r=m[:3, :3].T, t=m[None, :3, 3], RDistort=c[None, [0, 1, 4]], TDistort=c[None, 2:4])
-        names[0, i] = (getattr(rig, "names", ()) or [f"Camera{j + 1}" for j in range(V)])[i]
+    cameras = rig_to_cameras(rig, 1.)
+    params, names = np.empty((len(cameras), 1), object), np.empty((1, len(cameras)), object)
+    for i, camera in enumerate(cameras):
+        params[i, 0] = _dannce_struct(camera)
+        names[0, i] = camera.name or f"Camera{i + 1}"
+    out = io.BytesIO()
     savemat(out, dict(params=params, camnames=names), do_compression=True)
     return out.getvalue()
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #d4d6c666
-def knows_pose_splatter(data:bytes) -> bool:
+_POSE_SPLATTER_REQUIRED = "rotation", "translation", "intrinsic"
+
+def is_pose_splatter(data:bytes) -> bool:
     "Whether the bytes are an HDF5 file."
     return data[:8] == b"\x89HDF\r\n\x1a\n"
 
+def _pose_splatter_distortion(group, n_cameras, name) -> list: # one vector per camera
+    rows = group.get("dist_coefs", [()]*n_cameras)
+    if not isinstance(rows, list): rows = []
+    coefficients = [check_vector(row, name, "dist_coefs") for row in rows]
+    if len(coefficients) != n_cameras:
+        raise ValueError(f"{name}: dist_coefs should be one row per camera, "
+                         f"found {len(coefficients)} rows for {n_cameras} cameras")
+    return coefficients
+
+def _pose_splatter_cameras(group, name) -> list: # of `StoredCamera`
+    "All arrays of the group `camera_parameters` are read here."
+    missing = [key for key in _POSE_SPLATTER_REQUIRED if key not in group]
+    if missing:
+        found = ", ".join(group["found"]) or "nothing"
+        raise ValueError(f"{name}: camera_parameters with {', '.join(_POSE_SPLATTER_REQUIRED)} was looked for, "
+                         f"{' and '.join(missing)} missing, found {found}")
+    n = len(group["intrinsic"]) if isinstance(group["intrinsic"], list) else 0
+    t = np.asarray(group["translation"], dtype=object)
+    if t.shape == (n, 3, 1): t = t.reshape(n, 3)
+    rotation = check_matrix(group["rotation"], (n, 3, 3), name, "rotation")
+    intrinsic = check_matrix(group["intrinsic"], (n, 3, 3), name, "intrinsic")
+    translation = check_matrix(t.tolist(), (n, 3), name, "translation")
+    distortion = _pose_splatter_distortion(group, n, name)
+    return [StoredCamera(K=intrinsic[i], w2c=pose_matrix(rotation[i], translation[i], name), distortion=distortion[i])
+            for i in range(n)]
+
 def read_pose_splatter(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of the bytes of a camera file of Pose Splatter."
-    d, = run_in_subprocess(_HDF5, {name: data}, "h5py")
-    keys = "rotation", "translation", "intrinsic"
-    if gone := [k for k in keys if k not in d]: raise ValueError(f"{name}: camera_parameters with {', '.join(keys)} was looked for, {' and '.join(gone)} missing, found {', '.join(d['found']) or 'nothing'}")
-    V = len(d["intrinsic"]) if isinstance(d["intrinsic"], list) else 0
-    t = np.asarray(d["translation"], dtype=object)
-    R, K, t = check_matrix(d["rotation"], (V, 3, 3), name, "rotation"), check_matrix(d["intrinsic"], (V, 3, 3), name, "intrinsic"), check_matrix(t.reshape(-1, 3).tolist() if t.shape == (V, 3, 1) else t.tolist(), (V, 3), name, "translation")
-    D = [check_vector(c, name, "dist_coefs") for c in d.get("dist_coefs", [()]*V)] if isinstance(d.get("dist_coefs", []), list) else []
-    if len(D) != V: raise ValueError(f"{name}: dist_coefs should be one row per camera, found {len(D)} rows for {V} cameras")
-    return rig_from_arrays(list(K), [pose_matrix(r, x, name) for r, x in zip(R, t)], picture_size((), width, height, name), 0., "lab", name, "Pose Splatter", D, unit=unit)
+    group, = _read_in_child(_READ_HDF5, {name: data}, "h5py")
+    return rig_from_cameras(
+        _pose_splatter_cameras(group, name), 0., "lab", name, format="Pose Splatter",
+        width=width, height=height, unit=unit)
 
 def pose_splatter_bytes(rig:Cameras) -> bytes:
     "The bytes of a camera file of Pose Splatter."
-    if importlib.util.find_spec("h5py") is None: raise ValueError("h5py is needed to write an HDF5 file and not installed; pip install 'gslrm_mouse[formats]'")
+    _check_installed("h5py", "to write an HDF5 file")
     import h5py
-    lens = getattr(rig, "lens", None)
-    K, w2c = (x.detach().double().cpu().numpy().copy() for x in (lens.K if lens else rig.K, rig.w2c))
-    K[:, :2, 2] -= .5
+    cameras = rig_to_cameras(rig, 0.)
+    model, has_lens = cameras[0].model, len(cameras[0].distortion) > 0
+    if model != "opencv": raise ValueError(f"a camera file of Pose Splatter cannot hold a {model} lens")
+    w2c = np.stack([camera.w2c for camera in cameras])
+    arrays = dict(rotation=w2c[:, :3, :3], translation=w2c[:, :3, 3], intrinsic=np.stack([c.K for c in cameras]))
+    if has_lens: arrays["dist_coefs"] = np.stack([camera.distortion for camera in cameras])
     out = io.BytesIO()
-    if lens and lens.model != "opencv": raise ValueError(f"a camera file of Pose Splatter cannot hold a {lens.model} lens")
     with h5py.File(out, "w") as f:
-        for k, v in dict(rotation=w2c[:, :3, :3], translation=w2c[:, :3, 3], intrinsic=K, **(dict(dist_coefs=lens.distortion.double().cpu().numpy()) if lens else {})).items(): f[f"camera_parameters/{k}"] = v
+        for key, array in arrays.items(): f[f"camera_parameters/{key}"] = array
     return out.getvalue()

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['quat_to_matrix', 'matrix_to_quat', 'quaternion_product', 'rotvec_to_matrix', 'matrix_to_rotvec', 'rotation_of',
-           'quaternion_of']
+__all__ = ['quat_to_matrix', 'matrix_to_quat', 'quaternion_product', 'rotvec_to_matrix', 'matrix_to_rotvec']
 
 # %% ../../nbs/cameras/00_rotations.ipynb #6762bfb2
 def quat_to_matrix(quats:Tensor) -> Tensor: # (..., 3, 3)
@@ -64,12 +63,3 @@ def matrix_to_rotvec(R) -> np.ndarray: # (3, 3) -> (3,)
     length = np.linalg.norm(v)
     scale = 2*np.arctan2(length, w)/length if length > 1e-12 else 2.
     return np.array(v)*scale
-
-# %% ../../nbs/cameras/00_rotations.ipynb #010b0b19
-def rotation_of(q) -> np.ndarray: # (4,) w, x, y, z -> (3, 3)
-    "The rotation matrix of a quaternion."
-    return quat_to_matrix(torch.as_tensor(np.asarray(q, dtype=np.float64))).numpy()
-
-def quaternion_of(R) -> np.ndarray: # (3, 3) -> (4,) w, x, y, z with w >= 0
-    "The unit quaternion of a rotation matrix."
-    return matrix_to_quat(torch.as_tensor(np.asarray(R, dtype=np.float64))).numpy()
