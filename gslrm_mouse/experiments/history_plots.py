@@ -5,7 +5,6 @@
 # %% ../../nbs/experiments/09_history_plots.ipynb #cd012716
 from __future__ import annotations
 import math
-from functools import partial
 from pathlib import Path
 import numpy as np
 from .history import DATA, condition_names, condition_settings, conditions_with
@@ -14,24 +13,15 @@ from ..plotting import picture
 from ..stats import bootstrap_ci
 
 # %% auto #0
-__all__ = ['SHOWN', 'GRADIENT_CAPTION', 'plot_filmstrip', 'plot_a', 'plot_b']
+__all__ = ['history_a_plot', 'history_b_plot']
 
 # %% ../../nbs/experiments/09_history_plots.ipynb #8dc63b3f
-SHOWN = {"novel iou": "IoU, novel views", "novel blank": "share of the animal drawn white, novel views", "input over": "input views: PSNR over a white picture's [dB]", "heads psnr": "heads: PSNR [dB]"}
-
-def _axis(ax, done, names, split, key, style):
-    for n in names:
-        x, y = trajectory(done, n, split, "psnr" if key == "over" else key)
-        if key == "over": y = np.array(y) - trajectory(done, n, split, "psnr_white")[1]
-        ax.plot(x, y, label=n, **style(n))
-        if split != "heads" and key != "over" and len(x) > 1:
-            lo, hi = np.array([bootstrap_ci(per_mouse(done, n, split, key, k)) for k in x]).T
-            ax.fill_between(x, lo, hi, color=style(n)["color"], alpha=.08, lw=0)
-    if key == "over": ax.axhline(0, color="k", lw=.5)
-    ax.set_xscale("symlog", linthresh=1)
-    ax.set_xlim(left=-.1)
-    ax.set_xlabel("update", fontsize=8)
-    ax.tick_params(labelsize=7)
+_PANELS = ( # split of the records, score, title
+    ("novel", "iou", "novel views: IoU"),
+    ("novel", "blank", "novel views: share of the\nforeground rendered white"),
+    ("input", "over_blank", "input views: PSNR minus that\nof the blank-image baseline [dB]"),
+    ("heads", "psnr", "human heads: PSNR [dB]"),
+)
 
 def _saved(fig, folder, name):
     import matplotlib.pyplot as plt
@@ -41,93 +31,163 @@ def _saved(fig, folder, name):
     plt.close(fig)
     return name
 
-def plot_filmstrip(done:list, names, folder, name:str) -> str: # the file's name
-    "One row per arm (first seed), one column per stop: a novel view and an input view of mouse 0, the truth before them."
-    import matplotlib.pyplot as plt
-    rows = [x for n in names for x in done if x["name"] == n and x["seed"] == 0]
-    stops = sorted({k for x in rows for k in x["settings"]["stops"]})
-    fig, axs = plt.subplots(max(1, len(rows)), len(stops) + 1, figsize=(1.7*(len(stops) + 1), .98*len(rows) + .3), squeeze=False)
-    for row, x in zip(axs, rows):
-        png = {("truth" if r["split"] == "truth" else r["step"]): r["png"] for r in x["records"] if "png" in r}
-        row[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
-        for ax, k in zip(row, ["truth", *stops]):
-            ax.set_xticks([])
-            ax.set_yticks([])
-            [s.set_visible(k in png) for s in ax.spines.values()]
-            if k in png: ax.imshow(picture(png[k]))
-    for ax, k in zip(axs[0], ["truth", *(f"update {k}" for k in stops)]): ax.set_title(k, fontsize=7)
-    return _saved(fig, folder, name)
+def _plot_over_blank(ax, done, names, split, style):
+    "PSNR minus that of a blank white image, over the steps."
+    for name in names:
+        steps, scores = trajectory(done, name, split, "psnr")
+        _, of_blank = trajectory(done, name, split, "psnr_white")
+        ax.plot(steps, np.array(scores) - of_blank, label=name, **style(name))
+    ax.axhline(0, color="k", lw=.5)
 
-GRADIENT_CAPTION = "Above, gradient norms before clipping, the largest of every few updates (first seed, crosses: not followed); below, what the pixels' decoder is pulled at: shares of the squared gradient, at the stops of one arm."
+def _plot_score(ax, done, names, split, key, style):
+    "A score over the steps, with its interval over mice."
+    for name in names:
+        steps, scores = trajectory(done, name, split, key)
+        ax.plot(steps, scores, label=name, **style(name))
+        if split == "heads" or len(steps) < 2: continue # heads have one number, their mean
+        low, high = np.array([bootstrap_ci(per_mouse(done, name, split, key, step)) for step in steps]).T
+        ax.fill_between(steps, low, high, color=style(name)["color"], alpha=.08, lw=0)
 
-def _draw_gradients(done, kinds, folder, name, style, lines=()):
+def _plot_panel(ax, done, names, panel, style):
+    split, key, _ = panel
+    if key == "over_blank": _plot_over_blank(ax, done, names, split, style)
+    else: _plot_score(ax, done, names, split, key, style)
+    ax.set_xscale("symlog", linthresh=1)
+    ax.set_xlim(left=-.1)
+    ax.set_xlabel("optimisation step", fontsize=8)
+    ax.tick_params(labelsize=7)
+
+# %% ../../nbs/experiments/09_history_plots.ipynb #361381ba
+_GRADIENT_CAPTION = ("Top: gradient norms before clipping, the largest of every few steps (first seed; crosses: "
+                     "skipped steps). Bottom: shares of the squared gradient in the decoder of the pixels by Gaussian "
+                     "parameter, at the stops of one condition.")
+
+def _of_data(name, data): # the name of a condition without its kind of data
+    return name.replace(f", {data}", "").replace(f"{data}, ", "")
+
+def _plot_norms(ax, done, data, style, thresholds):
+    "Gradient norms of the conditions with one kind of data, over the steps."
+    for name in conditions_with(done, data=data):
+        first_seed = min((x for x in done if x["name"] == name), key=lambda x: x["seed"])
+        trace = next(r for r in first_seed["records"] if r["split"] == "trace")
+        every = trace["every"]
+        norms = [norm or math.nan for norm in trace["norm"]]
+        line = {key: value for key, value in style(name).items() if key in ("color", "ls")}
+        ax.semilogy(np.arange(len(norms))*every, norms, lw=.8, label=_of_data(name, data), **line)
+        ax.plot(trace["skipped"], [norms[step//every] for step in trace["skipped"]], "kx", ms=4)
+    for threshold in thresholds: ax.axhline(threshold, color="k", lw=.5, ls=":")
+    ax.set_title(data, fontsize=8)
+    ax.set_xlabel("optimisation step", fontsize=7)
+    ax.legend(fontsize=6)
+    ax.tick_params(labelsize=7)
+
+def _plot_shares(ax, done, data):
+    "Shares of the squared gradient by Gaussian parameter, at the stops of one condition."
+    name = (conditions_with(done, data=data, lr=1e-4) or conditions_with(done, data=data))[0]
+    stops = condition_settings(done, name)["stops"]
+    shares = [gradient_shares_of(done, name, step) for step in stops]
+    bottom = np.zeros(len(stops))
+    for parameter in ("depth", "colour", "size", "rotation", "opacity"):
+        heights = np.array([s.get(parameter, 0) for s in shares])
+        ax.bar(range(len(stops)), heights, bottom=bottom, label=parameter)
+        bottom += heights
+    ax.set_xticks(range(len(stops)), stops, fontsize=7)
+    ax.set_xlabel(f"optimisation step of {name}", fontsize=7)
+    ax.tick_params(labelsize=7)
+
+def _plot_gradients(done, folder, file, style, thresholds=()):
     import matplotlib.pyplot as plt
+    kinds = _kinds(done)
     fig, axs = plt.subplots(2, len(kinds), figsize=(4.3*len(kinds), 4.6), squeeze=False, sharey="row")
-    first = {n: min((x for x in done if x["name"] == n), key=lambda x: x["seed"]) for n in condition_names(done)}
-    for (a, b), d in zip(axs.T, kinds):
-        for n in conditions_with(done, data=d):
-            r = next(r for r in first[n]["records"] if r["split"] == "trace")
-            e = r["every"]
-            y = [v if v else math.nan for v in r["norm"]]
-            a.semilogy(np.arange(len(y))*e, y, lw=.8, label=n.replace(f", {d}", "").replace(f"{d}, ", ""), **style(n))
-            a.plot(r["skipped"], [y[i//e] for i in r["skipped"]], "kx", ms=4)
-        [a.axhline(v, color="k", lw=.5, ls=":") for v in lines]
-        a.set_title(d, fontsize=8)
-        a.set_xlabel("update", fontsize=7)
-        a.legend(fontsize=6)
-        a.tick_params(labelsize=7)
-        pick = next(iter(list(conditions_with(done, data=d, lr=1e-4)) or conditions_with(done, data=d)))
-        stops = condition_settings(done, pick)["stops"]
-        got = [gradient_shares_of(done, pick, k) for k in stops]
-        left = np.zeros(len(stops))
-        for k in ("depth", "colour", "size", "rotation", "opacity"):
-            v = np.array([g.get(k, 0) for g in got])
-            b.bar(range(len(stops)), v, bottom=left, label=k)
-            left += v
-        b.set_xticks(range(len(stops)), stops, fontsize=7)
-        b.set_xlabel(f"update of {pick}", fontsize=7)
-        b.tick_params(labelsize=7)
+    for (top, bottom), data in zip(axs.T, kinds):
+        _plot_norms(top, done, data, style, thresholds)
+        _plot_shares(bottom, done, data)
     axs[0, 0].set_ylabel("gradient norm", fontsize=8)
     axs[1, 0].set_ylabel("share of the squared gradient", fontsize=8)
     axs[1, -1].legend(fontsize=6)
-    return _saved(fig, folder, name)
+    return _saved(fig, folder, file)
 
+def _kinds(done): # kinds of data
+    present = {x["settings"]["data"] for x in done}
+    return [data for data in DATA if data in present]
 
-def plot_a(done:list, folder) -> list[tuple]: # (file name, caption)
-    "Scores over the updates, gradients, and pictures."
-    if not done: return []
+# %% ../../nbs/experiments/09_history_plots.ipynb #6e50cd1b
+_FILMSTRIP_CAPTION = ("Mouse 0 in a novel view (left) and an input view (right) during training; the first column "
+                      "shows the true images.")
+
+def _plot_filmstrip_row(axs, x, columns):
+    images = {r["step"]: r["png"] for r in x["records"] if r["split"] == "picture"}
+    images |= {"truth": r["png"] for r in x["records"] if r["split"] == "truth"}
+    axs[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
+    for ax, column in zip(axs, columns):
+        ax.set_xticks([])
+        ax.set_yticks([])
+        for spine in ax.spines.values(): spine.set_visible(column in images)
+        if column in images: ax.imshow(picture(images[column]))
+
+def _plot_filmstrip(done, names, folder, file):
+    "A row per condition (first seed), a column per stop: a novel view and an input view of mouse 0."
     import matplotlib.pyplot as plt
+    rows = [x for name in names for x in done if x["name"] == name and x["seed"] == 0]
+    stops = sorted({step for x in rows for step in x["settings"]["stops"]})
+    n_rows, n_columns = max(1, len(rows)), len(stops) + 1
+    fig, axs = plt.subplots(n_rows, n_columns, figsize=(1.7*n_columns, .98*len(rows) + .3), squeeze=False)
+    for row, x in zip(axs, rows): _plot_filmstrip_row(row, x, ["truth", *stops])
+    for ax, title in zip(axs[0], ["truth", *(f"step {step}" for step in stops)]): ax.set_title(title, fontsize=7)
+    return _saved(fig, folder, file)
+
+# %% ../../nbs/experiments/09_history_plots.ipynb #d24ac431
+def history_a_plot(done:list, folder) -> list[tuple]: # (file name, caption)
+    "Scores over the steps, gradients, rendered images."
+    import matplotlib.pyplot as plt
+    if not done: return []
     names = condition_names(done)
-    colour = dict(zip(("millimetres", "one similarity", "exact"), ("C3", "C1", "C0")))
-    style = lambda n: dict(color=colour[condition_settings(done, n)["data"]], ls="-" if condition_settings(done, n)["lr"] > 1e-5 else ":", marker="o", ms=3)
-    fig, axs = plt.subplots(1, 4, figsize=(13, 3))
-    for ax, (k, title) in zip(axs, SHOWN.items()):
-        _axis(ax, done, names, *k.split(), style)
-        ax.set_title(title, fontsize=8)
+    colors = {"millimetres": "C3", "one similarity": "C1", "exact": "C0"}
+
+    def style(name):
+        settings = condition_settings(done, name)
+        return dict(color=colors[settings["data"]], ls="-" if settings["lr"] > 1e-5 else ":", marker="o", ms=3)
+
+    fig, axs = plt.subplots(1, len(_PANELS), figsize=(13, 3))
+    for ax, panel in zip(axs, _PANELS):
+        _plot_panel(ax, done, names, panel, style)
+        ax.set_title(panel[-1], fontsize=8)
     axs[0].legend(fontsize=6)
-    out = [(_saved(fig, folder, "history_a_scores.png"), "Experiment A over its updates (logarithmic from 1 on): dotted at the file's rate, solid at one a hundred times as high. Bands: 95 % over mice.")]
-    out.append((_draw_gradients(done, [d for d in DATA if any(x["settings"]["data"] == d for x in done)], folder, "history_a_gradients.png", lambda n: {k: v for k, v in style(n).items() if k in ("color", "ls")}), GRADIENT_CAPTION))
-    return out + [(plot_filmstrip(done, names, folder, "history_a_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
+    caption = ("Experiment A over its optimisation steps (logarithmic from 1 on). Dotted: the learning rate of the "
+               "settings file; solid: one a hundred times as high. Bands: 95 % intervals over mice.")
+    scores = _saved(fig, folder, "history_a_scores.png")
+    gradients = _plot_gradients(done, folder, "history_a_gradients.png", style)
+    images = _plot_filmstrip(done, names, folder, "history_a_pictures.png")
+    return [(scores, caption), (gradients, _GRADIENT_CAPTION), (images, _FILMSTRIP_CAPTION)]
 
 # %% ../../nbs/experiments/09_history_plots.ipynb #d18291a4
-def _colours(done): return {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}
-
-def _style(done, n):
-    x = condition_settings(done, n)
-    return dict(color=_colours(done)[x["lr"]], ls={"heads": "-", "everything": "--", "LoRA": ":"}[x["learner"]], marker="o", ms=3)
-
-def plot_b(done:list, folder) -> list[tuple]: # (file name, caption)
-    "Scores over the updates, gradients, and pictures."
-    if not done: return []
+def history_b_plot(done:list, folder) -> list[tuple]: # (file name, caption)
+    "Scores over the steps, gradients, rendered images."
     import matplotlib.pyplot as plt
-    kinds = [d for d in DATA if any(x["settings"]["data"] == d for x in done)]
-    fig, axs = plt.subplots(len(kinds), 4, figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
-    for row, d in zip(axs, kinds):
-        for ax, (k, title) in zip(row, SHOWN.items()):
-            _axis(ax, done, conditions_with(done, data=d), *k.split(), partial(_style, done))
-            ax.set_title(title if d == kinds[0] else "", fontsize=8)
-        row[0].set_ylabel(d, fontsize=8)
-        row[0].legend(row[0].get_lines(), [n.replace(f", {d}", "") for n in conditions_with(done, data=d)], fontsize=6)
-    out = [(_saved(fig, folder, "history_b_scores.png"), "Experiment B over its updates, one row per kind of data: the output heads at several rates (solid), everything (dashed) and adapters (dotted) beside them. Bands: 95 % over mice.")]
-    return out + [(_draw_gradients(done, kinds, folder, "history_b_gradients.png", lambda n: {k: v for k, v in _style(done, n).items() if k in ("color", "ls")}, (10, 200)), GRADIENT_CAPTION + " Lines: the clip, and the norm over which an update is not followed."),
-                  (plot_filmstrip(done, conditions_with(done, lr=1e-4) + [n for n in condition_names(done) if n not in conditions_with(done, lr=1e-4)], folder, "history_b_pictures.png"), "Mouse 0 in a novel view (left) and an input view (right) as training goes on; truth in the first column.")]
+    if not done: return []
+    kinds = _kinds(done)
+    colors = {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}
+    lines = {"heads": "-", "everything": "--", "LoRA": ":"}
+
+    def style(name):
+        settings = condition_settings(done, name)
+        return dict(color=colors[settings["lr"]], ls=lines[settings["learner"]], marker="o", ms=3)
+
+    fig, axs = plt.subplots(
+        len(kinds), len(_PANELS), figsize=(13, 2.4*len(kinds) + .3), squeeze=False, sharex=True)
+    for row, data in zip(axs, kinds):
+        names = conditions_with(done, data=data)
+        for ax, panel in zip(row, _PANELS): _plot_panel(ax, done, names, panel, style)
+        row[0].set_ylabel(data, fontsize=8)
+        row[0].legend(row[0].get_lines(), [_of_data(name, data) for name in names], fontsize=6)
+    for ax, panel in zip(axs[0], _PANELS): ax.set_title(panel[-1], fontsize=8)
+    caption = ("Experiment B over its optimisation steps, one row per kind of data. Solid: the output decoder alone at "
+               "several learning rates; dashed: the whole network; dotted: adapters. Bands: 95 % intervals over mice.")
+    scores = _saved(fig, folder, "history_b_scores.png")
+
+    gradients = _plot_gradients(done, folder, "history_b_gradients.png", style, thresholds=(10, 200))
+    gradient_caption = f"{_GRADIENT_CAPTION} Lines: the clipping norm, and the norm above which a step is skipped."
+    first = conditions_with(done, lr=1e-4)
+    names = first + [name for name in condition_names(done) if name not in first]
+    images = _plot_filmstrip(done, names, folder, "history_b_pictures.png")
+    return [(scores, caption), (gradients, gradient_caption), (images, _FILMSTRIP_CAPTION)]
