@@ -8,33 +8,45 @@ import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 import av
+import av.sidedata.sidedata
 import numpy as np
 import torch
 
 # %% auto #0
-__all__ = ['open_video', 'video_size', 'frame_stamps', 'decode_frames', 'decode_frame', 'video_frames', 'write_video']
+__all__ = ['open_video', 'frame_stamps', 'decode_frames', 'decode_frame', 'VideoInfo', 'video_info', 'video_size', 'video_frames',
+           'write_video']
 
 # %% ../nbs/04_video.ipynb #814d109c
 @contextmanager
 def open_video(path):
-    "An open video; what FFmpeg says becomes a ValueError which names the file."
+    "An open video whose decoder reports damage; what FFmpeg says becomes a ValueError that names the file."
     try:
         with av.open(str(path), metadata_errors="replace") as container:
             streams = container.streams.video
             if not streams or streams[0].codec_context is None:
                 raise ValueError(f"{path}: it holds no video that can be decoded")
+            streams[0].codec_context.options = {"err_detect": "explode"} # an error, instead of concealed damage
             yield container
     except (av.FFmpegError, OSError, UnicodeDecodeError) as e:
         raise ValueError(f"{path}: it is no readable video ({e})") from None
 
-def video_size(path) -> tuple: # width, height, frames
-    with open_video(path) as container:
-        stream = container.streams.video[0]
-        n_frames = stream.frames or len(frame_stamps(container, path))
-        return stream.codec_context.width, stream.codec_context.height, n_frames
+# %% ../nbs/04_video.ipynb #d5da7fdf
+def _quarter_turns(frame, path) -> int: # counter-clockwise
+    matrices = [bytes(data) for data in frame.side_data if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX]
+    if not matrices: return 0
+    (a, b), (c, d) = np.frombuffer(matrices[0], np.int32).reshape(3, 3)[:2, :2].tolist()
+    is_mirrored = a*d - b*c < 0
+    if is_mirrored or frame.rotation % 90:
+        raise ValueError(f"{path}: its frames are to be shown mirrored or turned by {frame.rotation}°, "
+                         "only quarter turns are read; write the video anew as it is to be seen")
+    return frame.rotation//90
+
+def _upright(frame, path) -> np.ndarray: # (H, W, 3) uint8
+    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), _quarter_turns(frame, path)))
 
 # %% ../nbs/04_video.ipynb #4f14204d
 def _packets(container, path) -> list: # (stamp, whether a key frame), by stamp
@@ -49,13 +61,21 @@ def _packets(container, path) -> list: # (stamp, whether a key frame), by stamp
         raise ValueError(f"{path}: its frames carry no time stamps, so none can be found by number; remux it into mp4")
     return sorted(packets)
 
-def frame_stamps(container, path) -> list: return [stamp for stamp, _ in _packets(container, path)]
+def frame_stamps(container, path) -> list:
+    "Presentation time stamps of an open video's frames, in order."
+    return [stamp for stamp, _ in _packets(container, path)]
 
 def _damaged(path, i:int, n:int) -> ValueError:
     return ValueError(f"{path}: frame {i} of {n} cannot be decoded, the file is damaged there")
 
+def _decode_until(decoded, stamp): # the frame with this stamp, or None
+    try: frame = next((f for f in decoded if f.pts is not None and f.pts >= stamp), None)
+    except av.FFmpegError: return None
+    is_whole = frame is not None and frame.pts == stamp and not frame.is_corrupt
+    return frame if is_whole else None
+
 def decode_frames(
-    path,
+    path, # of the video
     numbers, # of frames, best in rising order
 ): # yields (H, W, 3) uint8
     "Exactly the frames `numbers` of a video, one after the other; ValueError where it is shorter or damaged there."
@@ -75,15 +95,45 @@ def decode_frames(
                 if start is not None:
                     container.seek(start, stream=stream) # to the key frame before it
                     decoded = container.decode(stream)
-                frame = next((f for f in decoded if f.pts is not None and f.pts >= wanted), None)
-                if frame is not None and frame.pts == wanted and not frame.is_corrupt: break
+                frame = _decode_until(decoded, wanted)
+                if frame is not None: break
             else: raise _damaged(path, i, len(stamps))
             last = wanted
-            yield frame.to_ndarray(format="rgb24")
+            yield _upright(frame, path)
 
-def decode_frame(path, i:int) -> np.ndarray: # (H, W, 3) uint8
+def decode_frame(
+    path, # of the video
+    i:int, # number of the frame
+) -> np.ndarray: # (H, W, 3) uint8
     "Exactly frame `i` of a video."
     return next(decode_frames(path, [i]))
+
+# %% ../nbs/04_video.ipynb #54a78ddb
+@dataclass(frozen=True)
+class VideoInfo:
+    "What can be said of a video without decoding more than its first frame."
+    width:int # of the upright frames, pixels
+    height:int # of the upright frames, pixels
+    frames:int # how many
+    start:float # time of the first frame, seconds
+    duration:float # from the first frame to the last, seconds
+
+def video_info(
+    path, # of the video
+) -> VideoInfo:
+    "Size, number of frames and times of a video; ValueError where it cannot be read."
+    with open_video(path) as container:
+        stream = container.streams.video[0]
+        stamps = frame_stamps(container, path)
+        if not stamps: raise ValueError(f"{path}: it holds no frame")
+        start, end = (float(stamp*stream.time_base) for stamp in (stamps[0], stamps[-1]))
+    height, width = decode_frame(path, 0).shape[:2]
+    return VideoInfo(width, height, len(stamps), start, end - start)
+
+def video_size(path) -> tuple: # width, height, frames
+    "Size and length of a video."
+    info = video_info(path)
+    return info.width, info.height, info.frames
 
 # %% ../nbs/04_video.ipynb #7f036b71
 def video_frames(
@@ -95,12 +145,11 @@ def video_frames(
         stream, stamps = container.streams.video[0], frame_stamps(container, path)
         container.seek(stamps[0] if stamps else 0, stream=stream)
         stream.thread_type = "AUTO"
-        i = 0
-        for frame in container.decode(stream):
-            if i >= len(stamps) or frame.pts != stamps[i] or frame.is_corrupt: raise _damaged(path, i, len(stamps))
-            if i % every == 0: yield frame.to_ndarray(format="rgb24")
-            i += 1
-        if i < len(stamps): raise _damaged(path, i, len(stamps))
+        decoded = container.decode(stream)
+        for i, stamp in enumerate(stamps):
+            frame = _decode_until(decoded, stamp)
+            if frame is None: raise _damaged(path, i, len(stamps))
+            if i % every == 0: yield _upright(frame, path)
 
 # %% ../nbs/04_video.ipynb #000817f6
 def _as_uint8(image) -> np.ndarray: # (H, W, 3)
