@@ -14,13 +14,14 @@ from ..calibration.formats import FORMATS, find_rigs, read_calibration
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras
 from ..files import describe_folder
-from ..video import decode_frames, video_size
+from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
 from .views import MaskError, Views, check_views
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'Recording', 'numbered_files', 'folder_layout',
-           'find_recording_rig', 'open_recording', 'is_recording', 'read_views', 'open_moments', 'iter_moments']
+           'find_recording_rig', 'match_cameras', 'open_recording', 'is_recording', 'read_views', 'open_moments',
+           'iter_moments']
 
 # %% ../../nbs/views/03_recordings.ipynb #8a7f0a7f
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Recording:
     n_frames:int # that all its videos and masks hold
     videos:dict # number: path
     masks:dict # number: path
+    infos:dict # path: `VideoInfo` of each video and mask
+    matched:str # how cameras were assigned to videos: by "name" or by "position"
 
 @patch(as_prop=True)
 def cameras(self:Recording) -> Cameras:
@@ -48,6 +51,13 @@ def __getitem__(self:Recording, i:list) -> Recording:
     numbers = [list(self.videos)[j] for j in i]
     videos, masks = ({n: files[n] for n in numbers} for files in (self.videos, self.masks))
     return replace(self, rig=self.rig[list(i)], videos=videos, masks=masks)
+
+@patch
+def assignment(self:Recording) -> str:
+    "One line that says which camera each video got, and how that was decided."
+    names = self.rig.names or tuple(str(i) for i in range(len(self.rig)))
+    pairs = ", ".join(f"{path.name}: {name}" for path, name in zip(self.videos.values(), names))
+    return f"cameras of the videos, by {self.matched}: {pairs}"
 
 # %% ../../nbs/views/03_recordings.ipynb #dfe22da9
 VIDEOS, MASKS, RIG = "videos_undist", "simpleclick_undist", "new_cam.pkl"
@@ -91,26 +101,44 @@ def _check_pairs(videos, masks, video_folder, mask_folder):
             file, counts = folder/f"{missing[0]}.mp4", f"{len(videos)} videos, {len(masks)} masks"
             raise FileNotFoundError(f"{file} was looked for ({counts}); {describe_folder(folder)}")
 
-def _common_size(files) -> tuple[int, int, int]: # width, height, frames that all have
-    sizes = {path: video_size(path) for path in files}
-    first, (width, height, _) = next(iter(sizes.items()))
-    for path, (w, h, _) in sizes.items():
-        if (w, h) != (width, height):
-            raise ValueError(f"{path} is {w} × {h} px, {first} is {width} × {height}; "
-                             "all videos and masks should agree")
-    return width, height, min(frames for *_, frames in sizes.values())
+def _check_sizes(infos):
+    (first, expected), *others = infos.items()
+    for path, info in others:
+        if (info.width, info.height) != (expected.width, expected.height):
+            raise ValueError(f"{path} is {info.width} × {info.height} px, {first} is {expected.width} × "
+                             f"{expected.height}; all videos and masks should agree")
+
+def _camera_numbers(names) -> list | None: # the one number in each name; None where there is not exactly one
+    numbers = [re.findall(r"\d+", Path(name).name) for name in names]
+    if not numbers or any(len(found) != 1 for found in numbers): return None
+    return [int(number) for (number,) in numbers]
+
+def match_cameras(
+    rig:Rig, # in the order of its file
+    videos, # numbers of the videos, in order
+) -> tuple[Rig, str]: # in the order of the videos; "name" or "position"
+    "The rig in the order of the videos, where the numbers in its names are those of the videos or count from 1."
+    numbers, videos = _camera_numbers(rig.names), list(videos)
+    if numbers is None: return rig, "position"
+    for first in (0, 1):
+        wanted = [video + first for video in videos]
+        if sorted(numbers) == sorted(wanted): return rig[[numbers.index(number) for number in wanted]], "name"
+    return rig, "position"
 
 def open_recording(
     path, # the folder
+    unit:str=None, # of the calibration ("mm", "cm", "m", "model"); as its file states or implies when None
 ) -> Recording:
     "The recording at `path`, after its videos, masks, cameras and image sizes were found to agree; else one sentence."
     path = Path(path)
     video_folder, mask_folder = folder_layout(path)
     videos, masks = numbered_files(video_folder), numbered_files(mask_folder)
     _check_pairs(videos, masks, video_folder, mask_folder)
-    width, height, n_frames = _common_size([*videos.values(), *masks.values()])
+    infos = {file: video_info(file) for file in (*videos.values(), *masks.values())}
+    _check_sizes(infos)
+    info = next(iter(infos.values()))
     file, read = find_recording_rig(path)
-    rig, name = read(width, height, None), Path(file).name
+    rig, name = read(info.width, info.height, unit), Path(file).name
     if len(rig) != len(videos):
         numbers = ", ".join(map(str, videos))
         raise ValueError(f"{path}: {len(videos)} videos ({numbers}) but {len(rig)} cameras in {name}")
@@ -118,7 +146,10 @@ def open_recording(
     if video_folder.name == VIDEOS and has_distortion:
         raise ValueError(f"{path}: the videos in {VIDEOS} should have no lens any more, but {name} holds distortion; "
                          f"call the folder {RAW_VIDEOS} if it is still in them, or set the distortion to 0")
-    return Recording(path, rig, n_frames, videos, masks)
+    rig, matched = match_cameras(rig, videos)
+    return Recording(
+        path=path, rig=rig, n_frames=min(info.frames for info in infos.values()), videos=videos, masks=masks,
+        infos=infos, matched=matched)
 
 # %% ../../nbs/views/03_recordings.ipynb #59cb8180
 MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
@@ -134,6 +165,11 @@ def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twi
     colour, alpha = undistort_rgba(rgba, rig, v).split([3, 1], -1)
     return (colour + 1 - alpha).clamp(0, 1), alpha[..., 0]
 
+def _empty_mask(file, v, i) -> MaskError:
+    brightest = int(decode_frame(file, i).max())
+    return MaskError("mask_empty", f"camera {v}, frame {i}: the mask in {file} is empty: its brightest value is "
+                                   f"{brightest} of 255, and the object should be white on black")
+
 @patch
 def frames(
     self:Recording,
@@ -148,7 +184,7 @@ def frames(
         alpha = torch.empty(len(videos), cams.height, cams.width)
         for v, (file, video, mask_video) in enumerate(zip(self.masks.values(), videos, mask_videos)):
             found = _masked(next(video), next(mask_video), self.rig, v)
-            if found is None: raise MaskError("mask_empty", f"camera {v}, frame {i}: the mask in {file} is empty")
+            if found is None: raise _empty_mask(file, v, i)
             images[v], alpha[v] = found
         yield check_views(Views(images, alpha, cams, self.names), f"{self.path}, frame {i}")
 

@@ -16,7 +16,7 @@ from ..cameras.pinhole import Cameras, check_cameras
 from ..files import describe_folder
 
 # %% auto #0
-__all__ = ['Views', 'MaskError', 'check_views', 'show_views', 'read_rgba', 'composite_on_white', 'path_inside']
+__all__ = ['Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'read_rgba', 'composite_on_white', 'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def premultiplied(self:Views) -> Tensor:
 
 # %% ../../nbs/views/00_views.ipynb #21ababff
 class MaskError(ValueError):
-    "A silhouette that is not known; `problem` is for programs: mask_empty, mask_full or no_alpha."
+    "A silhouette that is not known; `problem` is for programs: mask_empty, mask_full, mask_inverted or no_alpha."
     def __init__(self, problem:str, message:str):
         super().__init__(message)
         self.problem = problem
@@ -83,6 +83,13 @@ def _check_values(x, where): # `where` names camera and kind of image
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(f"{where} should lie in [0, 1], found {low:.3g} to {high:.3g}")
 
+def is_inverted(
+    alpha:Tensor, # (H, W)
+) -> bool:
+    "Whether a mask covers most of the image and all four corners, as no object does that a camera aims at."
+    inside = alpha > .5
+    return bool(inside[[0, 0, -1, -1], [0, -1, 0, -1]].all() and inside.float().mean() > .5)
+
 def check_views(
     views:Views,
     name:str="views", # what the message calls them
@@ -97,6 +104,11 @@ def check_views(
         if not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
         if (alpha > .5).all():
             raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so the silhouette is not known")
+        if is_inverted(alpha):
+            share = (alpha > .5).float().mean()
+            raise MaskError("mask_inverted", f"{where}: the mask covers {share:.0%} of the picture and all its corners, "
+                                             "so it seems inverted; the object should be white on black "
+                                             "(for a video: ffmpeg -i MASK.mp4 -vf negate NEW.mp4)")
     check_cameras(views.cameras, name)
     return views
 
