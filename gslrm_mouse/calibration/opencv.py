@@ -10,12 +10,11 @@ import re
 import tomllib
 from xml.etree import ElementTree
 import numpy as np
-import yaml
 from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
 from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 from ..cameras.rotations import matrix_to_rotvec, rotvec_to_matrix
-from ..files import natural_sort
+from ..files import YAML_LOADER, load_yaml, natural_sort
 
 # %% auto #0
 __all__ = ['OPENCV_KEYS', 'is_anipose', 'read_anipose', 'anipose_bytes', 'is_opencv', 'read_opencv', 'read_opencv_files',
@@ -124,7 +123,7 @@ def _opencv_matrix(mapping) -> np.ndarray:
     return data.reshape(shape)
 
 # %% ../../nbs/calibration/03_opencv.ipynb #e717b28c
-class _OpenCVLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+class _OpenCVLoader(YAML_LOADER):
     "PyYAML's safe loader, with OpenCV's matrices."
 
 def _construct_matrix(loader, node) -> np.ndarray: return _opencv_matrix(loader.construct_mapping(node, deep=True))
@@ -133,22 +132,10 @@ for _tag in ("opencv-matrix", "opencv-nd-matrix"):
     _OpenCVLoader.add_constructor(f"tag:yaml.org,2002:{_tag}", _construct_matrix)
 
 # %% ../../nbs/calibration/03_opencv.ipynb #d7812e69
-_YAML_STARTS = yaml.MappingStartEvent, yaml.SequenceStartEvent
-_YAML_ENDS = yaml.MappingEndEvent, yaml.SequenceEndEvent
-
 def _read_yaml(data:bytes, name:str):
     "The content of an OpenCV YAML: numbers, text, matrices, lists, mappings; ValueError for anything else."
     text = re.sub(r"\A%YAML[: ][\d.]+[^\n]*\n?", "", _text(data, name))
-    depth = 0
-    try:
-        for event in yaml.parse(text, Loader=_OpenCVLoader):
-            depth += isinstance(event, _YAML_STARTS) - isinstance(event, _YAML_ENDS)
-            if depth > _MAX_DEPTH or isinstance(event, yaml.AliasEvent):
-                raise ValueError(f"a rig has no references and at most {_MAX_DEPTH} levels")
-        return yaml.load(text, Loader=_OpenCVLoader)
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError) as e:
-        reason = " ".join(str(e).split())[:200]
-        raise ValueError(f"{name}: no readable YAML of numbers ({reason})") from None
+    return load_yaml(text, name, _OpenCVLoader)
 
 # %% ../../nbs/calibration/03_opencv.ipynb #a3c0f542
 def _xml_content(element, depth=0):

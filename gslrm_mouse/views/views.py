@@ -4,6 +4,7 @@
 
 # %% ../../nbs/views/00_views.ipynb #b9878e8b
 from __future__ import annotations
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -13,10 +14,11 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from ..cameras.pinhole import Cameras, check_cameras
-from ..files import describe_folder
+from ..files import describe_folder, open_image
 
 # %% auto #0
-__all__ = ['Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'read_rgba', 'composite_on_white', 'path_inside']
+__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'read_rgba', 'composite_on_white',
+           'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -103,10 +105,10 @@ def check_views(
         _check_values(alpha, f"{where}: the mask")
         if not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
         if (alpha > .5).all():
-            raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so the silhouette is not known")
+            raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so it tells no silhouette")
         if is_inverted(alpha):
             share = (alpha > .5).float().mean()
-            raise MaskError("mask_inverted", f"{where}: the mask covers {share:.0%} of the picture and all its corners, "
+            raise MaskError("mask_inverted", f"{where}: the mask covers {share:.0%} of the picture and its corners, "
                                              "so it seems inverted; the object should be white on black "
                                              "(for a video: ffmpeg -i MASK.mp4 -vf negate NEW.mp4)")
     check_cameras(views.cameras, name)
@@ -148,6 +150,13 @@ def resized(
     return replace(self, images=images, alpha=alpha, cameras=self.cameras.resized(width, height))
 
 # %% ../../nbs/views/00_views.ipynb #f1c5275e
+def _as_rgba(image) -> tuple[np.ndarray, bool]: # (H, W, 4) uint8; whether the image states alpha
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
+    if image.mode.startswith("I;16"): # 16 bits of grey
+        grey = (np.array(image) >> 8).astype(np.uint8)
+        image = Image.fromarray(grey)
+    return np.array(image.convert("RGBA")), has_alpha
+
 def read_rgba(
     path:Path, # of the image
     size, # (width, height) that the camera states, pixels
@@ -157,18 +166,20 @@ def read_rgba(
     "An image with alpha; FileNotFoundError, or ValueError for an unreadable file, a missing alpha or another size."
     if not path.is_file():
         raise FileNotFoundError(f"{where}: the picture {path} is not there; {describe_folder(path.parent)}")
-    try:
-        with Image.open(path) as image: mode, found, rgba = image.mode, image.size, np.array(image.convert("RGBA"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{where}: {path} is no readable picture ({e})") from None
-    if mode not in ("RGBA", "LA"):
-        if white_threshold is None or mode not in ("RGB", "L"):
-            raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {mode}), "
+    try: image = open_image(path)
+    except ValueError as e: raise ValueError(f"{where}: {e}") from None
+    rgba, has_alpha = _as_rgba(image)
+    if not has_alpha:
+        if white_threshold is None:
+            raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {image.mode}), "
                                         "so the silhouette is not known")
         rgba[..., 3] = 255*(rgba[..., :3].min(-1) < 255*white_threshold)
-    if found != tuple(size):
-        raise ValueError(f"{where}: {path} is {found[0]} × {found[1]} px, its camera says {size[0]} × {size[1]}")
+    if image.size != tuple(size):
+        raise ValueError(f"{where}: {path} is {image.width} × {image.height} px, "
+                         f"its camera says {size[0]} × {size[1]}")
     return rgba
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp") # tried for names without one
 
 def composite_on_white(
     rgba:np.ndarray, # (..., H, W, 4) uint8, straight alpha
@@ -183,9 +194,13 @@ def path_inside(
     name, # a relative path from a file
     where, # names the camera in messages
 ) -> Path:
-    "`folder/name`; ValueError where `name` is no text or leads out of the folder."
+    "The image `name` of a folder; ValueError where `name` is no text or leads out of the folder."
     if not isinstance(name, str):
         raise ValueError(f"{where}: file_path should name a picture, found {str(name)[:60]}")
-    is_inside = "\0" not in name and (folder/name).resolve().is_relative_to(folder.resolve())
+    relative = os.path.normpath(name.replace("\\", "/")) # Windows tools write backslashes
+    is_inside = "\0" not in name and not os.path.isabs(relative) and not relative.startswith("..")
     if not is_inside: raise ValueError(f"{where}: file_path {name!r} leads out of {folder}, it was not opened")
-    return folder/name
+    path = folder/relative
+    if path.suffix or path.exists(): return path
+    with_suffix = [path.with_suffix(suffix) for suffix in IMAGE_SUFFIXES]
+    return next((p for p in with_suffix if p.is_file()), path)
