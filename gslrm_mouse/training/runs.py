@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 # %% auto #0
-__all__ = ['CheckpointWriteError', 'checkpoints', 'last_checkpoint', 'save_state', 'remove_partial', 'load_state', 'git_revision',
-           'versions', 'manifest', 'read_log', 'truncate_log', 'plot_runs']
+__all__ = ['CheckpointWriteError', 'checkpoints', 'last_checkpoint', 'save_state', 'remove_partial', 'load_state', 'manifest',
+           'read_log', 'truncate_log', 'plot_runs']
 
 # %% ../../nbs/training/06_runs.ipynb #9a84788b
 class CheckpointWriteError(ValueError):
@@ -32,44 +32,54 @@ def checkpoints(run) -> list[Path]:
     return sorted(p for p in (Path(run)/"checkpoints").glob("step_*") if re.fullmatch(r"step_\d{8}", p.name))
 
 def last_checkpoint(run) -> Path:
-    "The newest; FileNotFoundError where there is none."
-    if found := checkpoints(run): return found[-1]
-    raise FileNotFoundError(f"nothing to resume: no checkpoint in {Path(run)/'checkpoints'}" + ("" if Path(run).is_dir() else f", there is no folder {run}"))
+    "The newest checkpoint; FileNotFoundError if there is none."
+    found = checkpoints(run)
+    if found: return found[-1]
+    message = f"nothing to resume: no checkpoint in {Path(run)/'checkpoints'}"
+    if not Path(run).is_dir(): message += f", there is no folder {run}"
+    raise FileNotFoundError(message)
 
-def _why(e): return str(next((x for x in (e, e.__context__, e.__cause__) if isinstance(x, OSError)), e)).splitlines()[0] # torch's writer hides what the system said
+def _reason(error) -> str: # torch's writer hides the system's error
+    causes = (error, error.__context__, error.__cause__)
+    return str(next((e for e in causes if isinstance(e, OSError)), error)).splitlines()[0]
 
-def _flushed(path):
+def _flush(path):
     fd = os.open(path, os.O_RDONLY)
     try: os.fsync(fd)
     finally: os.close(fd)
 
+def _partial(path:Path) -> Path: return path.with_name(f".{path.name}.part")
+
+def _write_checkpoint(path:Path, weights:dict, state:dict):
+    part = _partial(path)
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    save_file({name: x.detach().cpu().contiguous() for name, x in weights.items()}, part/"model.safetensors")
+    with open(part/"state.pt", "wb") as f: torch.save(state, f)
+    for p in (*part.iterdir(), part): _flush(p)
+    os.rename(part, path)
+    _flush(path.parent)
+
 def save_state(
-    run, step:int, # updates done
+    run,
+    step:int, # steps done
     weights:dict, # name: tensor
-    state:dict, # what else the run needs to go on: tensors, numbers, strings, lists, dicts
+    state:dict, # what else the run needs to resume: tensors, numbers, strings, lists, dicts
     keep:int=3, # checkpoints
 ) -> Path:
-    "Write checkpoint `step`, whole or not at all; then forget the oldest beyond `keep`."
-    place = Path(run)/"checkpoints"/f"step_{step:08d}"
-    part = place.with_name(f".{place.name}.part")
-    if place.is_dir(): return place
-    try:
-        shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
-        save_file({k: v.detach().cpu().contiguous() for k, v in weights.items()}, part/"model.safetensors")
-        with open(part/"state.pt", "wb") as f: torch.save(state, f)
-        for p in (*part.iterdir(), part): _flushed(p)
-        os.rename(part, place)
-        _flushed(place.parent)
+    "Write checkpoint `step`, whole or not at all; then delete the oldest beyond `keep`."
+    path = Path(run)/"checkpoints"/f"step_{step:08d}"
+    if path.is_dir(): return path
+    try: _write_checkpoint(path, weights, state)
     except (OSError, RuntimeError, SafetensorError) as e:
-        shutil.rmtree(part, ignore_errors=True)
+        shutil.rmtree(_partial(path), ignore_errors=True)
         good = checkpoints(run)
-        raise CheckpointWriteError(f"the checkpoint {place} could not be written ({_why(e)}); {f'the last good one is {good[-1]}' if good else 'there is none before it'}") from None
+        last = f"the last good one is {good[-1]}" if good else "there is none before it"
+        raise CheckpointWriteError(f"the checkpoint {path} could not be written ({_reason(e)}); {last}") from None
     for old in checkpoints(run)[:-keep]:
-        gone = old.with_name(f".{old.name}.part")
-        os.rename(old, gone)
-        shutil.rmtree(gone, ignore_errors=True)
-    return place
+        os.rename(old, _partial(old)) # a folder that is being deleted must not look whole
+        shutil.rmtree(_partial(old), ignore_errors=True)
+    return path
 
 def remove_partial(run):
     "Remove what killed processes left half-written."
@@ -81,42 +91,52 @@ def load_state(
 ) -> tuple[dict, dict]: # weights, state
     "What `save_state` wrote."
     path = Path(path)
-    try: return load_file(path/"model.safetensors", device=str(device)), torch.load(path/"state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as e: raise ValueError(f"{path} is no readable checkpoint ({str(e).splitlines()[0]}); the run has {', '.join(p.name for p in checkpoints(path.parent.parent)) or 'no other'}") from None
+    try:
+        weights = load_file(path/"model.safetensors", device=str(device))
+        return weights, torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as e:
+        others = ", ".join(p.name for p in checkpoints(path.parent.parent)) or "no other"
+        raise ValueError(f"{path} is no readable checkpoint ({str(e).splitlines()[0]}); the run has {others}") from None
 
 # %% ../../nbs/training/06_runs.ipynb #4d2e0061
-def git_revision() -> str:
-    "Of the package's checkout, with + where files differ; `none` for an installed package."
-    try: out = lambda *a: subprocess.run(["git", "-C", str(Path(gslrm_mouse.__file__).parent), *a], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
-    except FileNotFoundError: return "none"
-    try: return out("rev-parse", "HEAD") + ("+" if out("status", "--porcelain", "--untracked-files=no") else "")
-    except (OSError, subprocess.SubprocessError): return "none"
+_PACKAGES = ("torch", "numpy", "numba", "accelerate", "peft", "gsplat", "safetensors") # whose versions are noted
 
-def versions() -> dict:
-    "Of what a result depends on."
-    def of(name):
-        try: return version(name)
-        except PackageNotFoundError: return "none"
-    return {**{k: of(k) for k in ("torch", "numpy", "numba", "accelerate", "peft", "gsplat", "safetensors")}, "gslrm_mouse": gslrm_mouse.__version__, "python": platform.python_version()}
+def _git(*args) -> str:
+    command = ["git", "-C", str(Path(gslrm_mouse.__file__).parent), *args]
+    return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+
+def _git_revision() -> str:
+    "Of the package's checkout, with + if files differ; `none` for an installed package."
+    try:
+        commit = _git("rev-parse", "HEAD")
+        is_changed = bool(_git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError): return "none"
+    return commit + ("+" if is_changed else "")
+
+def _version(package:str) -> str:
+    try: return version(package)
+    except PackageNotFoundError: return "none"
 
 def manifest(**facts) -> dict:
-    "The first line of a record."
-    return dict(event="manifest", git=git_revision(), versions=versions(), machine=f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores", **facts)
+    "The first line of a log: `facts`, and the code, packages and machine that a result depends on."
+    versions = {name: _version(name) for name in _PACKAGES}
+    versions |= dict(gslrm_mouse=gslrm_mouse.__version__, python=platform.python_version())
+    machine = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    return dict(event="manifest", git=_git_revision(), versions=versions, machine=machine, **facts)
 
-def read_log(run) -> list[dict]:
-    "All records of a run; a line that was cut off by the end of its process is left out."
+def read_log(run) -> list[dict]: # run: its folder, or a log file
+    "All records of a run; a last line that was cut off by the end of the process is left out."
     path = Path(run)/"log.jsonl" if Path(run).is_dir() else Path(run)
-    out = []
-    if not path.is_file(): raise FileNotFoundError(f"no record at {path}")
-    lines = path.read_text().splitlines()
-    for i, line in enumerate(lines):
-        try: out.append(json.loads(line))
+    if not path.is_file(): raise FileNotFoundError(f"no log at {path}")
+    records, lines = [], path.read_text().splitlines()
+    for i, line in enumerate(lines, 1):
+        try: records.append(json.loads(line))
         except ValueError:
-            if i < len(lines) - 1: raise ValueError(f"{path}, line {i + 1} is no JSON") from None
-    return out
+            if i < len(lines): raise ValueError(f"{path}, line {i} is no JSON") from None
+    return records
 
 def truncate_log(run, step:int):
-    "Forget what was recorded from update `step` on."
+    "Remove what was logged from `step` on."
     path = Path(run)/"log.jsonl"
     if not path.is_file(): return
     kept = [r for r in read_log(run) if r.get("event") == "manifest" or r["step"] < step]
@@ -125,39 +145,59 @@ def truncate_log(run, step:int):
     os.replace(part, path)
 
 # %% ../../nbs/training/06_runs.ipynb #1b03275f
-def _smooth(x, k):
+def _smooth(x, width):
     import numpy as np
     x = np.asarray(x, float)
-    k = max(1, min(k, len(x)//4))
-    return np.convolve(np.pad(x, (k//2, k - 1 - k//2), mode="edge"), np.ones(k)/k, "valid")
+    width = max(1, min(width, len(x)//4))
+    padded = np.pad(x, (width//2, width - 1 - width//2), mode="edge")
+    return np.convolve(padded, np.ones(width)/width, "valid")
+
+def _norms(records) -> list: # NaN where it is not finite or zero: neither can be drawn on a logarithmic axis
+    norms = [r["grad_norm"] or math.nan for r in records]
+    return [x if math.isfinite(x) else math.nan for x in norms]
+
+def _logs(runs) -> dict: # label: records
+    if not isinstance(runs, dict): runs = {Path(r).name: r for r in runs}
+    logs = {label: read_log(run) for label, run in runs.items()}
+    if not logs: raise ValueError("no run was given to draw")
+    for label, log in logs.items():
+        if all("event" in r for r in log): raise ValueError(f"{label}: no optimisation step was recorded yet")
+    return logs
+
+def _plot_run(axs, label, log, color, smooth):
+    "The curves of one run in the four panels."
+    psnr, psnr_fg, grad_norm, validation = axs
+    steps = [r for r in log if "event" not in r]
+    skipped = [r for r in steps if r["skipped"]]
+    x, skipped_x = [r["step"] for r in steps], [r["step"] for r in skipped]
+    if skipped: label = f"{label} ({len(skipped)/len(steps):.0%} skipped)"
+    for ax, key in ((psnr, "psnr"), (psnr_fg, "psnr_fg")):
+        ax.plot(x, _smooth([r[key] for r in steps], smooth), color=color, label=label)
+    if "psnr_white" in steps[0]:
+        psnr.plot(x, _smooth([r["psnr_white"] for r in steps], smooth), color=color, lw=.6, ls=":")
+    grad_norm.semilogy(x, _norms(steps), color=color, lw=.6)
+    grad_norm.plot(skipped_x, _norms(skipped), "x", color=color, ms=4)
+    validations = [r for r in log if r.get("event") == "validation"]
+    if validations:
+        iou = [r["novel"]["iou"] for r in validations]
+        validation.plot([r["step"] for r in validations], iou, "o-", ms=3, color=color)
 
 def plot_runs(
     runs, # folders, or {label: folder}
-    smooth:int=25, # updates averaged
-    out=None, # file of the picture; not written when None
+    smooth:int=25, # steps averaged
+    out=None, # file of the figure; not written when None
 ): # a matplotlib figure
-    "Runs over each other: PSNR and foreground PSNR of training, gradient norm with skipped updates, validation."
+    "Several runs in one figure: PSNR and foreground PSNR of training, gradient norm with skipped steps, validation."
     import matplotlib.pyplot as plt
-    runs = {k: read_log(r) for k, r in (runs if isinstance(runs, dict) else {Path(r).name: r for r in runs}).items()}
-    if not runs: raise ValueError("no run was given to draw")
-    if empty := [k for k, log in runs.items() if all("event" in r for r in log)]: raise ValueError(f"{empty[0]}: no update was recorded yet")
+    logs = _logs(runs)
     fig, axs = plt.subplots(1, 4, figsize=(13, 3))
-    ax = dict(zip(("psnr", "psnr_fg", "grad_norm", "validation"), axs))
-    for i, (label, log) in enumerate(runs.items()):
-        steps = [r for r in log if "event" not in r]
-        colour = f"C{i}"
-        x = [r["step"] for r in steps]
-        skipped = [r for r in steps if r["skipped"]]
-        share = len(skipped)/len(steps)
-        for k in ("psnr", "psnr_fg"): ax[k].plot(x, _smooth([r[k] for r in steps], smooth), color=colour, label=f"{label}" + (f" ({share:.0%} skipped)" if share else ""))
-        if "psnr_white" in steps[0]: ax["psnr"].plot(x, _smooth([r["psnr_white"] for r in steps], smooth), color=colour, lw=.6, ls=":")
-        ax["grad_norm"].semilogy(x, [r["grad_norm"] if math.isfinite(r["grad_norm"] or math.inf) else math.nan for r in steps], color=colour, lw=.6)
-        ax["grad_norm"].plot([r["step"] for r in skipped], [r["grad_norm"] or math.nan for r in skipped], "x", color=colour, ms=4)
-        if val := [r for r in log if r.get("event") == "validation"]: ax["validation"].plot([r["step"] for r in val], [r["novel"]["iou"] for r in val], "o-", ms=3, color=colour)
-    for k, (a, title) in zip(ax, zip(ax.values(), ("PSNR of training, dotted: white (dB)", "of the foreground (dB)", "gradient norm, x: not followed", "validation: IoU of novel views"))):
-        a.set_title(title, fontsize=9)
-        a.set_xlabel("update")
-    ax["psnr"].legend(fontsize=7)
+    for i, (label, log) in enumerate(logs.items()): _plot_run(axs, label, log, f"C{i}", smooth)
+    titles = ("training PSNR [dB] (dotted: white image)", "training foreground PSNR [dB]",
+              "gradient norm (x: skipped step)", "validation IoU of novel views")
+    for ax, title in zip(axs, titles):
+        ax.set_title(title, fontsize=9)
+        ax.set_xlabel("optimisation step")
+    axs[0].legend(fontsize=7)
     fig.tight_layout()
     if out is not None: fig.savefig(out, dpi=130)
     return fig

@@ -18,83 +18,124 @@ from .runs import last_checkpoint, load_state, save_state
 from .settings import Settings, diff_settings, settings_from, to_plain_dict
 
 # %% auto #0
-__all__ = ['NOT_WEIGHT_DECIDING', 'initial_network', 'schedule_length', 'Run', 'weights_settings', 'save_run', 'load_run']
+__all__ = ['initial_network', 'schedule_length', 'Run', 'weights_settings', 'save_run', 'load_run']
 
 # %% ../../nbs/training/08_state.ipynb #cfcaa9ad
-def initial_network(s:Settings, init:str="") -> tuple: # GSLRM, what its cameras are, Path or None
-    "The network at the start of a run; ValueError when a checkpoint is another network than the settings say."
+def _architecture(config) -> dict: # the same network takes images of any size
+    return {k: v for k, v in asdict(config).items() if k != "image_size"}
+
+def initial_network(s:Settings, init:str="") -> tuple: # GSLRM, domain of its cameras, Path or None
+    "The network at the start of a run; ValueError if a checkpoint is another network than the settings say."
     size = s.model.image_tokenizer.image_size
     torch.manual_seed(s.seed)
-    if not init: return GSLRM(s.config), CameraDomain(elevation=tuple(s.training.dataset.elevation), image_size=size), None
+    if not init:
+        domain = CameraDomain(elevation=tuple(s.training.dataset.elevation), image_size=size)
+        return GSLRM(s.config), domain, None
     path = checkpoint_path(None if init == "shipped" else init)
     model, card = load_checkpoint(path)
-    if wrong := diff_settings(*({k: v for k, v in asdict(c).items() if k != "image_size"} for c in (card.config, s.config))): raise ValueError(f"{path} is another network than the settings: {'; '.join(wrong)}")
+    wrong = diff_settings(_architecture(card.config), _architecture(s.config))
+    if wrong: raise ValueError(f"{path} is another network than the settings: {'; '.join(wrong)}")
     return model, replace(card.domain, image_size=size), path
 
-def schedule_length(s:Settings, n:int, batch:int) -> tuple[int, int]: # updates of the schedule, updates to run
-    "From the settings' limits, for `n` moments in global batches of `batch`."
-    t, epoch, accum = s.training.schedule, max(1, n//batch), s.training.runtime.grad_accum_steps
-    limits = [x for x in (t.max_fwdbwd_passes, t.num_epochs*epoch) if x > 0]
-    if not limits: raise ValueError("training.schedule has no end: max_fwdbwd_passes or num_epochs should be positive")
+def schedule_length(
+    s:Settings,
+    n:int, # frames or scenes to train on
+    batch:int, # of all processes together
+) -> tuple[int, int]: # optimisation steps of the schedule, steps to run
+    "From the settings' limits on passes and epochs."
+    schedule, accum = s.training.schedule, s.training.runtime.grad_accum_steps
+    epoch = max(1, n//batch) # passes
+    limits = [x for x in (schedule.max_fwdbwd_passes, schedule.num_epochs*epoch) if x > 0]
+    if not limits:
+        raise ValueError("training.schedule has no end: max_fwdbwd_passes or num_epochs should be positive")
     total = max(1, min(limits)//accum)
-    early = [x//accum for x in (t.early_stop_after, t.early_stop_after_epochs*epoch) if x > 0]
+    stops = (schedule.early_stop_after, schedule.early_stop_after_epochs*epoch)
+    early = [x//accum for x in stops if x > 0]
     return total, min([total, *early])
 
 # %% ../../nbs/training/08_state.ipynb #faeee7be
-NOT_WEIGHT_DECIDING = ("training.logging", "training.checkpointing", "training.dataloader", "training.dataset.cache", "validation", "profile", "debug") # of settings: what does not decide the weights
+_NOT_WEIGHT_DECIDING = ( # settings that do not decide the weights
+    "training.logging", "training.checkpointing", "training.dataloader", "training.dataset.cache", "validation",
+    "profile", "debug")
 
 @dataclass
 class Run:
     "A run at work."
     s:Settings
-    out:Path
+    out:Path # its folder
     accelerator:object
-    model:object
+    model:object # as accelerate wraps it
     optimizers:list
     stream:BatchStream
     losses:Losses
-    domain:CameraDomain
-    total:int
-    init:Path|None
-    before:object = None
+    domain:CameraDomain # of the initial network
+    total:int # optimisation steps of the schedule
+    init:Path|None # checkpoint of the initial weights
+    before:object = None # see `distillation_teacher`
     guard:GuardState = GuardState()
-    step:int = 0
-    seconds:float = 0.
+    step:int = 0 # steps done
+    seconds:float = 0. # in steps
     changed:tuple = () # of the schedule, since the checkpoint
 
     @property
-    def raw(self): return self.accelerator.unwrap_model(self.model)
+    def raw(self): return self.accelerator.unwrap_model(self.model) # the network itself
 
 def weights_settings(s:Settings) -> dict:
     "The settings that decide the weights, nested."
-    d = to_plain_dict(s)
-    for key in NOT_WEIGHT_DECIDING:
+    settings = to_plain_dict(s)
+    for key in _NOT_WEIGHT_DECIDING:
         *path, last = key.split(".")
-        node = d
-        for k in path: node = node[k]
-        node.pop(last)
-    if not s.training.dataset.camera_variety.on: d["training"]["dataset"].pop("camera_variety") # younger than the stored results
-    return d
+        section = settings
+        for part in path: section = section[part]
+        section.pop(last)
+    if not s.training.dataset.camera_variety.on: # younger than the stored results
+        settings["training"]["dataset"].pop("camera_variety")
+    return settings
+
+# %% ../../nbs/training/08_state.ipynb #1ad462c6
+def _plain(x): return json.loads(json.dumps(x)) # tuples become lists, as in a file
+
+def _init_hash(run) -> str: return checkpoint_hash(run.init) if run.init else ""
+
+def _global_batch(run) -> int: return run.stream.b*run.stream.world
 
 def save_run(r:Run) -> Path:
-    "A checkpoint of the run as it stands."
-    state = dict(step=r.step, seconds=r.seconds, guard=asdict(r.guard), settings=to_plain_dict(r.s), batch=r.stream.b*r.stream.world, optimizers=[o.state_dict() for o in r.optimizers], rng=torch.get_rng_state(), domain=json.loads(json.dumps(asdict(r.domain))),
-                 cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [], init=checkpoint_hash(r.init) if r.init else "", data=json.loads(json.dumps(r.stream.source.facts())))
-    return save_state(r.out, r.step, r.raw.state_dict(), state, r.s.training.checkpointing.checkpoints_total_limit)
+    "A checkpoint of the run as it is."
+    state = dict(
+        step=r.step, seconds=r.seconds, guard=asdict(r.guard),
+        settings=to_plain_dict(r.s), batch=_global_batch(r),
+        optimizers=[optimizer.state_dict() for optimizer in r.optimizers],
+        rng=torch.get_rng_state(),
+        domain=_plain(asdict(r.domain)),
+        cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+        init=_init_hash(r), data=_plain(r.stream.source.facts()))
+    keep = r.s.training.checkpointing.checkpoints_total_limit
+    return save_state(r.out, r.step, r.raw.state_dict(), state, keep)
+
+def _check_same_run(run, path, state) -> tuple:
+    "What changed in the schedule; ValueError if the checkpoint has other settings, data, batch or teacher."
+    old, new = weights_settings(settings_from(state["settings"])), weights_settings(run.s)
+    changed = diff_settings(old["training"].pop("schedule"), new["training"].pop("schedule"))
+    now = dict(batch=_global_batch(run), data=_plain(run.stream.source.facts()))
+    wrong = diff_settings(old, new) + diff_settings({k: state[k] for k in now}, now)
+    if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
+    # The teacher of full fine-tuning is the initial checkpoint; adapters have theirs in their own base weights.
+    needs_teacher = run.before is not None and not run.s.training.lora.enabled
+    init = _init_hash(run)
+    if needs_teacher and init != state["init"]:
+        raise ValueError(
+            f"{path} is distilled from checkpoint {state['init'] or 'none'}, and "
+            f"training.checkpointing.resume_ckpt names {init if init else 'none'}; name the one it started from")
+    return tuple(changed)
 
 def load_run(r:Run) -> Run:
-    "The run as its last checkpoint left it; ValueError when settings, data or batch are others. A schedule may be shortened or lengthened, which is noted."
+    "The run as its last checkpoint left it; ValueError if it is another run's. A changed schedule is noted."
     path = last_checkpoint(r.out)
     weights, state = load_state(path)
-    batch = r.stream.b*r.stream.world
-    was, now = weights_settings(settings_from(state["settings"])), weights_settings(r.s)
-    r.changed = tuple(diff_settings(*(dict(x["training"].pop("schedule")) for x in (was, now))))
-    wrong = diff_settings(was, now) + diff_settings(dict(batch=state["batch"], data=state["data"]), dict(batch=batch, data=json.loads(json.dumps(r.stream.source.facts()))))
-    if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
-    if r.before is not None and not r.s.training.lora.enabled and (checkpoint_hash(r.init) if r.init else "") != state["init"]: raise ValueError(f"{path} is held to what checkpoint {state['init'] or 'of nothing'} puts out, and training.checkpointing.resume_ckpt names {checkpoint_hash(r.init) if r.init else 'none'}; name the one it started from")
+    r.changed = _check_same_run(r, path, state)
     r.raw.load_state_dict(weights)
     torch.set_rng_state(state["rng"])
     if torch.cuda.is_available() and state["cuda"]: torch.cuda.set_rng_state_all(state["cuda"])
-    for o, kept in zip(r.optimizers, state["optimizers"]): o.load_state_dict(kept)
+    for optimizer, saved in zip(r.optimizers, state["optimizers"]): optimizer.load_state_dict(saved)
     r.guard, r.step, r.seconds = GuardState(**state["guard"]), state["step"], state["seconds"]
     return r
