@@ -9,13 +9,15 @@ import numpy as np
 
 # %% auto #0
 __all__ = ['NOISE', 'import_cv2', 'Background', 'odd_size', 'disk_kernel', 'block_means', 'match_lighting', 'slightly_blurred',
-           'brightest_channel', 'color_distance', 'bounding_slices', 'estimate_background', 'shadow_mask', 'clean_mask',
-           'differing_region', 'segment_foreground', 'level_masks']
+           'brightest_channel', 'color_distance', 'bounding_slices', 'estimate_background', 'clean_mask',
+           'segment_foreground', 'level_masks']
 
 # %% ../../nbs/masks/00_background.ipynb #ceb2ac43
 def import_cv2():
+    "OpenCV, or an ImportError that says how to install it."
     try: import cv2
-    except ImportError: raise ImportError("making masks needs OpenCV's morphology: pip install 'gslrm_mouse[masks]'") from None
+    except ImportError:
+        raise ImportError("making masks needs OpenCV's morphology: pip install 'gslrm_mouse[masks]'") from None
     return cv2
 
 # %% ../../nbs/masks/00_background.ipynb #625a7d8e
@@ -23,92 +25,124 @@ def import_cv2():
 class Background:
     "What one static camera sees without the animal."
     plate:np.ndarray # (H, W, 3) uint8
-    changed:np.ndarray # (H, W) bool, where something else was seen in more than a tenth of the samples
-    unseen:np.ndarray # (H, W) bool, where the plate was never free and is a guess from its surroundings
+    changed:np.ndarray # (H, W) bool, where more than a tenth of the samples differ
+    unseen:np.ndarray # (H, W) bool, where the plate was never visible and is inpainted
     threshold:np.ndarray # (H, W) float32, difference from the plate that noise does not reach, levels
 
-def odd_size(size, width): return max(1, int(size*width/1152)//2*2 + 1)        # pixels for a picture 1152 wide → odd number here
+def odd_size(
+    size, # pixels in an image 1152 wide
+    width, # of this image
+) -> int:
+    "A size scaled to this image and made odd, as kernels need."
+    return max(1, int(size*width/1152)//2*2 + 1)
 
-def disk_kernel(n): return import_cv2().getStructuringElement(import_cv2().MORPH_ELLIPSE, (n, n))
+def disk_kernel(n):
+    "A round structuring element, n × n."
+    cv2 = import_cv2()
+    return cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (n, n))
 
 def block_means(x) -> np.ndarray: # (h, w, 3) float32
-    "Means over blocks of 8 × 8, and one."
-    return import_cv2().resize(x, None, fx=1/8, fy=1/8, interpolation=import_cv2().INTER_AREA).astype(np.float32) + 1
-
-def match_lighting(x, blocks) -> np.ndarray: # (H, W, 3) uint8
-    "The picture with the lamp of the plate, whose `blocks` are given: one factor per channel, by the median over blocks."
-    g = np.median((blocks/block_means(x)).reshape(-1, 3), 0).clip(.5, 2)
-    return x if abs(g - 1).max() < .005 else (x*g.astype(np.float32)).round().clip(0, 255).astype(np.uint8)
-
-def _filled(picture, hole) -> np.ndarray:
-    "The picture with the hole inpainted from its rim, at a quarter of the size."
+    "Means over blocks of 8 × 8, plus one."
     cv2 = import_cv2()
-    known = (~hole).astype(np.float32)
+    return cv2.resize(x, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA).astype(np.float32) + 1
+
+def match_lighting(
+    x, # (H, W, 3) uint8
+    blocks, # `block_means` of the plate
+) -> np.ndarray: # (H, W, 3) uint8
+    "The image in the plate's lighting: one factor per channel, the median over blocks."
+    factors = np.median((blocks/block_means(x)).reshape(-1, 3), 0).clip(.5, 2)
+    if abs(factors - 1).max() < .005: return x
+    return (x*factors.astype(np.float32)).round().clip(0, 255).astype(np.uint8)
+
+def _inpainted(image, hole) -> np.ndarray:
+    "The image with the hole filled from its rim, at a quarter of the size."
+    cv2 = import_cv2()
     h, w = hole.shape
-    small = lambda a: cv2.resize(a, (max(w//4, 8), max(h//4, 8)), interpolation=cv2.INTER_AREA)
-    a = small(known)
-    x = small(picture*known[..., None])/np.maximum(a, 1e-3)[..., None]
-    return cv2.resize(cv2.inpaint(x.clip(0, 255).astype(np.uint8), (a < .1).astype(np.uint8), 3, cv2.INPAINT_TELEA), (w, h), interpolation=cv2.INTER_LINEAR)
+    quarter = max(w//4, 8), max(h//4, 8)
+    known = (~hole).astype(np.float32)
+    share = cv2.resize(known, quarter, interpolation=cv2.INTER_AREA)
+    total = cv2.resize(image*known[..., None], quarter, interpolation=cv2.INTER_AREA)
+    small = (total/np.maximum(share, 1e-3)[..., None]).clip(0, 255).astype(np.uint8)
+    filled = cv2.inpaint(small, (share < .1).astype(np.uint8), 3, cv2.INPAINT_TELEA)
+    return cv2.resize(filled, (w, h), interpolation=cv2.INTER_LINEAR)
 
 # %% ../../nbs/masks/00_background.ipynb #ed5d4c2f
-def _cell(x): return (x[..., 0].astype(np.int32) >> 3 << 10) + (x[..., 1].astype(np.int32) >> 3 << 5) + (x[..., 2] >> 3)
+def _color_bin(x) -> np.ndarray: # index of each colour in a histogram of 32 × 32 × 32
+    r, g, b = (x[..., k].astype(np.int32) >> 3 for k in range(3))
+    return (r << 10) + (g << 5) + b
 
-def _colours(x) -> np.ndarray: # (32768,)
+def _color_histogram(x) -> np.ndarray: # (32768,)
     "Smoothed histogram of colours (..., 3) uint8."
-    h = np.bincount(_cell(x).ravel(), minlength=1 << 15).reshape(32, 32, 32).astype(np.float32)
+    h = np.bincount(_color_bin(x).ravel(), minlength=1 << 15).reshape(32, 32, 32).astype(np.float32)
     for axis in range(3): h = (np.roll(h, 1, axis) + 2*h + np.roll(h, -1, axis))/4
     return (h/max(h.sum(), 1) + 1e-7).ravel()
 
-def _agreeing(x, tolerance) -> np.ndarray: # (S, P) float32
-    "For values (S, P, 3) the share of samples which agree with each."
-    out = np.empty(x.shape[:2], np.float32)
-    for k in range(len(x)): out[k] = np.logical_and.reduce([import_cv2().absdiff(a, np.broadcast_to(a[k], a.shape).copy()) <= tolerance for a in np.moveaxis(x, 2, 0)]).mean(0)
-    return out
+def _agreement(x, tolerance) -> np.ndarray: # (S, P) float32
+    "For values (S, P, 3) the share of samples that agree with each."
+    cv2 = import_cv2()
+    channels = np.moveaxis(x, 2, 0)
+    share = np.empty(x.shape[:2], np.float32)
+    for k in range(len(x)):
+        close = [cv2.absdiff(c, np.broadcast_to(c[k], c.shape).copy()) <= tolerance for c in channels]
+        share[k] = np.logical_and.reduce(close).mean(0)
+    return share
 
-def _costs(x, guess, where, rarity, rough, animal) -> np.ndarray: # (S, H, W) float32
+def _costs(x, guess, where, rarity, roughness, animal) -> np.ndarray: # (S, H, W) float32
     "The cost of each sample as the plate, averaged over neighbours inside `where`."
     cv2 = import_cv2()
     n = max(3, odd_size(9, 2*where.shape[1]))
     weight = np.maximum(cv2.blur(where.astype(np.float32), (n, n)), 1e-6)
-    out = np.empty((len(x), *where.shape), np.float32)
+    averaged = np.empty((len(x), *where.shape), np.float32)
     for k in range(len(x)):
-        c = np.zeros(where.shape, np.float32)
-        v = x[k][where]
-        c[where] = brightest_channel(cv2.absdiff(v, guess[where]))/rough + rarity[k] + (0 if animal is None else animal[_cell(v)])
-        out[k] = cv2.blur(c, (n, n))/weight
-    return out
+        values = x[k][where]
+        cost = brightest_channel(cv2.absdiff(values, guess[where]))/roughness + rarity[k]
+        if animal is not None: cost = cost + animal[_color_bin(values)]
+        image = np.zeros(where.shape, np.float32)
+        image[where] = cost
+        averaged[k] = cv2.blur(image, (n, n))/weight
+    return averaged
 
 # %% ../../nbs/masks/00_background.ipynb #06cd0bce
-def slightly_blurred(x): return import_cv2().GaussianBlur(x, (0, 0), .8).astype(np.float32) + 1
+def slightly_blurred(x):
+    "The image without pixel noise, plus one, in float32."
+    return import_cv2().GaussianBlur(x, (0, 0), .8).astype(np.float32) + 1
 
 def _dot(a, b): return np.einsum("hwc,hwc->hw", a, b)
 
-def brightest_channel(a): return np.maximum(np.maximum(a[..., 0], a[..., 1]), a[..., 2])
+def brightest_channel(a):
+    "The maximum over three channels."
+    return np.maximum(np.maximum(a[..., 0], a[..., 1]), a[..., 2])
 
-def color_distance(a, b): return np.sqrt(_dot(a - b, a - b))
+def color_distance(a, b):
+    "Euclidean distance of the colours of two float images."
+    return np.sqrt(_dot(a - b, a - b))
 
-def bounding_slices(mask, margin) -> tuple:
+def bounding_slices(mask, margin) -> tuple: # slices of rows and columns
     "Slices around what is set, with a margin; None where nothing is."
-    ys, xs = (np.flatnonzero(mask.any(a)) for a in (1, 0))
-    return (slice(max(ys[0] - margin, 0), ys[-1] + margin + 1), slice(max(xs[0] - margin, 0), xs[-1] + margin + 1)) if len(ys) else None
+    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(ys): return None
+    return tuple(slice(max(s[0] - margin, 0), s[-1] + margin + 1) for s in (ys, xs))
 
 def _thresholds(samples, plate, keep, noise) -> np.ndarray:
-    "Three and a half times the mean difference of what belongs to the plate, no less than `noise`, no more than four times the usual."
+    "3.5 times the mean difference of the samples that belong to the plate, within `noise` and 4 times the usual."
     cv2 = import_cv2()
-    b = slightly_blurred(plate)
-    total, count = (np.zeros(plate.shape[:2], np.float32) for _ in range(2))
-    for x, k in zip(samples, keep):
-        total += color_distance(slightly_blurred(x), b)*k
-        count += k
-    d = cv2.blur(total/np.maximum(count, 1), (9, 9))
-    usual = max(noise, 3.5*float(np.median(d)))
-    return np.clip(3.5*d, usual, 4*usual)
+    blurred_plate = slightly_blurred(plate)
+    total = np.zeros(plate.shape[:2], np.float32)
+    count = np.zeros(plate.shape[:2], np.float32)
+    for sample, belongs in zip(samples, keep):
+        total += color_distance(slightly_blurred(sample), blurred_plate)*belongs
+        count += belongs
+    difference = cv2.blur(total/np.maximum(count, 1), (9, 9))
+    usual = max(noise, 3.5*float(np.median(difference)))
+    return np.clip(3.5*difference, usual, 4*usual)
 
-NOISE = 8. # codecs leave differences as large as this
+NOISE = 8. # levels of 255; video codecs leave differences this large
+
 def estimate_background(
     samples:np.ndarray, # (S, H, W, 3) uint8, spread over the recording
     noise:float=NOISE, # levels of 255, over three channels, below which nothing counts as a difference
-    rounds:int=3, # of guess and choice
+    rounds:int=3, # of inpainting and choice
 ) -> Background:
     "The plate behind whatever moves."
     cv2 = import_cv2()
@@ -116,88 +150,111 @@ def estimate_background(
     blocks = np.median([block_means(x) for x in samples], 0)
     samples = np.stack([match_lighting(x, blocks) for x in samples])
     median = np.sort(samples, 0)[S//2]
-    off = np.stack([brightest_channel(cv2.absdiff(x, median)) for x in samples])
-    tolerance = float(np.clip(2.5*off[:, ::4, ::4].mean(), 6, 25))
-    step = max(1, W//512)
-    changed = cv2.dilate(((off <= tolerance).mean(0) < .9).astype(np.uint8), disk_kernel(5)) > 0
-    del off
+    difference = np.stack([brightest_channel(cv2.absdiff(x, median)) for x in samples])
+    tolerance = float(np.clip(2.5*difference[:, ::4, ::4].mean(), 6, 25))
+    restless = (difference <= tolerance).mean(0) < .9
+    del difference # as large as a third of all samples
+    changed = cv2.dilate(restless.astype(np.uint8), disk_kernel(5)) > 0
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
-    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, step, rounds, noise)
+    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, rounds, noise)
     return Background(plate, changed, unseen, _thresholds(samples, plate, keep, noise))
 
 # %% ../../nbs/masks/00_background.ipynb #c0ad8857
-def _plate(samples, median, changed, tolerance, step, rounds, noise):
-    "The plate, where it is a guess, and the samples (S, H, W) which it is made of."
+def _roughness(median, changed) -> float:
+    "How much the median varies around what changed, levels."
     cv2 = import_cv2()
-    box = bounding_slices(changed, 16*step)
-    full = lambda a: np.repeat(np.repeat(a, step, -2), step, -1)[..., :changed.shape[0], :changed.shape[1]]
-    where, x = changed[::step, ::step], samples[:, ::step, ::step]
-    rarity = -np.log(_agreeing(x[:, where], tolerance))
-    rarity -= rarity.min(0)
     near = (cv2.dilate(changed.astype(np.uint8), disk_kernel(41)) > 0) & ~changed
-    near = near if near.any() else ~changed if not changed.all() else changed
-    rough = 4 + np.abs(median.astype(np.float32) - cv2.GaussianBlur(median, (0, 0), 15))[near].mean()
+    if not near.any(): near = changed if changed.all() else ~changed
+    return 4 + np.abs(median.astype(np.float32) - cv2.GaussianBlur(median, (0, 0), 15))[near].mean()
+
+def _animal_colors(samples, background, median) -> np.ndarray: # (32768,) cost per colour
+    "How much more frequent a colour is in the foreground than in the part of the median that is at rest."
+    foreground = np.concatenate([s[segment_foreground(s, background)] for s in samples])
+    ratio = _color_histogram(foreground)/_color_histogram(median[~background.changed])
+    return 1.5*np.clip(np.log(ratio), 0, 4)
+
+def _plate(samples, median, changed, tolerance, rounds, noise) -> tuple:
+    "The plate, where it is inpainted, and the samples (S, H, W) that it is made of."
+    H, W = changed.shape
+    step = max(1, W//512) # samples are compared at about 512 pixels
+    def full(a): return np.repeat(np.repeat(a, step, -2), step, -1)[..., :H, :W]
+
+    where, x = changed[::step, ::step], samples[:, ::step, ::step]
+    rarity = -np.log(_agreement(x[:, where], tolerance))
+    rarity -= rarity.min(0)
+    roughness = _roughness(median, changed)
     plate, unseen, animal = median, changed, None
     for _ in range(rounds):
-        guess = _filled(plate, unseen)
-        costs = _costs(x, guess[::step, ::step], where, rarity, rough, animal)
-        best = costs.min(0)
-        keep = np.where(changed, full((costs < best + .5).astype(np.uint8)), 1)
-        unseen = changed & full(best > 4)
-        total = sum(k[..., None]*s for k, s in zip(keep.astype(np.float32), samples))/keep.sum(0, dtype=np.float32)[..., None]
-        plate = np.where(changed[..., None], total.round().astype(np.uint8), median)
-        plate = np.where(unseen[..., None], _filled(plate, unseen), plate)
-        rough_one = Background(plate, changed, unseen, _thresholds(samples[::4], plate, keep[::4], noise))
-        seen = np.concatenate([s[segment_foreground(s, rough_one)] for s in samples[::4]])
-        animal = 1.5*np.clip(np.log(_colours(seen)/_colours(median[~changed])), 0, 4)
+        guess = _inpainted(plate, unseen)[::step, ::step]
+        costs = _costs(x, guess, where, rarity, roughness, animal)
+        lowest = costs.min(0)
+        keep = np.where(changed, full((costs < lowest + .5).astype(np.uint8)), 1)
+        unseen = changed & full(lowest > 4)
+
+        total = sum(k[..., None]*s for k, s in zip(keep.astype(np.float32), samples))
+        mean = total/keep.sum(0, dtype=np.float32)[..., None]
+        plate = np.where(changed[..., None], mean.round().astype(np.uint8), median)
+        plate = np.where(unseen[..., None], _inpainted(plate, unseen), plate)
+        fewer = samples[::4]
+        preliminary = Background(plate, changed, unseen, _thresholds(fewer, plate, keep[::4], noise))
+        animal = _animal_colors(fewer, preliminary, median)
     return plate, unseen, keep
 
 # %% ../../nbs/masks/00_background.ipynb #24660b10
-def shadow_mask(x, b, window) -> np.ndarray: # (H, W) bool
-    "Where the picture is the plate, only darker."
+def _shadow_mask(x, b, window) -> np.ndarray: # (H, W) bool
+    "Where the image is the plate, only darker."
     cv2 = import_cv2()
     bb = _dot(b, b)
     r = _dot(x, b)/bb
     theta = np.sqrt(np.maximum(_dot(x, x)/bb - r*r, 0))/np.maximum(r, .05)
-    lr = np.log((x[..., 0] + x[..., 1] + x[..., 2])/(b[..., 0] + b[..., 1] + b[..., 2]))
-    mean = cv2.blur(lr, (window, window))
-    var = np.maximum(cv2.blur(lr*lr, (window, window)) - mean*mean, 0)
-    return (r > .3) & (r < 1.02) & ((theta/.045)**2 + var/.25**2 < 1)
+    log_ratio = np.log((x[..., 0] + x[..., 1] + x[..., 2])/(b[..., 0] + b[..., 1] + b[..., 2]))
+    mean = cv2.blur(log_ratio, (window, window))
+    variance = np.maximum(cv2.blur(log_ratio*log_ratio, (window, window)) - mean*mean, 0)
+    return (r > .3) & (r < 1.02) & ((theta/.045)**2 + variance/.25**2 < 1)
 
 def clean_mask(m, width) -> np.ndarray: # (H, W) bool
-    "Specks off, gaps closed, small parts dropped, holes filled."
+    "Specks removed, gaps closed, small parts dropped, holes filled."
     cv2 = import_cv2()
-    m = m.astype(np.uint8)
-    opened, closed = disk_kernel(odd_size(3, width)), disk_kernel(max(3, odd_size(9, width)))
-    m = cv2.morphologyEx(cv2.morphologyEx(m, cv2.MORPH_OPEN, opened), cv2.MORPH_CLOSE, closed)
+    opening, closing = disk_kernel(odd_size(3, width)), disk_kernel(max(3, odd_size(9, width)))
+    m = cv2.morphologyEx(m.astype(np.uint8), cv2.MORPH_OPEN, opening)
+    m = cv2.morphologyEx(m, cv2.MORPH_CLOSE, closing)
     n, parts, stats, _ = cv2.connectedComponentsWithStats(m)
     if n == 1: return m > 0
-    m = np.r_[False, stats[1:, 4] >= .05*stats[1:, 4].max()][parts]
+    areas = stats[1:, cv2.CC_STAT_AREA] # without the background's
+    m = np.r_[False, areas >= .05*areas.max()][parts]
     _, holes, stats, _ = cv2.connectedComponentsWithStats((~m).astype(np.uint8), connectivity=4)
-    return m | np.r_[False, stats[1:, 4] < .05*m.sum()][holes]
+    return m | np.r_[False, stats[1:, cv2.CC_STAT_AREA] < .05*m.sum()][holes]
 
-def differing_region(frame, bg) -> tuple:
-    "Slices around all that differs, from a quarter-size look; None where nothing does."
+def _differing_region(frame, bg) -> tuple:
+    "Slices around all that differs, found at a quarter of the size; None where nothing does."
     cv2 = import_cv2()
-    small = lambda a: cv2.resize(a, None, fx=1/4, fy=1/4, interpolation=cv2.INTER_AREA)
-    box = bounding_slices(brightest_channel(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)/2, 5)
+    def quarter(a): return cv2.resize(a, None, fx=1/4, fy=1/4, interpolation=cv2.INTER_AREA)
+    difference = brightest_channel(cv2.absdiff(quarter(frame), quarter(bg.plate)))
+    box = bounding_slices(difference > quarter(bg.threshold)/2, 5)
     return box and tuple(slice(4*s.start, 4*s.stop) for s in box)
 
 def segment_foreground(
     frame:np.ndarray, # (H, W, 3) uint8
     bg:Background,
-    level:float=1., # of the thresholds; several give several masks
+    level:float=1., # factor of the thresholds
 ) -> np.ndarray: # (H, W) bool
-    "What stands before the plate."
+    "What stands in front of the plate."
     return level_masks(match_lighting(frame, block_means(bg.plate)), bg, (level,))[0]
 
-def level_masks(frame, bg, levels) -> list:
+def level_masks(
+    frame, # (H, W, 3) uint8, in the plate's lighting
+    bg:Background,
+    levels, # factors of the thresholds
+) -> list: # of (H, W) bool
+    "The foreground, once per level."
     cv2 = import_cv2()
-    box, W = differing_region(frame, bg), frame.shape[1]
-    out = [np.zeros(frame.shape[:2], bool) for _ in levels]
-    if box is None: return out
-    x, b, t = slightly_blurred(frame[box]), slightly_blurred(bg.plate[box]), bg.threshold[box]
-    d = np.where(shadow_mask(x, b, max(3, odd_size(7, W))), 0, color_distance(x, b))
-    near = cv2.dilate(d, disk_kernel(max(3, odd_size(5, W))))
-    for m, level in zip(out, levels): m[box] = clean_mask((d > level*t) & (d > .5*near), W)
-    return out
+    box, width = _differing_region(frame, bg), frame.shape[1]
+    masks = [np.zeros(frame.shape[:2], bool) for _ in levels]
+    if box is None: return masks
+    x, b, threshold = slightly_blurred(frame[box]), slightly_blurred(bg.plate[box]), bg.threshold[box]
+    is_shadow = _shadow_mask(x, b, max(3, odd_size(7, width)))
+    difference = np.where(is_shadow, 0, color_distance(x, b))
+    near = cv2.dilate(difference, disk_kernel(max(3, odd_size(5, width))))
+    for mask, level in zip(masks, levels):
+        mask[box] = clean_mask((difference > level*threshold) & (difference > .5*near), width)
+    return masks

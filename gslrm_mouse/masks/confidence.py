@@ -14,39 +14,57 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['LEVELS', 'MIN_CONFIDENCE', 'mask_facts', 'inspect_frame', 'area_steps', 'mask_confidence', 'doubt_reason',
+__all__ = ['MIN_CONFIDENCE', 'mask_facts', 'inspect_frame', 'area_steps', 'mask_confidence', 'doubt_reason',
            'cross_view_agreement', 'MaskReport', 'summarize_masks']
 
 # %% ../../nbs/masks/01_confidence.ipynb #38ce86f1
-def _edges(frame, plate, mask) -> float:
-    "The share of the outline at which the picture has a stronger edge than the plate."
+def _edge_strength(image) -> np.ndarray:
+    "The largest colour gradient within a pixel's distance."
     cv2 = import_cv2()
+    gradient = cv2.morphologyEx(slightly_blurred(image), cv2.MORPH_GRADIENT, disk_kernel(3))
+    return cv2.dilate(brightest_channel(gradient), disk_kernel(3))
+
+def _edges(frame, plate, mask) -> float:
+    "The share of the outline where the frame has a stronger edge than the plate."
     box = bounding_slices(mask, 4)
     if box is None: return 0.
     m = mask[box].astype(np.uint8)
-    rim = m - cv2.erode(m, disk_kernel(3))
-    strength = lambda x: cv2.dilate(brightest_channel(cv2.morphologyEx(slightly_blurred(x[box]), cv2.MORPH_GRADIENT, disk_kernel(3))), disk_kernel(3))
-    return float((strength(frame) > strength(plate))[rim > 0].mean())
+    outline = m - import_cv2().erode(m, disk_kernel(3)) > 0
+    is_stronger = _edge_strength(frame[box]) > _edge_strength(plate[box])
+    return float(is_stronger[outline].mean())
 
 def mask_facts(m) -> dict:
     "Area in pixels, number of parts, pixels on the border."
     parts = import_cv2().connectedComponents(m.astype(np.uint8))[0] - 1
-    return dict(area=int(m.sum()), parts=parts, border=int(m[0].sum() + m[-1].sum() + m[1:-1, 0].sum() + m[1:-1, -1].sum()))
+    border = m[0].sum() + m[-1].sum() + m[1:-1, 0].sum() + m[1:-1, -1].sum()
+    return dict(area=int(m.sum()), parts=parts, border=int(border))
 
-LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
+def _changed_elsewhere(frame, bg, mask) -> float:
+    "Share of the image that differs from the plate away from the mask, or of pixels never at rest if these are most."
+    cv2 = import_cv2()
+    def small(a): return cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
+    differs = brightest_channel(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)
+    is_away = small(cv2.dilate(mask.astype(np.uint8), disk_kernel(9))) == 0
+    restless = float(bg.changed.mean())
+    return max(float((differs & is_away).mean()), restless if restless > .5 else 0.)
+
+_LEVELS = 1., .6, 1.7 # of the thresholds: the mask, a looser, a stricter
 
 def inspect_frame(frame, bg) -> tuple: # (H, W) bool, facts
-    "The mask of a frame, and what there is to doubt it by."
-    cv2 = import_cv2()
+    "The mask of a frame, and the facts that decide its confidence."
     frame = match_lighting(frame, block_means(bg.plate))
-    m, loose, strict = level_masks(frame, bg, LEVELS)
-    small = lambda a: cv2.resize(a, None, fx=1/8, fy=1/8, interpolation=cv2.INTER_AREA)
-    elsewhere = (brightest_channel(cv2.absdiff(small(frame), small(bg.plate))) > small(bg.threshold)) & (small(cv2.dilate(m.astype(np.uint8), disk_kernel(9))) == 0)
-    return m, dict(mask_facts(m), stable=float((strict & loose).sum()/max((strict | loose).sum(), 1)), edges=_edges(frame, bg.plate, m), elsewhere=max(float(elsewhere.mean()), restless if (restless := float(bg.changed.mean())) > .5 else 0.))
+    mask, loose, strict = level_masks(frame, bg, _LEVELS)
+    stable = (strict & loose).sum()/max((strict | loose).sum(), 1)
+    facts = dict(
+        mask_facts(mask),
+        stable=float(stable),
+        edges=_edges(frame, bg.plate, mask),
+        elsewhere=_changed_elsewhere(frame, bg, mask))
+    return mask, facts
 
 # %% ../../nbs/masks/01_confidence.ipynb #46240098
-def area_steps(area) -> np.ndarray: # (N,) in (0, 1]
-    "How the areas compare with the median of their five neighbours; 1 where nothing jumps, 0 where nothing is."
+def area_steps(area) -> np.ndarray: # (N,) in [0, 1]
+    "Ratio of each area to the median of its five neighbours, inverted if above 1; 0 where a mask is empty."
     a = np.asarray(area, float)
     near = np.median(np.lib.stride_tricks.sliding_window_view(np.pad(a, 2, mode="edge"), 5), 1)
     return np.where(a > 0, np.minimum(a, near)/np.maximum(np.maximum(a, near), 1), 0)
@@ -54,50 +72,72 @@ def area_steps(area) -> np.ndarray: # (N,) in (0, 1]
 def mask_confidence(
     facts:list, # one dict per frame
 ) -> np.ndarray: # (N,) in [0, 1]
-    "A guess of each mask's IoU with the truth; of masks from elsewhere, only how steady their areas are."
-    get = lambda k, default: np.array([f.get(k, default) for f in facts], float)
-    step = area_steps(get("area", 0))
-    return get("stable", 1)*get("edges", 1)*np.where(step > .8, 1, step)*(step > 0)*np.clip(1 - 2*(get("elsewhere", 0) - .05), 0, 1)
+    "An estimate of each mask's IoU with the truth; for imported masks, only how steady their areas are."
+    def values(name, default): return np.array([f.get(name, default) for f in facts], float)
+    step = area_steps(values("area", 0))
+    steady = np.where(step > .8, 1, step)*(step > 0)
+    undisturbed = np.clip(1 - 2*(values("elsewhere", 0) - .05), 0, 1)
+    return values("stable", 1)*values("edges", 1)*steady*undisturbed
 
-MIN_CONFIDENCE = .8
+MIN_CONFIDENCE = .8 # masks below are doubtful
 
-def doubt_reason(f, step) -> str:
-    "Why to doubt a mask, the heaviest fact first."
-    why = [(step, "area jumps"), (f.get("stable", 1), "hardly differs from the background"), (f.get("edges", 1), "outline is the background's own (ghost, or never away)"), (1 - f.get("elsewhere", 0) if f.get("elsewhere", 0) > .1 else 1, "the rest of the picture changed (camera or lamp moved)")]
-    return "empty" if not f["area"] else min(why, key=lambda w: w[0])[1]
+def doubt_reason(
+    facts:dict, # of the frame
+    step:float, # of `area_steps`
+) -> str:
+    "Why a mask is doubtful: the weakest of its facts."
+    if not facts["area"]: return "empty"
+    elsewhere = facts.get("elsewhere", 0)
+    trust = {
+        "area jumps": step,
+        "hardly differs from the background": facts.get("stable", 1),
+        "outline is the background's own (ghost, or never away)": facts.get("edges", 1),
+        "the rest of the image changed (camera or light moved)": 1 - elsewhere if elsewhere > .1 else 1,
+    }
+    return min(trust, key=trust.get)
 
 # %% ../../nbs/masks/01_confidence.ipynb #3a6dd7c8
+def _epipolar_pixels(mask, cams, i, point, pixels, rng) -> np.ndarray: # (V, pixels, depths, 2)
+    "Points along the rays of random pixels of camera i's mask, as pixels of all cameras."
+    ys, xs = np.nonzero(mask)
+    chosen = rng.integers(len(ys), size=pixels)
+    uv1 = torch.tensor(np.stack([xs[chosen] + .5, ys[chosen] + .5, np.ones(pixels)], 1))
+    camera = cams[i]
+    directions = uv1 @ torch.linalg.inv(camera.K[0] @ camera.R[0]).T
+    z = (point - camera.centers[0]) @ camera.R[0, 2]
+    depths = z*torch.linspace(.6, 1.4, 160, dtype=torch.float64)
+    points = camera.centers[0] + directions[:, None]*depths[None, :, None]
+    return cams.project(points.reshape(-1, 3)).reshape(len(cams), pixels, -1, 2).floor().long().numpy()
+
 def _crossing(masks, cams, point, pixels=150, seed=0) -> np.ndarray: # (V, V)
-    "For cameras i, j the share of pixels in mask i whose line in picture j crosses mask j; 1 where the line is outside the picture."
+    "For cameras i, j the share of pixels of mask i whose line in image j crosses mask j, or misses the image."
     V, H, W = masks.shape
     rng = np.random.default_rng(seed)
-    out = np.ones((V, V))
-    grown = np.stack([import_cv2().dilate(m.astype(np.uint8), disk_kernel(odd_size(7, W))) for m in masks]) > 0
+    kernel = disk_kernel(odd_size(7, W))
+    dilated = np.stack([import_cv2().dilate(m.astype(np.uint8), kernel) for m in masks]) > 0
+    shares = np.ones((V, V))
     for i in range(V):
-        ys, xs = np.nonzero(masks[i])
-        pick = rng.integers(len(ys), size=pixels)
-        c = cams[i]
-        uv1 = torch.tensor(np.stack([xs[pick] + .5, ys[pick] + .5, np.ones(pixels)], 1))
-        d = uv1 @ torch.linalg.inv(c.K[0] @ c.R[0]).T
-        far = (point - c.centers[0]) @ c.R[0, 2]
-        p = c.centers[0] + d[:, None]*(far*torch.linspace(.6, 1.4, 160, dtype=torch.float64))[None, :, None]
-        uv = cams.project(p.reshape(-1, 3)).reshape(V, pixels, -1, 2).floor().long().numpy()
+        uv = _epipolar_pixels(masks[i], cams, i, point, pixels, rng)
         inside = ((uv >= 0) & (uv < [W, H])).all(-1)
         u, v = uv[..., 0].clip(0, W - 1), uv[..., 1].clip(0, H - 1)
-        for j in range(V): out[i, j] = ((grown[j][v[j], u[j]] & inside[j]).any(1) | ~inside[j].any(1)).mean()
-    return out
+        for j in range(V):
+            crosses = (dilated[j][v[j], u[j]] & inside[j]).any(1)
+            misses = ~inside[j].any(1)
+            shares[i, j] = (crosses | misses).mean()
+    return shares
 
 def cross_view_agreement(
     masks:np.ndarray, # (V, H, W) bool, none empty
     cams, # V Cameras
-) -> tuple: # agreement (V,), residual of the centroids in pixels
-    "How well each camera's mask is borne out by the others."
+) -> tuple: # agreement (V,), triangulation error of the centroids in pixels
+    "How well each camera's mask is consistent with the others."
     cams = cams.to(torch.float64)
-    a = torch.from_numpy(masks).float()
-    t = triangulate(Views(a[..., None].expand(-1, -1, -1, 3), a, cams))
-    M = _crossing(masks, cams, t.point)
-    M[np.diag_indices(len(M))] = np.nan
-    return np.minimum(np.nanmedian(M, 1), np.nanmedian(M, 0)), t.residual_px
+    alpha = torch.from_numpy(masks).float()
+    triangulated = triangulate(Views(alpha[..., None].expand(-1, -1, -1, 3), alpha, cams))
+    shares = _crossing(masks, cams, triangulated.point)
+    np.fill_diagonal(shares, np.nan)
+    agreement = np.minimum(np.nanmedian(shares, 1), np.nanmedian(shares, 0))
+    return agreement, triangulated.residual_px
 
 # %% ../../nbs/masks/01_confidence.ipynb #515dc615
 @dataclass(frozen=True)
@@ -105,39 +145,59 @@ class MaskReport:
     "What is known about one camera's masks."
     camera:int # the number of its video
     confidence:np.ndarray # (N,) in [0, 1], per frame
-    doubts:dict # frame → why
+    doubtful:dict # frame: reason, where the confidence is below `MIN_CONFIDENCE`
     border:int # frames in which the mask touches the border
-    made:bool # from the recording itself, else read
-    agreement:float|None = None # share of the mask that the other cameras bear out, median over the frames looked at; None without a calibration
-    residual_px:float|None = None # of all cameras' centroids, median
+    made:bool # from the recording itself, else imported
+    # share of the mask that is consistent with the other cameras, median over the checked frames;
+    # None without a calibration
+    agreement:float|None = None
+    residual_px:float|None = None # triangulation error of all cameras' centroids, median
+
+@patch(as_prop=True)
+def trust(self:MaskReport) -> str:
+    "`sure`, `fairly sure` or `unsure`: by the median frame, the share of doubtful ones, and the other cameras."
+    confidence, share = np.median(self.confidence), len(self.doubtful)/len(self.confidence)
+    agreement = 1. if self.agreement is None else self.agreement
+    if confidence < MIN_CONFIDENCE or share > .25 or agreement < .7: return "unsure"
+    return "sure" if confidence > .9 and share < .02 and agreement > .9 else "fairly sure"
 
 @patch(as_prop=True)
 def sure(self:MaskReport) -> str:
-    "In a word: by the median frame, by the share of doubtful ones, and by the other cameras."
-    c, share = np.median(self.confidence), len(self.doubts)/len(self.confidence)
-    if c < MIN_CONFIDENCE or share > .25 or (self.agreement is not None and self.agreement < .7): return "unsure"
-    return "sure" if c > .9 and share < .02 and (self.agreement is None or self.agreement > .9) else "fairly sure"
+    "The former name of `trust`, which the command line still uses."
+    return self.trust
 
 def _ranges(frames) -> str: # 3, 7-9
     runs = []
     for i in sorted(frames):
         if runs and i == runs[-1][1] + 1: runs[-1][1] = i
         else: runs.append([i, i])
-    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:6]) + (" and more" if len(runs) > 6 else "")
+    more = " and more" if len(runs) > 6 else ""
+    return ", ".join(f"{a}" if a == b else f"{a}-{b}" for a, b in runs[:6]) + more
+
+def _doubts(report) -> str:
+    "The doubtful frames, by reason."
+    n = len(report.confidence)
+    if not report.doubtful: return f"none of {n} frames doubtful"
+    by_reason = {}
+    for frame, reason in report.doubtful.items(): by_reason.setdefault(reason, []).append(frame)
+    reasons = "; ".join(f"{_ranges(frames)} {reason}" for reason, frames in by_reason.items())
+    return f"{len(report.doubtful)} of {n} frames doubtful: {reasons}"
 
 @patch
 def __str__(self:MaskReport):
-    n = len(self.confidence)
-    why = {}
-    for i, reason in self.doubts.items(): why.setdefault(reason, []).append(i)
-    parts = [f"{'confidence' if self.made else 'steadiness of the area'} {np.median(self.confidence):.2f}", *([f"{self.agreement:.0%} borne out by the other cameras"] if self.agreement is not None else [])]
-    text = f"camera {self.camera}: {self.sure} ({', '.join(parts)}); " + (f"{len(self.doubts)} of {n} frames doubtful: " + "; ".join(f"{_ranges(f)} {r}" for r, f in why.items()) if why else f"none of {n} frames doubtful")
-    return text + (f"; touches the border in {self.border}" if self.border else "")
+    measured = "confidence" if self.made else "steadiness of the area"
+    numbers = f"{measured} {np.median(self.confidence):.2f}"
+    if self.agreement is not None: numbers += f", {self.agreement:.0%} consistent with the other cameras"
+    text = f"camera {self.camera}: {self.trust} ({numbers}); {_doubts(self)}"
+    return f"{text}; touches the border in {self.border}" if self.border else text
 
 def summarize_masks(reports) -> str:
     "One sentence per camera, and what to do where one is not to be trusted."
-    lines = [str(r) for r in reports]
-    r = reports[0].residual_px
-    lines.append(f"rays through the masks' centroids meet within {r:.1f} px (median)" if r is not None else "no calibration could be used, so the cameras were not compared with each other")
-    if any(r.sure == "unsure" for r in reports): lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, or masks of another tool, will help")
+    lines = [str(report) for report in reports]
+    error = reports[0].residual_px
+    if error is None: lines.append("no calibration could be used, so the cameras were not compared with each other")
+    else: lines.append(f"rays through the masks' centroids meet within {error:.1f} px (median)")
+    if any(report.trust == "unsure" for report in reports):
+        lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, "
+                     "or masks of another tool, will help")
     return "\n".join(lines)

@@ -15,109 +15,164 @@ from ..files import describe_folder, read_bytes
 __all__ = ['read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'items_in_order']
 
 # %% ../../nbs/masks/02_imported.ipynb #09031e78
-def _place(name:str, only=None) -> tuple: # camera, frame
-    "Which camera's which frame a file shows, by its name; `only` is the camera where there is but one."
+def _camera_and_frame(name:str, only=None) -> tuple:
+    "The numbers in a file's name; `only` is the camera where there is just one."
     *folders, stem = PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts
-    said = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
-    rest = stem.replace(said[0], " ", 1) if said else stem
-    frame = re.findall(r"\d{1,18}", rest)
-    above = [n[-1] for f in folders if (n := re.findall(r"\d{1,9}", f))]
-    camera = int(said[1]) if said else int(above[-1]) if above else only
-    if camera is None or not frame: raise ValueError(f"{name}: a camera's and a frame's number were looked for in the name, as in cam_0/frame_000012.png")
-    return camera, int(frame[-1])
+    in_stem = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
+    in_folders = [numbers[-1] for folder in folders if (numbers := re.findall(r"\d{1,9}", folder))]
+    camera = only
+    if in_folders: camera = int(in_folders[-1])
+    if in_stem: camera = int(in_stem[1])
 
-def _placed(items, only) -> dict: # {camera: {frame: item}}
-    out = {}
-    for name, item in items:
-        c, f = _place(name, only)
-        frames = out.setdefault(c, {})
-        if f in frames: raise ValueError(f"{name}: camera {c} has a second mask for frame {f}")
-        frames[f] = item
-    return out
+    rest = stem.replace(in_stem[0], " ", 1) if in_stem else stem
+    frames = re.findall(r"\d{1,18}", rest)
+    if camera is None or not frames:
+        raise ValueError(f"{name}: a camera's and a frame's number were looked for in the name, "
+                         "as in cam_0/frame_000012.png")
+    return camera, int(frames[-1])
 
-def read_png(path, width:int, height:int) -> np.ndarray: # (H, W) bool
-    "One mask; ValueError where the size is another or the picture is no mask."
+def _by_camera_and_frame(named_items, only) -> dict: # {camera: {frame: item}}
+    found = {}
+    for name, item in named_items:
+        camera, frame = _camera_and_frame(name, only)
+        frames = found.setdefault(camera, {})
+        if frame in frames: raise ValueError(f"{name}: camera {camera} has a second mask for frame {frame}")
+        frames[frame] = item
+    return found
+
+def _read_image(path, width, height) -> tuple: # mode, array
     try:
-        with Image.open(path) as im:
-            if im.size != (width, height): raise ValueError(f"it is {im.size[0]} × {im.size[1]} px, the video is {width} × {height}")
-            mode, x = im.mode, np.array(im)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e: raise ValueError(f"{path} is no readable mask ({e})") from None
+        with Image.open(path) as image:
+            if image.size != (width, height):
+                raise ValueError(f"it is {image.size[0]} × {image.size[1]} px, the video is {width} × {height}")
+            return image.mode, np.array(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
+        raise ValueError(f"{path} is no readable mask ({e})") from None
+
+def read_png(
+    path,
+    width:int, # of the video
+    height:int, # of the video
+) -> np.ndarray: # (H, W) bool
+    "One mask; ValueError where the size is another or the image is no mask."
+    mode, x = _read_image(path, width, height)
     if mode in ("P", "1"): return x != 0
     if mode in ("RGBA", "LA"):
-        if (x[..., -1] < 255).any(): return x[..., -1] > 127
+        alpha = x[..., -1]
+        if (alpha < 255).any(): return alpha > 127
         x = x[..., :-1]
     if x.ndim == 3: x = x.max(-1)
     if x.max() > 127 and mode in ("L", "LA", "RGB", "RGBA"): return x > 127
-    if len(np.unique(x)) > 32: raise ValueError(f"{path} is no mask: neither white on black nor a few labels on 0 (mode {mode}, {len(np.unique(x))} values up to {x.max()})")
+    n_values = len(np.unique(x))
+    if n_values > 32:
+        raise ValueError(f"{path} is no mask: neither white on black nor a few labels on 0 "
+                         f"(mode {mode}, {n_values} values up to {x.max()})")
     return x != 0
 
-def read_mask_folder(folder, only=None) -> dict: # {camera: {frame: path}}
+def read_mask_folder(
+    folder,
+    only=None, # the camera's number where there is just one
+) -> dict: # {camera: {frame: path}}
     "The PNG masks below a folder, by the numbers in their names."
     folder = Path(folder)
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() == ".png")
-    if not files: raise FileNotFoundError(f"{folder}: masks as PNG (cam_0/frame_000000.png) or COCO JSON were looked for; {describe_folder(folder)}")
-    return _placed(((p.relative_to(folder).as_posix(), p) for p in files), only)
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+    if not files:
+        raise FileNotFoundError(f"{folder}: masks as PNG (cam_0/frame_000000.png) or COCO JSON were looked for; "
+                                f"{describe_folder(folder)}")
+    return _by_camera_and_frame(((path.relative_to(folder).as_posix(), path) for path in files), only)
 
 # %% ../../nbs/masks/02_imported.ipynb #847b8837
-def _runs(text:str) -> list:
-    "The numbers in a compressed string; ValueError where it breaks off or runs wild."
+def _uncompressed(text:str) -> list:
+    "The numbers in a compressed string; ValueError where it breaks off or a number is too long."
     runs, x, shift = [], 0, 0
-    for ch in text:
-        c = ord(ch) - 48
-        if not 0 <= c < 64 or shift > 30: raise ValueError(f"{ch!r} does not belong into compressed run lengths")
-        x |= (c & 31) << shift
+    for char in text:
+        group = ord(char) - 48
+        if not 0 <= group < 64 or shift > 30:
+            raise ValueError(f"{char!r} does not belong into compressed run lengths")
+        x |= (group & 31) << shift
         shift += 5
-        if c & 32: continue
-        if c & 16: x -= 1 << shift
+        if group & 32: continue # more groups follow
+        if group & 16: x -= 1 << shift # negative
         runs.append(x + (runs[-2] if len(runs) > 2 else 0))
         x, shift = 0, 0
     if shift: raise ValueError("the compressed run lengths break off")
     return runs
 
+def _read_counts(counts, most) -> list: # run lengths, each below `most`
+    if not isinstance(counts, (str, list)) or len(counts) > 7*most:
+        length = len(counts) if hasattr(counts, "__len__") else 1
+        raise ValueError("counts should be a list of whole numbers or a compressed string, "
+                         f"found {type(counts).__name__} of {length}")
+    runs = _uncompressed(counts) if isinstance(counts, str) else counts
+    if not all(type(run) is int and 0 <= run < most for run in runs):
+        raise ValueError("a run length is no whole number, is negative, or longer than the image")
+    return runs
+
 def decode_rle(
     rle:dict, # size [height, width]; counts, a list or a compressed string
-    width:int, height:int, # of the video
+    width:int, # of the video
+    height:int, # of the video
 ) -> np.ndarray: # (H, W) bool
     "The mask in COCO's run lengths; ValueError unless they fill exactly width × height pixels."
-    if not isinstance(rle, dict) or "counts" not in rle: raise ValueError(f"run lengths (size, counts) were expected, found {'polygons' if isinstance(rle, list) else type(rle).__name__}")
-    if list(rle.get("size") or ()) != [height, width]: raise ValueError(f"the run lengths are for {str(rle.get('size'))[:40]} (height, width), the video is {[height, width]}")
-    counts = rle["counts"]
-    most = height*width + 1
-    if not isinstance(counts, (str, list)) or len(counts) > 7*most: raise ValueError(f"counts should be a list of whole numbers or a compressed string, found {type(counts).__name__} of {len(counts) if hasattr(counts, '__len__') else 1}")
-    runs = _runs(counts) if isinstance(counts, str) else counts
-    if not all(type(c) is int and 0 <= c < most for c in runs): raise ValueError("a run length is no whole number, is negative, or longer than the picture")
-    if sum(runs) != height*width: raise ValueError(f"the run lengths fill {sum(runs)} pixels, the video has {height*width}")
+    if not isinstance(rle, dict) or "counts" not in rle:
+        found = "polygons" if isinstance(rle, list) else type(rle).__name__
+        raise ValueError(f"run lengths (size, counts) were expected, found {found}")
+    if list(rle.get("size") or ()) != [height, width]:
+        raise ValueError(f"the run lengths are for {str(rle.get('size'))[:40]} (height, width), "
+                         f"the video is {[height, width]}")
+    runs = _read_counts(rle["counts"], height*width + 1)
+    if sum(runs) != height*width:
+        raise ValueError(f"the run lengths fill {sum(runs)} pixels, the video has {height*width}")
     return np.repeat(np.arange(len(runs)) % 2 == 1, runs).reshape(width, height).T.copy()
 
 # %% ../../nbs/masks/02_imported.ipynb #5d773eec
+def _has_id(item, key) -> bool: return isinstance(item, dict) and type(item.get(key)) in (int, str)
+
 def _coco_images(path, data) -> dict: # id: (file name, run lengths)
-    if not isinstance(data, dict) or not isinstance(data.get("images"), list) or not isinstance(data.get("annotations"), list): raise ValueError(f"{path}: `images` and `annotations` were expected, found {sorted(data)[:8] if isinstance(data, dict) else type(data).__name__}")
+    lists = [data.get(key) for key in ("images", "annotations")] if isinstance(data, dict) else []
+    if not lists or not all(isinstance(x, list) for x in lists):
+        found = sorted(data)[:8] if isinstance(data, dict) else type(data).__name__
+        raise ValueError(f"{path}: `images` and `annotations` were expected, found {found}")
     images = {}
-    for im in data["images"]:
-        if not isinstance(im, dict) or not isinstance(im.get("file_name"), str) or type(im.get("id")) not in (int, str): raise ValueError(f"{path}: each of `images` should have an id and a file_name, found {str(im)[:80]}")
-        if im["id"] in images: raise ValueError(f"{path}: two images have the id {im['id']}")
-        images[im["id"]] = im["file_name"], []
-    for a in data["annotations"]:
-        if not isinstance(a, dict) or type(a.get("image_id")) not in (int, str) or a["image_id"] not in images: raise ValueError(f"{path}: an annotation belongs to no image of the file: {str(a)[:80]}")
-        images[a["image_id"]][1].append(a.get("segmentation"))
+    for image in data["images"]:
+        if not _has_id(image, "id") or not isinstance(image.get("file_name"), str):
+            raise ValueError(f"{path}: each of `images` should have an id and a file_name, found {str(image)[:80]}")
+        if image["id"] in images: raise ValueError(f"{path}: two images have the id {image['id']}")
+        images[image["id"]] = image["file_name"], []
+    for annotation in data["annotations"]:
+        if not _has_id(annotation, "image_id") or annotation["image_id"] not in images:
+            raise ValueError(f"{path}: an annotation belongs to no image of the file: {str(annotation)[:80]}")
+        images[annotation["image_id"]][1].append(annotation.get("segmentation"))
     return images
 
-def read_coco(path, only=None) -> dict: # {camera: {frame: list of run lengths}}
-    "The masks in a COCO JSON, or in a folder of one JSON per camera (cam_0.json), by the numbers in the pictures' names."
+def read_coco(
+    path, # COCO JSON, or a folder of one JSON per camera (cam_0.json)
+    only=None, # the camera's number where there is just one
+) -> dict: # {camera: {frame: list of run lengths}}
+    "The masks in COCO JSON, by the numbers in the images' names."
     path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
-    items = []
-    for f in files:
-        try: data = json.loads(read_bytes(f))
-        except (ValueError, RecursionError) as e: raise ValueError(f"{f}: no readable JSON ({str(e)[:80]})") from None
-        items += [(f"{f.stem}/{name}" if path.is_dir() else name, rles) for name, rles in _coco_images(f, data).values()]
-    return _placed(items, only)
+    named_items = []
+    for file in files:
+        try: data = json.loads(read_bytes(file))
+        except (ValueError, RecursionError) as e:
+            raise ValueError(f"{file}: no readable JSON ({str(e)[:80]})") from None
+        for name, run_lengths in _coco_images(file, data).values():
+            named_items.append((f"{file.stem}/{name}" if path.is_dir() else name, run_lengths))
+    return _by_camera_and_frame(named_items, only)
 
 # %% ../../nbs/masks/02_imported.ipynb #daa60d9c
-def items_in_order(found, n, where) -> list:
+def items_in_order(
+    found:dict, # {frame: item}
+    n:int, # frames of the video
+    where:str, # for messages
+) -> list:
     "The items of frames 0 … n - 1, or of 1 … n; ValueError with the first gap."
     first = 1 if 0 not in found and n in found else 0
-    wanted = range(first, first + n)
-    if gone := [i for i in wanted if i not in found]: raise ValueError(f"{where}: a mask for frame {gone[0]} was looked for ({len(gone)} of {n} are missing), there are {len(found)}, from {min(found)} to {max(found)}")
+    frames = range(first, first + n)
+    missing = [i for i in frames if i not in found]
+    if missing:
+        raise ValueError(f"{where}: a mask for frame {missing[0]} was looked for ({len(missing)} of {n} are missing), "
+                         f"there are {len(found)}, from {min(found)} to {max(found)}")
     if len(found) > n: raise ValueError(f"{where}: {len(found)} masks, but the video has {n} frames")
-    return [found[i] for i in wanted]
+    return [found[i] for i in frames]

@@ -21,9 +21,11 @@ __all__ = ['SHIPPED', 'ModelCard', 'save_checkpoint', 'read_card', 'load_weights
            'checkpoint_path', 'checkpoint_hash']
 
 # %% ../../nbs/models/01_checkpoint.ipynb #9302d1e6
+def _tuples(d): return {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
+
 @dataclass(frozen=True)
 class ModelCard:
-    "What a checkpoint is: network, camera domain, and how it came about (command, seed, steps, losses, held-out scores)."
+    "What a checkpoint is: network, camera domain, and its training (command, seed, steps, losses, held-out scores)."
     config:GSLRMConfig
     domain:CameraDomain
     training:dict = field(default_factory=dict) # free-form facts; numbers and strings
@@ -32,41 +34,79 @@ class ModelCard:
 
     @classmethod
     def from_json(cls, s:str) -> ModelCard:
-        "Unknown fields are an error: a card of a later version is not half-read."
+        "Unknown fields are an error: the card of a later version is not read in part."
         d = json.loads(s)
-        tup = lambda x: {k: tuple(v) if isinstance(v, list) else v for k, v in x.items()}
-        return cls(GSLRMConfig(**d["config"]), CameraDomain(**tup(d["domain"])), d.get("training", {}))
+        return cls(GSLRMConfig(**d["config"]), CameraDomain(**_tuples(d["domain"])), d.get("training", {}))
 
 # %% ../../nbs/models/01_checkpoint.ipynb #1e3e8aad
 def save_checkpoint(
     path, # *.safetensors
-    model:GSLRM, card:ModelCard,
+    model:GSLRM,
+    card:ModelCard,
     dtype=torch.float32, # of the stored weights
 ) -> Path:
     "Write weights and card as one safetensors file, whole or not at all."
     path = Path(path)
-    temp = path.with_name(path.name + ".part")
-    save_file({k: v.detach().cpu().to(dtype).contiguous() for k, v in model.state_dict().items()}, temp, metadata={"card": card.to_json(), "format": "gslrm_mouse 1"})
-    os.replace(temp, path)
+    part = path.with_name(path.name + ".part")
+    weights = {name: v.detach().cpu().to(dtype).contiguous() for name, v in model.state_dict().items()}
+    save_file(weights, part, metadata={"card": card.to_json(), "format": "gslrm_mouse 1"})
+    os.replace(part, path)
     return path
 
 def _open(path):
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}" + (f"; the folder holds {', '.join(sorted(p.name for p in path.parent.glob('*.safetensors'))) or 'no .safetensors file'}" if path.parent.is_dir() else ""))
+    if not path.is_file():
+        message = f"no checkpoint at {path}"
+        if path.parent.is_dir():
+            others = sorted(p.name for p in path.parent.glob("*.safetensors"))
+            message += f"; the folder holds {', '.join(others) or 'no .safetensors file'}"
+        raise FileNotFoundError(message)
     try: return safe_open(path, framework="pt")
-    except (SafetensorError, OSError) as e: raise ValueError(f"{path} is not a readable safetensors file ({e})") from None
+    except (SafetensorError, OSError) as e:
+        raise ValueError(f"{path} is not a readable safetensors file ({e})") from None
 
 def read_card(path) -> ModelCard:
-    "The camera card alone; the weights are not read."
-    with _open(path) as f: meta = f.metadata() or {}
-    if "card" not in meta: raise ValueError(f"{path} carries no camera card, so nothing says which cameras its network knows")
-    try: return ModelCard.from_json(meta["card"])
-    except (TypeError, KeyError, ValueError) as e: raise ValueError(f"{path}: the camera card cannot be read ({e})") from None
+    "The model card alone; the weights are not read."
+    with _open(path) as f: metadata = f.metadata() or {}
+    if "card" not in metadata:
+        raise ValueError(f"{path} contains no model card, so the cameras of its training are unknown")
+    try: return ModelCard.from_json(metadata["card"])
+    except (TypeError, KeyError, ValueError) as e:
+        raise ValueError(f"{path}: the model card cannot be read ({e})") from None
 
 # %% ../../nbs/models/01_checkpoint.ipynb #de7f8f54
-def _some(names):
+def _some(names) -> str: # the first five
     names = sorted(names)
-    return ", ".join(names[:5]) + (f", … ({len(names)} in all)" if len(names) > 5 else "") if names else "none"
+    if not names: return "none"
+    more = f", … ({len(names)} in all)" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more
+
+def _weight_problems(config, expected, state, whose):
+    "What is wrong with the weights in `state`, in the order of the checks; `expected` has the right names and shapes."
+    missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
+    if missing or unknown:
+        yield (f" does not fit {whose}: {len(missing)} weights are missing ({_some(missing)}), "
+               f"{len(unknown)} are unknown ({_some(unknown)})")
+    not_numbers = [name for name, v in state.items() if not _has_numbers(v)]
+    if not_numbers: yield f": no floating-point numbers in {_some(not_numbers)}"
+
+    embedder = "patch_embedder.1.weight"
+    width = state[embedder].shape[-1] if state[embedder].ndim else 0
+    channels, rest = divmod(width, config.patch_size**2)
+    if channels and not rest and channels != config.in_channels:
+        yield (f": {embedder} takes {channels} channels a pixel, "
+               f"colour and rays={config.rays!r} make {config.in_channels}")
+    misshapen = [f"{name} {tuple(state[name].shape)} instead of {tuple(v.shape)}"
+                 for name, v in expected.items() if state[name].shape != v.shape]
+    if misshapen:
+        more = f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""
+        yield f" does not fit {whose}: {misshapen[0]}{more}"
+
+def _has_numbers(v) -> bool:
+    return isinstance(v, torch.Tensor) and v.is_floating_point() and v.layout == torch.strided
+
+def _is_finite(v) -> bool: # by the extremes: no mask as large as the tensor
+    return not v.numel() or bool(torch.stack(v.aminmax()).isfinite().all())
 
 def load_weights(
     config:GSLRMConfig,
@@ -74,18 +114,13 @@ def load_weights(
     name:str, # where they come from, for messages
     whose:str="its own card", # what they should fit, for messages
 ) -> GSLRM: # float32, eval mode
-    "A network made of `state`, or a ValueError which names what is missing, extra, of another shape or no number."
+    "A network made of `state`, or a ValueError that names what is missing, unknown, misshapen or not a number."
     with torch.device("meta"): model = GSLRM(config)
-    want = model.state_dict()
-    missing, extra = want.keys() - state.keys(), state.keys() - want.keys()
-    if missing or extra: raise ValueError(f"{name} does not fit {whose}: {len(missing)} weights are missing ({_some(missing)}), {len(extra)} are unknown ({_some(extra)})")
-    if wrong := [k for k, v in state.items() if not isinstance(v, torch.Tensor) or not v.is_floating_point() or v.layout != torch.strided]: raise ValueError(f"{name}: no floating-point numbers in {_some(wrong)}")
-    embed = "patch_embedder.1.weight"
-    width, p2 = state[embed].shape[-1] if state[embed].ndim else 0, config.patch_size**2
-    if width != p2*config.in_channels and width and width % p2 == 0: raise ValueError(f"{name}: {embed} takes {width//p2} channels a pixel, colour and rays={config.rays!r} make {config.in_channels}")
-    if wrong := [f"{k} {tuple(state[k].shape)} instead of {tuple(want[k].shape)}" for k in want if state[k].shape != want[k].shape]: raise ValueError(f"{name} does not fit {whose}: {wrong[0]}" + (f" and {len(wrong) - 1} more" if wrong[1:] else ""))
-    state = {k: state[k].float().contiguous() for k in want}
-    if bad := [k for k, v in state.items() if v.numel() and not torch.stack(v.aminmax()).isfinite().all()]: raise ValueError(f"{name}: {bad[0]} holds NaN or infinity")
+    expected = model.state_dict()
+    for problem in _weight_problems(config, expected, state, whose): raise ValueError(f"{name}{problem}")
+    state = {key: state[key].float().contiguous() for key in expected}
+    for key, v in state.items():
+        if not _is_finite(v): raise ValueError(f"{name}: {key} holds NaN or infinity")
     model.load_state_dict(state, assign=True)
     return model.eval()
 
@@ -95,10 +130,10 @@ def load_checkpoint(
     "The network with its weights, every one of them, and its card."
     path = checkpoint_path(path)
     card = read_card(path)
-    with _open(path) as f: state = {k: f.get_tensor(k) for k in f.keys()}
+    with _open(path) as f: state = {name: f.get_tensor(name) for name in f.keys()}
     return load_weights(card.config, state, str(path)), card
 
-SHIPPED = ("gslrm_64", "gslrm_128") # 64 px; the same weights trained on at 128 px
+SHIPPED = ("gslrm_64", "gslrm_128") # 64 px; the same weights trained further at 128 px
 
 def shipped_checkpoint(name:str="gslrm_64") -> Path:
     "A checkpoint in this package, of `SHIPPED`."
@@ -108,7 +143,9 @@ def checkpoint_path(
     which=None, # a file, the name of a shipped checkpoint, or None: the 64-px one
 ) -> Path:
     "Where a checkpoint is."
-    return shipped_checkpoint(str(which or SHIPPED[0])) if which is None or str(which) in SHIPPED else Path(which)
+    if which is None: return shipped_checkpoint()
+    if str(which) in SHIPPED: return shipped_checkpoint(str(which))
+    return Path(which)
 
 def checkpoint_hash(path) -> str:
     "First 12 digits of the file's SHA-256."

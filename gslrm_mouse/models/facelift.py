@@ -4,6 +4,7 @@
 
 # %% ../../nbs/models/02_facelift.ipynb #074be4f4
 from __future__ import annotations
+import io
 import pickle
 from dataclasses import replace
 from pathlib import Path
@@ -22,37 +23,61 @@ __all__ = ['PERCEPTUAL', 'facelift_tensors', 'load_torch_file', 'load_facelift',
            'facelift_picture', 'facelift_ply']
 
 # %% ../../nbs/models/02_facelift.ipynb #94b549e7
-PERCEPTUAL = "loss_calculator." # what begins so is no part of the network
+PERCEPTUAL = "loss_calculator." # prefix of tensors that are not part of the network
 _VGG = [64, 64, 128, 128, *[256]*4, *[512]*8] # widths of VGG-19's convolutions
+_RELEASED = GSLRMConfig() # the configuration of the released checkpoint
 
 def facelift_tensors(
-    config:GSLRMConfig=GSLRMConfig(),
+    config:GSLRMConfig=_RELEASED,
     perceptual:bool=False, # with those of the perceptual loss
 ) -> dict: # name: shape, in the order of the file
-    "Names and shapes of the tensors which FaceLift's checkpoint of this configuration holds."
-    with torch.device("meta"): names = {k: tuple(v.shape) for k, v in GSLRM(config).state_dict().items()}
-    if perceptual:
-        for i, (a, b) in enumerate(zip([3, *_VGG], _VGG), 1): names |= {f"{PERCEPTUAL}perceptual_loss_module.net.conv{i}.{k}": s for k, s in (("weight", (b, a, 3, 3)), ("bias", (b,)))}
-    return names
+    "Names and shapes of the tensors in FaceLift's checkpoint of this configuration."
+    with torch.device("meta"): shapes = {name: tuple(v.shape) for name, v in GSLRM(config).state_dict().items()}
+    if not perceptual: return shapes
+    for i, (n_in, n_out) in enumerate(zip([3, *_VGG], _VGG), 1):
+        convolution = f"{PERCEPTUAL}perceptual_loss_module.net.conv{i}"
+        shapes[f"{convolution}.weight"] = (n_out, n_in, 3, 3)
+        shapes[f"{convolution}.bias"] = (n_out,)
+    return shapes
 
 # %% ../../nbs/models/02_facelift.ipynb #87457dac
-def _first_line(e, *about):
-    lines = str(e).strip().splitlines() or [type(e).__name__]
-    return next((l.strip() for l in lines if any(a in l for a in about)), lines[0])[:160]
+def _first_line(error, *about) -> str: # of its message; rather one that contains a word of `about`
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    relevant = [line.strip() for line in lines if any(word in line for word in about)]
+    return (relevant or lines)[0][:160]
 
-def _entries(x): return f"{len(x)} entries ({', '.join(str(k)[:60] for k in list(x)[:5])}{', …' if len(x) > 5 else ''})" if isinstance(x, dict) else type(x).__name__
+def _entries(x) -> str:
+    if not isinstance(x, dict): return type(x).__name__
+    names = [str(key)[:60] for key in list(x)[:5]]
+    if len(x) > 5: names.append("…")
+    return f"{len(x)} entries ({', '.join(names)})"
+
+def _missing_file(path) -> FileNotFoundError:
+    message = f"no checkpoint at {path}"
+    if path.parent.is_dir():
+        others = sorted(p.name for p in path.parent.glob("*.pt"))[:9]
+        message += f"; the folder holds {', '.join(others) or 'no .pt file'}"
+    return FileNotFoundError(message)
+
+_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError,
+               AssertionError, UnicodeDecodeError) # what torch.load raises for damaged files
 
 def load_torch_file(
     path, # ckpt_*.pt
 ) -> dict: # what torch.save was given; tensors are mapped
     "A file of torch.save without running code from it; ValueError in one sentence for an unreadable or a foreign one."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no checkpoint at {path}" + (f"; the folder holds {', '.join(sorted(p.name for p in path.parent.glob('*.pt'))[:9]) or 'no .pt file'}" if path.parent.is_dir() else ""))
+    if not path.is_file(): raise _missing_file(path)
     with open(path, "rb") as f: head = f.read(8)
-    if not head.startswith(b"PK\x03\x04"): raise ValueError(f"{path}: a zip file of torch.save was looked for, found {path.stat().st_size:,} bytes beginning with {head!r}")
+    if not head.startswith(b"PK\x03\x04"):
+        raise ValueError(f"{path}: a zip file of torch.save was looked for, "
+                         f"found {path.stat().st_size:,} bytes beginning with {head!r}")
     try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as e: raise ValueError(f"{path}: holds something other than weights, and nothing in it was run ({_first_line(e, 'Unsupported', 'GLOBAL')})") from None
-    except (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError, AssertionError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not readable as a file of torch.save ({_first_line(e)})") from None
+    except pickle.UnpicklingError as e:
+        raise ValueError(f"{path}: holds something other than weights, and nothing in it was run "
+                         f"({_first_line(e, 'Unsupported', 'GLOBAL')})") from None
+    except _UNREADABLE as e:
+        raise ValueError(f"{path}: not readable as a file of torch.save ({_first_line(e)})") from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise ValueError(f"{path}: FaceLift's files have an entry `model`, found {_entries(found)}")
     return found
@@ -60,14 +85,18 @@ def load_torch_file(
 # %% ../../nbs/models/02_facelift.ipynb #333f4af8
 def load_facelift(
     path, # ckpt_*.pt of FaceLift or of a fork that left the network as it is
-    config:GSLRMConfig=GSLRMConfig(), # what the file's YAML says; the released one's by default
+    config:GSLRMConfig=_RELEASED, # what the file's YAML says; the released one's by default
 ) -> GSLRM: # float32, eval mode, mapped
-    "FaceLift's network with all its tensors, strictly; what the perceptual loss left in the file is dropped."
-    state = {k: v for k, v in load_torch_file(path)["model"].items() if not str(k).startswith(PERCEPTUAL)}
-    if not state: raise ValueError(f"{path}: its `model` is empty, {len(facelift_tensors(config))} tensors were looked for")
-    return load_weights(config, {str(k): v for k, v in state.items()}, str(path), "the configuration")
+    "FaceLift's network with all its tensors, strictly; tensors of the perceptual loss are dropped."
+    model = load_torch_file(path)["model"]
+    state = {str(name): v for name, v in model.items() if not str(name).startswith(PERCEPTUAL)}
+    if not state:
+        raise ValueError(f"{path}: its `model` is empty, {len(facelift_tensors(config))} tensors were looked for")
+    return load_weights(config, state, str(path), "the configuration")
 
 # %% ../../nbs/models/02_facelift.ipynb #96160e63
+_COUNTERS = ("fwdbwd_pass_step", "param_update_step")
+
 def convert(
     path, # ckpt_*.pt
     out, # *.safetensors to write
@@ -75,21 +104,29 @@ def convert(
     dtype:str="float32", # of the stored weights: "float32" or "float16"
     overwrite:bool=False, # replace `out`
 ) -> Path:
-    "FaceLift's checkpoint as safetensors with a camera card."
+    "FaceLift's checkpoint as safetensors with camera metadata in its model card."
     out, dtypes = Path(out), dict(float32=torch.float32, float16=torch.float16)
-    if out.suffix != ".safetensors" or not out.parent.is_dir(): raise ValueError(f"the converted checkpoint should be called *.safetensors in a folder that exists, got {out}")
+    if out.suffix != ".safetensors" or not out.parent.is_dir():
+        raise ValueError("the converted checkpoint should be called *.safetensors in a folder that exists, "
+                         f"got {out}")
     if dtype not in dtypes: raise ValueError(f"dtype must be float32 or float16, got {dtype!r}")
     if out.exists() and not overwrite: raise FileExistsError(f"{out} exists: pass --overwrite to replace it")
-    config = GSLRMConfig() if config is None else GSLRMConfig.from_yaml(config)
+    config = _RELEASED if config is None else GSLRMConfig.from_yaml(config)
     model = load_facelift(path, config)
-    steps = {k: v for k, v in load_torch_file(path).items() if k in ("fwdbwd_pass_step", "param_update_step") and isinstance(v, int)}
-    facts = dict(source=Path(path).name, sha256=checkpoint_hash(path), licence="that of the source; FaceLift's own weights are under the Adobe Research License", **steps)
-    return save_checkpoint(out, model, ModelCard(config, replace(FACELIFT_DOMAIN, image_size=config.image_size), facts), dtypes[dtype])
+    counters = {k: v for k, v in load_torch_file(path).items() if k in _COUNTERS and isinstance(v, int)}
+    facts = dict(
+        source=Path(path).name,
+        sha256=checkpoint_hash(path),
+        licence="that of the source; FaceLift's own weights are under the Adobe Research License",
+        **counters)
+    domain = replace(FACELIFT_DOMAIN, image_size=config.image_size)
+    return save_checkpoint(out, model, ModelCard(config, domain, facts), dtypes[dtype])
 
 # %% ../../nbs/models/02_facelift.ipynb #32d9c827
 def inria_camera_matrices(
     cams:Cameras, # (...)
-    near:float=.01, far:float=100., # of the projection; its third row is read by nobody
+    near:float=.01, # of the projection, whose third row is never read
+    far:float=100., # of the projection
 ) -> dict: # view, projection, full: (..., 4, 4), transposed; tanfov (..., 2) x and y; center (..., 3)
     "What the INRIA rasterizer is given for each camera."
     K, w2c = cams.K.double(), cams.w2c.double()
@@ -98,8 +135,16 @@ def inria_camera_matrices(
     P = torch.zeros_like(w2c)
     P[..., 0, 0], P[..., 1, 1] = (2*f/size).unbind(-1)
     P[..., 0, 2], P[..., 1, 2] = (2*c/size - 1).unbind(-1)
-    P[..., 2, 2], P[..., 2, 3], P[..., 3, 2] = -(far + near)/(far - near), -2*far*near/(far - near), 1.
-    return {k: v.float() for k, v in dict(view=w2c.mT, projection=P.mT, full=(P @ w2c).mT, tanfov=size/(2*f), center=cams.to(torch.float64).centers).items()}
+    P[..., 2, 2] = -(far + near)/(far - near)
+    P[..., 2, 3] = -2*far*near/(far - near)
+    P[..., 3, 2] = 1.
+    matrices = dict(
+        view=w2c.mT,
+        projection=P.mT,
+        full=(P @ w2c).mT,
+        tanfov=size/(2*f),
+        center=cams.to(torch.float64).centers)
+    return {name: matrix.float() for name, matrix in matrices.items()}
 
 # %% ../../nbs/models/02_facelift.ipynb #a8f60985
 def facelift_picture(
@@ -108,13 +153,17 @@ def facelift_picture(
     background:float=1., # grey value, 0 to 1
     alpha:bool=True, # keep alpha as a fourth channel
 ) -> Tensor: # (size, size, 4 or 3) float32
-    "A picture as FaceLift's data set makes it: Pillow's LANCZOS on RGBA, pasted on `background` in 8 bits."
-    if rgba.ndim != 3 or rgba.shape[0] != rgba.shape[1] or rgba.shape[2] != 4 or rgba.dtype != np.uint8: raise ValueError(f"a square RGBA picture in uint8 was expected, found {rgba.shape} {rgba.dtype}")
-    im = Image.fromarray(rgba).resize((size, size), Image.LANCZOS)
-    base = Image.new("RGB", (size, size), (int(255*background),)*3)
-    a = im.getchannel("A")
-    base.paste(im, mask=a)
-    return torch.from_numpy(np.dstack([np.asarray(base)] + [np.asarray(a)]*alpha)).float()/255
+    "An image as FaceLift's data set makes it: Pillow's LANCZOS on RGBA, pasted on `background` in 8 bits."
+    is_square_rgba = rgba.ndim == 3 and rgba.shape[0] == rgba.shape[1] and rgba.shape[2] == 4
+    if not is_square_rgba or rgba.dtype != np.uint8:
+        raise ValueError(f"a square RGBA image in uint8 was expected, found {rgba.shape} {rgba.dtype}")
+    resized = Image.fromarray(rgba).resize((size, size), Image.LANCZOS)
+    mask = resized.getchannel("A")
+    pasted = Image.new("RGB", (size, size), (int(255*background),)*3)
+    pasted.paste(resized, mask=mask)
+    channels = [np.asarray(pasted)]
+    if alpha: channels.append(np.asarray(mask))
+    return torch.from_numpy(np.dstack(channels)).float()/255
 
 # %% ../../nbs/models/02_facelift.ipynb #c49f75f3
 def facelift_ply(
@@ -124,15 +173,20 @@ def facelift_ply(
 ) -> bytes:
     "The bytes of a PLY file as FaceLift writes it."
     from plyfile import PlyData, PlyElement
-    import io
-    p = {k: v.detach().cpu().float() for k, v in p.items()}
+    p = {name: v.detach().cpu().float() for name, v in p.items()}
     scale = p["scaling"] if scaling_modifier is None else torch.log(torch.exp(p["scaling"])*scaling_modifier)
-    rest = p["features"][:, 1:].transpose(1, 2)
-    rest = torch.nn.functional.pad(rest, (0, 15 - rest.shape[-1])) if viewer else rest
-    rest = rest.flatten(1)
-    rgb = (255*(.5 + C0*p["features"][:, 0].double())).clamp(0, 255).byte()
-    columns = {**dict(zip("xyz", p["xyz"].T)), **dict(zip(("red", "green", "blue"), rgb.T)), **{f"f_dc_{i}": x for i, x in enumerate(p["features"][:, 0].T)}, **{f"f_rest_{i}": x for i, x in enumerate(rest.T)},
-               "opacity": p["opacity"][:, 0], **{f"scale_{i}": x for i, x in enumerate(scale.T)}, **{f"rot_{i}": x for i, x in enumerate(p["rotation"].T)}}
-    table = np.rec.fromarrays([x.numpy() for x in columns.values()], dtype=[(k, "u1" if v.dtype == torch.uint8 else "<f4") for k, v in columns.items()])
-    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(f := io.BytesIO())
-    return f.getvalue()
+    dc, rest = p["features"][:, 0], p["features"][:, 1:].transpose(1, 2)
+    if viewer: rest = torch.nn.functional.pad(rest, (0, 15 - rest.shape[-1]))
+    rgb = (255*(.5 + C0*dc.double())).clamp(0, 255).byte()
+
+    columns = dict(zip(("x", "y", "z", "red", "green", "blue"), [*p["xyz"].T, *rgb.T]))
+    columns |= {f"f_dc_{i}": x for i, x in enumerate(dc.T)}
+    columns |= {f"f_rest_{i}": x for i, x in enumerate(rest.flatten(1).T)}
+    columns["opacity"] = p["opacity"][:, 0]
+    columns |= {f"scale_{i}": x for i, x in enumerate(scale.T)}
+    columns |= {f"rot_{i}": x for i, x in enumerate(p["rotation"].T)}
+    dtypes = [(name, "u1" if x.dtype == torch.uint8 else "<f4") for name, x in columns.items()]
+    table = np.rec.fromarrays([x.numpy() for x in columns.values()], dtype=dtypes)
+    file = io.BytesIO()
+    PlyData([PlyElement.describe(table, "vertex")], byte_order="<").write(file)
+    return file.getvalue()

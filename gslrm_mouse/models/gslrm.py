@@ -18,8 +18,8 @@ from ..gaussians.cloud import Gaussians
 
 # %% auto #0
 __all__ = ['DEPTH_WINDOW', 'SCALE_CAP', 'GSLRMConfig', 'n_parameters', 'n_tokens', 'n_flop', 'patchify', 'to_patch_order',
-           'to_raster_order', 'RigRays', 'rig_rays', 'autocast_disabled', 'posed_patches', 'Attention', 'MLP',
-           'TransformerLayer', 'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
+           'to_raster_order', 'RigRays', 'rig_rays', 'posed_patches', 'Attention', 'MLP', 'TransformerLayer',
+           'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
 
 # %% ../../nbs/models/00_gslrm.ipynb #74d8b890
 @dataclass(frozen=True)
@@ -30,21 +30,24 @@ class GSLRMConfig:
     d:int = 1024 # token width
     d_head:int = 64 # width of an attention head
     n_layer:int = 24 # transformer layers
-    n_gaussians:int = 2 # G, free Gaussians of the whole scene, not per pixel
+    n_gaussians:int = 2 # G, scene-level Gaussians from learned tokens, not per pixel
     sh_degree:int = 0 # of the colours
     rays:str = "nearest" # "nearest" (FaceLift) · "moment" (paper) · "both"
-    refsrc_marker:bool = False # an embedding which tells view 0 from the others
+    refsrc_marker:bool = False # a learned embedding that distinguishes view 0 from the others
     hard_pixelalign:bool = True # Gaussians stay on the rays of their pixels
     depth_preact_bias:float = 0. # added before the sigmoid of the depth
     depth_min:float = 0. # with depth_max: near end of the depth range, for rays="moment"
     depth_max:float = 0. # far end
-    depth_reference_origin:bool = False # depth window about the origin's distance, for rays="moment"
-    clip_xyz:bool = False # keep pixel Gaussians in [-1, 1]³; the original's flag never acted
+    depth_reference_origin:bool = False # depth range about the distance of the origin, for rays="moment"
+    clip_xyz:bool = False # keep pixel Gaussians in [-1, 1]³; the original's flag never had an effect
     scaling_modifier:float = 1. # multiplies all scales
 
     def __post_init__(self):
-        if self.rays not in RAY_CHANNELS: raise ValueError(f"rays must be one of {', '.join(RAY_CHANNELS)}, got {self.rays!r}")
-        if min(self.patch_size, self.d, self.d_head) < 1 or min(self.n_layer, self.n_gaussians) < 0: raise ValueError(f"patch_size, d, d_head must be positive, n_layer and n_gaussians not negative, got {self}")
+        if self.rays not in RAY_CHANNELS:
+            raise ValueError(f"rays must be one of {', '.join(RAY_CHANNELS)}, got {self.rays!r}")
+        if min(self.patch_size, self.d, self.d_head) < 1 or min(self.n_layer, self.n_gaussians) < 0:
+            raise ValueError("patch_size, d, d_head must be positive, n_layer and n_gaussians not negative, "
+                             f"got {self}")
         if self.d % self.d_head: raise ValueError(f"d ({self.d}) must be a multiple of d_head ({self.d_head})")
         if not 0 <= self.sh_degree <= 3: raise ValueError(f"sh_degree goes from 0 to 3, got {self.sh_degree}")
 
@@ -56,119 +59,196 @@ class GSLRMConfig:
     @property
     def n_out(self) -> int:
         "q, raw numbers of a Gaussian: 14 for sh_degree 0."
-        return 3 + 3*(self.sh_degree + 1)**2 + 3 + 4 + 1
+        position, scale, rotation, opacity = 3, 3, 4, 1
+        return position + 3*(self.sh_degree + 1)**2 + scale + rotation + opacity
 
 # %% ../../nbs/models/00_gslrm.ipynb #3d68d19b
 def n_parameters(c:GSLRMConfig) -> int:
     "Parameters of the network, by formula."
-    p2, d = c.patch_size**2, c.d
-    return p2*c.in_channels*d + c.n_gaussians*d + d + c.n_layer*(12*d*d + 2*d) + (d + c.n_out*d) + (d + p2*c.n_out*d) + 2*d*c.refsrc_marker
+    pixels, d = c.patch_size**2, c.d
+    embedder = pixels*c.in_channels*d
+    learned_tokens, input_norm = c.n_gaussians*d, d
+    layer = 12*d*d + 2*d # 3 for qkv, 1 for the attention's output, 8 for the MLP; two norms
+    scene_decoder = d + c.n_out*d
+    pixel_decoder = d + pixels*c.n_out*d
+    markers = 2*d*c.refsrc_marker
+    return embedder + learned_tokens + input_norm + c.n_layer*layer + scene_decoder + pixel_decoder + markers
 
-def n_tokens(c:GSLRMConfig, views:int, height:int=None, width:int=None) -> int:
-    "Length of the sequence for `views` pictures (of image_size pixels when no size is given)."
-    return c.n_gaussians + views*((height or c.image_size)//c.patch_size)*((width or c.image_size)//c.patch_size)
+def n_tokens(
+    c:GSLRMConfig,
+    views:int, # number of input images
+    height:int=None, # of the images; image_size when None
+    width:int=None, # of the images; image_size when None
+) -> int:
+    "Length of the token sequence."
+    rows, columns = (height or c.image_size)//c.patch_size, (width or c.image_size)//c.patch_size
+    return c.n_gaussians + views*rows*columns
 
 def n_flop(c:GSLRMConfig, tokens:int) -> int:
-    "Floating-point operations of a forward pass's matrix products; attention grows with the square of the tokens."
-    ends = (tokens - c.n_gaussians)*c.patch_size**2*(c.in_channels + c.n_out) + c.n_gaussians*c.n_out
-    return 2*c.d*(ends + c.n_layer*tokens*(12*c.d + 2*tokens))
+    "Floating-point operations of the matrix products of a forward pass; attention is quadratic in the tokens."
+    per_patch = c.patch_size**2*(c.in_channels + c.n_out)
+    ends = (tokens - c.n_gaussians)*per_patch + c.n_gaussians*c.n_out # embedder and decoders
+    layer = tokens*(12*c.d + 2*tokens)
+    return 2*c.d*(ends + c.n_layer*layer)
 
 # %% ../../nbs/models/00_gslrm.ipynb #4f22907e
-_YAML = {"image_tokenizer.image_size": "image_size", "image_tokenizer.patch_size": "patch_size", "transformer.d": "d", "transformer.d_head": "d_head", "transformer.n_layer": "n_layer",
-         "gaussians.n_gaussians": "n_gaussians", "gaussians.sh_degree": "sh_degree", "hard_pixelalign": "hard_pixelalign"} # must be there
-_YAML_OPTIONAL = {"gaussians.scaling_modifier": "scaling_modifier", "add_refsrc_marker": "refsrc_marker", "depth_preact_bias": "depth_preact_bias", "depth_min": "depth_min", "depth_max": "depth_max",
-                  "depth_reference_origin": "depth_reference_origin"}
-_YAML_OTHER = {"image_tokenizer.in_channels", "gaussians.upsampler.upsample_factor", "use_custom_plucker", "use_aug_plucker", "clip_xyz", "half_bbx_size", "class_name"} # read below, or no matter of the network
+_YAML = { # required keys: field
+    "image_tokenizer.image_size": "image_size",
+    "image_tokenizer.patch_size": "patch_size",
+    "transformer.d": "d",
+    "transformer.d_head": "d_head",
+    "transformer.n_layer": "n_layer",
+    "gaussians.n_gaussians": "n_gaussians",
+    "gaussians.sh_degree": "sh_degree",
+    "hard_pixelalign": "hard_pixelalign",
+}
+_YAML_OPTIONAL = {
+    "gaussians.scaling_modifier": "scaling_modifier",
+    "add_refsrc_marker": "refsrc_marker",
+    "depth_preact_bias": "depth_preact_bias",
+    "depth_min": "depth_min",
+    "depth_max": "depth_max",
+    "depth_reference_origin": "depth_reference_origin",
+}
+_YAML_OTHER = { # read separately, or without meaning for the network
+    "image_tokenizer.in_channels", "gaussians.upsampler.upsample_factor", "use_custom_plucker", "use_aug_plucker",
+    "clip_xyz", "half_bbx_size", "class_name",
+}
+_YAML_FIELDS = {**_YAML, **_YAML_OPTIONAL}
 
-def _flat(d, prefix=""):
-    return {k2: v2 for k, v in d.items() for k2, v2 in (_flat(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}).items()}
+def _flat(d, prefix=""): # {"a": {"b": 1}} → {"a.b": 1}
+    flat = {}
+    for key, value in d.items():
+        if isinstance(value, dict): flat |= _flat(value, f"{prefix}{key}.")
+        else: flat[f"{prefix}{key}"] = value
+    return flat
 
-def _fits(value, default) -> bool: return isinstance(value, (int, float) if isinstance(default, float) else type(default)) and isinstance(value, bool) == isinstance(default, bool)
+def _has_type_of(default, value) -> bool: # an int may stand for a float, a bool for neither
+    expected = (int, float) if isinstance(default, float) else type(default)
+    return isinstance(value, expected) and isinstance(value, bool) == isinstance(default, bool)
+
+def _read_yaml(path) -> dict:
+    "The whole file, with its `model` section; an error in one sentence otherwise."
+    import yaml
+    if not path.is_file(): raise FileNotFoundError(f"no settings file at {path}")
+    try: whole = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as e:
+        reason = " ".join(str(e).split())[:120]
+        raise ValueError(f"{path}: not readable as YAML ({reason})") from None
+    if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
+        found = ", ".join(map(str, whole)) if isinstance(whole, dict) else type(whole).__name__
+        raise ValueError(f"{path}: a `model` section was looked for, found {found}")
+    return whole
+
+def _yaml_problems(model, whole): # of the flat model section, first things first
+    missing = [key for key in [*_YAML, "image_tokenizer.in_channels"] if key not in model]
+    if missing: yield f"the model section lacks {', '.join(missing)}"
+    unknown = sorted(model.keys() - _YAML_FIELDS.keys() - _YAML_OTHER)
+    if unknown: yield f"unknown keys in the model section: {', '.join(unknown)}"
+    upsampling = model.get("gaussians.upsampler.upsample_factor", 1)
+    if upsampling != 1: yield f"gaussians.upsampler.upsample_factor is {upsampling}, only 1 exists"
+    wrong = [f"{key} {model[key]!r}" for key, field in _YAML_FIELDS.items()
+             if key in model and not _has_type_of(getattr(GSLRMConfig, field), model[key])]
+    if wrong: yield f"not of the kind expected: {', '.join(wrong)}"
+    if model.get("clip_xyz") and "inference" not in whole:
+        yield ("clip_xyz is on but there is no `inference` section, on whose truth it depends "
+               "(the original stops here)")
 
 # %% ../../nbs/models/00_gslrm.ipynb #d789218a
 @patch(cls_method=True)
 def from_yaml(cls:GSLRMConfig,
     path, # the original's configs/*.yaml; only `model` and `inference` are read
 ) -> GSLRMConfig:
-    "The network a settings file of the original describes; ValueError in one sentence for what is missing, unknown or contradictory."
-    import yaml
+    "The network that a settings file of the original describes; ValueError for missing, unknown or contradictory keys."
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no settings file at {path}")
-    try: whole = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not readable as YAML ({' '.join(str(e).split())[:120]})") from None
-    if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict): raise ValueError(f"{path}: a `model` section was looked for, found {', '.join(map(str, whole)) if isinstance(whole, dict) else type(whole).__name__}")
-    m = {k: v for k, v in _flat(whole["model"]).items() if v is not None}
-    if missing := [k for k in [*_YAML, "image_tokenizer.in_channels"] if k not in m]: raise ValueError(f"{path}: the model section lacks {', '.join(missing)}")
-    if unknown := sorted(m.keys() - _YAML.keys() - _YAML_OPTIONAL.keys() - _YAML_OTHER): raise ValueError(f"{path}: unknown keys in the model section: {', '.join(unknown)}")
-    if m.get("gaussians.upsampler.upsample_factor", 1) != 1: raise ValueError(f"{path}: gaussians.upsampler.upsample_factor is {m['gaussians.upsampler.upsample_factor']}, only 1 exists")
-    names = {**_YAML, **_YAML_OPTIONAL}
-    fields = {names[k]: v for k, v in m.items() if k in names}
-    if wrong := [f"{k} {m[k]!r}" for k, f in names.items() if k in m and not _fits(m[k], getattr(cls, f))]: raise ValueError(f"{path}: not of the kind expected: {', '.join(wrong)}")
-    if m.get("clip_xyz") and "inference" not in whole: raise ValueError(f"{path}: clip_xyz is on but there is no `inference` section, on whose truth it depends (the original stops here)")
-    rays = "nearest" if m.get("use_custom_plucker") else "both" if m.get("use_aug_plucker") else "moment"
-    c = cls(**fields, rays=rays, clip_xyz=bool(m.get("clip_xyz")) and not whole["inference"])
-    if m["image_tokenizer.in_channels"] != c.in_channels: raise ValueError(f"{path}: image_tokenizer.in_channels is {m['image_tokenizer.in_channels']}, colour and rays={rays!r} make {c.in_channels}")
-    return c
+    whole = _read_yaml(path)
+    model = {key: value for key, value in _flat(whole["model"]).items() if value is not None}
+    for problem in _yaml_problems(model, whole): raise ValueError(f"{path}: {problem}")
+
+    rays = "moment"
+    if model.get("use_aug_plucker"): rays = "both"
+    if model.get("use_custom_plucker"): rays = "nearest"
+    fields = {_YAML_FIELDS[key]: value for key, value in model.items() if key in _YAML_FIELDS}
+    config = cls(**fields, rays=rays, clip_xyz=bool(model.get("clip_xyz")) and not whole["inference"])
+
+    in_channels = model["image_tokenizer.in_channels"]
+    if in_channels != config.in_channels:
+        raise ValueError(f"{path}: image_tokenizer.in_channels is {in_channels}, "
+                         f"colour and rays={rays!r} make {config.in_channels}")
+    return config
 
 # %% ../../nbs/models/00_gslrm.ipynb #605232d1
 def _patches(x:Tensor, p:int) -> Tensor: # (B, V, H, W, C) → (B, V, H/p, W/p, p, p, C), a view
     H, W = x.shape[2:4]
-    if H % p or W % p: raise ValueError(f"pictures of {W}×{H} cannot be cut into patches of {p}×{p} pixels")
+    if H % p or W % p: raise ValueError(f"images of {W}×{H} cannot be cut into patches of {p}×{p} pixels")
     return x.unflatten(3, (W//p, p)).unflatten(2, (H//p, p)).transpose(3, 4)
 
 def patchify(
     x:Tensor, # (B, V, H, W, C)
     p:int, # patch size
 ) -> Tensor: # (B, V·H/p·W/p, p·p·C)
-    "Pictures as rows of patches, view by view; ValueError when p does not divide H and W."
+    "Images as rows of patches, view by view; ValueError when p does not divide H and W."
     return _patches(x, p).reshape(x.shape[0], -1, p*p*x.shape[-1])
 
-def to_patch_order(x:Tensor, p:int) -> Tensor: # (B, V·H·W, C)
-    "Per-pixel values (B, V, H, W, C) in the order in which the decoder emits Gaussians: patch by patch."
+def to_patch_order(
+    x:Tensor, # (B, V, H, W, C) per-pixel values
+    p:int, # patch size
+) -> Tensor: # (B, V·H·W, C)
+    "Per-pixel values in the order in which the decoder emits Gaussians: patch by patch."
     return patchify(x, p).view(x.shape[0], -1, x.shape[-1])
 
 def to_raster_order(
     x:Tensor, # (B, V·H·W, C) per-pixel values in patch order
-    height:int, width:int, # of the pictures
+    height:int, # of the images
+    width:int, # of the images
     p:int, # patch size
 ) -> Tensor: # (B, V, H, W, C)
-    "The way back: per-pixel values where their pixels are."
-    return x.view(x.shape[0], -1, height//p, width//p, p, p, x.shape[-1]).transpose(3, 4).flatten(4, 5).flatten(2, 3)
+    "The inverse of `to_patch_order`."
+    patches = x.view(x.shape[0], -1, height//p, width//p, p, p, x.shape[-1])
+    return patches.transpose(3, 4).flatten(4, 5).flatten(2, 3)
 
 # %% ../../nbs/models/00_gslrm.ipynb #22a76be3
 @dataclass(frozen=True)
 class RigRays:
-    "What a network takes from a rig's cameras, in patch order and float32."
+    "The rays of a rig's cameras as the network takes them: in patch order and float32."
     features:Tensor # (B, T, p·p, C) ray channels
     o:Tensor # (B, T·p·p, 3) origin of each pixel's ray
     d:Tensor # (B, T·p·p, 3) unit direction
     views:int # V; T = V·H/p·W/p
-    width:int # of the pictures
+    width:int # of the images
     height:int
 
     def to(self, *args, **kwargs) -> RigRays:
         "On another device."
-        return replace(self, **{k: getattr(self, k).to(*args, **kwargs) for k in ("features", "o", "d")})
+        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in ("features", "o", "d")})
 
 def rig_rays(
     cams:Cameras, # (B, V) cameras, model units
     c:GSLRMConfig,
 ) -> RigRays:
-    "Rays of a batch of rigs, ready for a network of this configuration; never in less than float32, autocast or not."
+    "Rays of a batch of rigs for a network of this configuration; at least float32, under autocast too."
     if cams.w2c.ndim != 4: raise ValueError(f"cameras must be batched (B, V), got {tuple(cams.w2c.shape[:-2])}")
-    with autocast_disabled(cams.w2c.device): f, o, d = ray_features(cams, c.rays)
-    return RigRays(to_patch_order(f, c.patch_size).unflatten(1, (-1, c.patch_size**2)), to_patch_order(o, c.patch_size), to_patch_order(d, c.patch_size), cams.w2c.shape[1], cams.width, cams.height)
+    with _autocast_disabled(cams.w2c.device): features, o, d = ray_features(cams, c.rays)
+    p = c.patch_size
+    return RigRays(
+        features=to_patch_order(features, p).unflatten(1, (-1, p**2)),
+        o=to_patch_order(o, p),
+        d=to_patch_order(d, p),
+        views=cams.w2c.shape[1],
+        width=cams.width,
+        height=cams.height)
 
-def autocast_disabled(device:torch.device):
+def _autocast_disabled(device:torch.device):
     "A context in which autocast, if on, is off."
-    return torch.autocast(device.type, enabled=False) if torch.amp.is_autocast_available(device.type) else nullcontext()
+    if not torch.amp.is_autocast_available(device.type): return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 def posed_patches(
     images:Tensor, # (B, V, H, W, 3 or 4) in [0, 1]
     rig:RigRays,
     p:int, # patch size
 ) -> Tensor: # (B, T, p·p·(3 + C))
-    "Colours and rays of each patch side by side, in one pass: what eq. 1's linear map takes."
+    "Colours and rays of each patch side by side: the input of the linear layer of eq. 1."
     rgb = (_patches(images[..., :3], p)*2 - 1).reshape(*rig.features.shape[:3], 3)
     return torch.cat([rgb, rig.features.to(rgb)], -1).flatten(2)
 
@@ -177,10 +257,13 @@ class Attention(nn.Module):
     "Multi-head self-attention over all tokens."
     def __init__(self, d, d_head):
         super().__init__()
-        self.n_head, self.to_qkv, self.fc = d//d_head, nn.Linear(d, 3*d, bias=False), nn.Linear(d, d, bias=False)
+        self.n_head = d//d_head
+        self.to_qkv = nn.Linear(d, 3*d, bias=False)
+        self.fc = nn.Linear(d, d, bias=False)
 
     def forward(self, x): # (B, T, d)
-        q, k, v = self.to_qkv(x).unflatten(-1, (3, self.n_head, -1)).permute(2, 0, 3, 1, 4) # each (B, heads, T, d_head)
+        qkv = self.to_qkv(x).unflatten(-1, (3, self.n_head, -1))
+        q, k, v = qkv.permute(2, 0, 3, 1, 4) # each (B, heads, T, d_head)
         return self.fc(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
 
 class MLP(nn.Module):
@@ -195,8 +278,10 @@ class TransformerLayer(nn.Module):
     "Pre-norm attention and MLP, each with its residual."
     def __init__(self, d, d_head):
         super().__init__()
-        self.norm1, self.norm2 = nn.LayerNorm(d, bias=False), nn.LayerNorm(d, bias=False)
-        self.attn, self.mlp = Attention(d, d_head), MLP(d)
+        self.norm1 = nn.LayerNorm(d, bias=False)
+        self.norm2 = nn.LayerNorm(d, bias=False)
+        self.attn = Attention(d, d_head)
+        self.mlp = MLP(d)
 
     def forward(self, x):
         x = x + self.attn(self.norm1(x))
@@ -204,42 +289,51 @@ class TransformerLayer(nn.Module):
 
 # %% ../../nbs/models/00_gslrm.ipynb #aebc8ae1
 class FreeDecoder(nn.Module):
-    "Free token → one Gaussian."
+    "Learned token → one scene-level Gaussian."
     def __init__(self, d, n_out):
         super().__init__()
-        self.layernorm, self.linear = nn.LayerNorm(d, bias=False), nn.Linear(d, n_out, bias=False)
+        self.layernorm = nn.LayerNorm(d, bias=False)
+        self.linear = nn.Linear(d, n_out, bias=False)
+
     def forward(self, x): return self.linear(self.layernorm(x))
 
 class GSLRM(nn.Module):
     "`GSLRM(config)(images, cameras) -> Gaussians`."
     def __init__(self,
         config:GSLRMConfig=GSLRMConfig(),
-        grad_checkpoint_every:int=0, # layers whose activations are recomputed together in the backward pass; 0 keeps all of them
+        # layers whose activations are recomputed together in the backward pass; 0 keeps all activations
+        grad_checkpoint_every:int=0,
     ):
         super().__init__()
         c = self.config = config
+        pixels = c.patch_size**2
         self.grad_checkpoint_every = grad_checkpoint_every
         self.gaussian_position_embeddings = nn.Parameter(torch.empty(c.n_gaussians, c.d))
         if c.refsrc_marker: self.view_type_embeddings = nn.Parameter(torch.empty(2, c.d))
-        self.patch_embedder = nn.Sequential(nn.Identity(), nn.Linear(c.patch_size**2*c.in_channels, c.d, bias=False)) # place 0: `posed_patches`, without parameters
+        # position 0 is `posed_patches`, without parameters
+        self.patch_embedder = nn.Sequential(nn.Identity(), nn.Linear(pixels*c.in_channels, c.d, bias=False))
         self.input_layer_norm = nn.LayerNorm(c.d, bias=False)
         self.transformer_layers = nn.ModuleList([TransformerLayer(c.d, c.d_head) for _ in range(c.n_layer)])
         self.gaussian_upsampler = FreeDecoder(c.d, c.n_out)
-        self.pixel_gaussian_decoder = nn.Sequential(nn.LayerNorm(c.d, bias=False), nn.Linear(c.d, c.patch_size**2*c.n_out, bias=False))
+        self.pixel_gaussian_decoder = nn.Sequential(
+            nn.LayerNorm(c.d, bias=False), nn.Linear(c.d, pixels*c.n_out, bias=False))
         for name, p in self.named_parameters():
-            if p.ndim > 1 and p.numel() and not p.is_meta: (nn.init.trunc_normal_ if "embeddings" in name else nn.init.normal_)(p, std=.02)
+            initialise = nn.init.trunc_normal_ if "embeddings" in name else nn.init.normal_
+            if p.ndim > 1 and p.numel() and not p.is_meta: initialise(p, std=.02)
 
     def extra_repr(self): return f"{self.config}, grad_checkpoint_every={self.grad_checkpoint_every}"
 
 # %% ../../nbs/models/00_gslrm.ipynb #3aed21d0
-DEPTH_WINDOW, SCALE_CAP = 1.8, -1.2 # half-length of the depth window in world units; greatest log-scale
+DEPTH_WINDOW = 1.8 # half-length of the depth range in world units
+SCALE_CAP = -1.2 # greatest log-scale
 
 def ray_depth(
     raw:Tensor, # (..., 3) raw xyz channels
-    o:Tensor, d:Tensor, # (..., 3) origin and unit direction of each pixel's ray
+    o:Tensor, # (..., 3) origin of each pixel's ray
+    d:Tensor, # (..., 3) unit direction of each pixel's ray
     c:GSLRMConfig,
 ) -> Tensor: # (..., 1)
-    "Distance along the ray at which each pixel's Gaussian sits, in world units."
+    "Distance along the ray to each pixel's Gaussian, in world units."
     s = torch.sigmoid(raw.mean(-1, keepdim=True) + c.depth_preact_bias)
     if c.rays != "moment": return (2*s - 1)*DEPTH_WINDOW - (o*d).sum(-1, keepdim=True)
     if c.depth_min > 0 and c.depth_max > 0: return s*(c.depth_max - c.depth_min) + c.depth_min
@@ -248,65 +342,108 @@ def ray_depth(
 
 # %% ../../nbs/models/00_gslrm.ipynb #c6a20b5e
 def decode(
-    raw:Tensor, # (B, N, q) free Gaussians first, then one per pixel in patch order
-    o:Tensor, d:Tensor, # (B, N - G, 3) rays in patch order
+    raw:Tensor, # (B, N, q) scene-level Gaussians first, then one per pixel in patch order
+    o:Tensor, # (B, N - G, 3) ray origins in patch order
+    d:Tensor, # (B, N - G, 3) unit ray directions in patch order
     c:GSLRMConfig,
-) -> dict: # the stored, not yet activated parameters
+) -> dict: # parameters before activation
     "Raw decoder outputs as positions, SH features, log-scales, quaternions and opacity logits; always in float32."
-    with autocast_disabled(raw.device):
+    with _autocast_disabled(raw.device):
         K = (c.sh_degree + 1)**2
         xyz, sh, scale, rotation, opacity = raw.float().split([3, 3*K, 3, 4, 1], -1)
         if c.hard_pixelalign:
-            pixel = o + ray_depth(xyz[:, c.n_gaussians:], o, d, c)*d
-            xyz = torch.cat([xyz[:, :c.n_gaussians], pixel.clamp(-1, 1) if c.clip_xyz else pixel], 1)
-        return dict(xyz=xyz, features=sh.unflatten(-1, (K, 3)), scaling=(scale - 2.3).clamp(max=SCALE_CAP), rotation=rotation, opacity=opacity - 2)
+            scene_xyz, pixel_raw = xyz[:, :c.n_gaussians], xyz[:, c.n_gaussians:]
+            pixel_xyz = o + ray_depth(pixel_raw, o, d, c)*d
+            if c.clip_xyz: pixel_xyz = pixel_xyz.clamp(-1, 1)
+            xyz = torch.cat([scene_xyz, pixel_xyz], 1)
+        return dict(
+            xyz=xyz,
+            features=sh.unflatten(-1, (K, 3)),
+            scaling=(scale - 2.3).clamp(max=SCALE_CAP),
+            rotation=rotation,
+            opacity=opacity - 2)
 
-def activate(p:dict, c:GSLRMConfig) -> Gaussians:
-    "The activated cloud."
-    return Gaussians(p["xyz"], p["rotation"], p["scaling"].exp()*c.scaling_modifier, torch.sigmoid(p["opacity"][..., 0]), p["features"])
+def activate(
+    p:dict, # of `decode`
+    c:GSLRMConfig,
+) -> Gaussians:
+    "The Gaussians with activated scales and opacities."
+    return Gaussians(
+        means=p["xyz"],
+        quats=p["rotation"],
+        scales=p["scaling"].exp()*c.scaling_modifier,
+        opacities=torch.sigmoid(p["opacity"][..., 0]),
+        sh=p["features"])
 
 # %% ../../nbs/models/00_gslrm.ipynb #66701ab8
-def _checked(images, rig, batch, c):
-    if images.ndim != 5 or images.shape[-1] not in (3, 4): raise ValueError(f"images must be (B, V, H, W, 3 or 4), got {tuple(images.shape)}")
-    if images.shape[:4] != (batch, rig.views, rig.height, rig.width): raise ValueError(f"images {tuple(images.shape)} do not belong to {batch} × {rig.views} cameras of {rig.width}×{rig.height}")
-    if rig.features.shape[2:] != (c.patch_size**2, RAY_CHANNELS[c.rays]): raise ValueError(f"rays of {rig.features.shape[2]} pixels × {rig.features.shape[3]} channels a patch were given to a network of {c.patch_size**2} × {RAY_CHANNELS[c.rays]} (rays={c.rays!r})")
+def _check_shapes(images, rig, batch, c):
+    if images.ndim != 5 or images.shape[-1] not in (3, 4):
+        raise ValueError(f"images must be (B, V, H, W, 3 or 4), got {tuple(images.shape)}")
+    if images.shape[:4] != (batch, rig.views, rig.height, rig.width):
+        raise ValueError(f"images {tuple(images.shape)} do not belong to {batch} × {rig.views} cameras "
+                         f"of {rig.width}×{rig.height}")
+    pixels, channels = rig.features.shape[2:]
+    if (pixels, channels) != (c.patch_size**2, RAY_CHANNELS[c.rays]):
+        raise ValueError(f"rays of {pixels} pixels × {channels} channels a patch were given to a network of "
+                         f"{c.patch_size**2} × {RAY_CHANNELS[c.rays]} (rays={c.rays!r})")
+
+def _add_markers(x, markers, views): # (B, V·T, d) tokens and the two embeddings: of view 0, of all others
+    is_other = torch.arange(views, device=x.device) > 0
+    return (x.unflatten(1, (views, -1)) + markers[is_other.long(), None]).flatten(1, 2)
 
 @patch
-def encode(self:GSLRM, rows, views:int, keep=None): # (B, T, p·p·channels) posed patches of `views` pictures → (B, G + T, d)
-    "All tokens after the last layer; intermediate ones are left in the dict `keep`, if given, under the names of the fixtures."
-    with autocast_disabled(rows.device): x = embedded = self.patch_embedder(rows)                                  # eq. 1
-    if self.config.refsrc_marker: x = (x.unflatten(1, (views, -1)) + self.view_type_embeddings[(torch.arange(views, device=x.device) > 0).long(), None]).flatten(1, 2)
-    x = inside = self.input_layer_norm(torch.cat([self.gaussian_position_embeddings.expand(len(x), -1, -1), x], 1)) # eq. 2
-    every = self.grad_checkpoint_every if torch.is_grad_enabled() and keep is None else 0
-    if keep is not None: keep.update(tok_patch_embed=embedded, tok_after_input_ln=inside)
-    for i in range(0, len(self.transformer_layers), every or 1):                                          # eq. 3
-        group = self.transformer_layers[i:i + (every or 1)]
-        x = checkpoint(nn.Sequential(*group), x, use_reentrant=False) if every else group[0](x)
+def encode(self:GSLRM,
+    rows:Tensor, # (B, T, p·p·channels) posed patches of all views
+    views:int, # V
+    keep:dict=None, # receives intermediate tokens under the names of the fixtures
+) -> Tensor: # (B, G + T, d)
+    "All tokens after the last layer."
+    with _autocast_disabled(rows.device): embedded = self.patch_embedder(rows) # eq. 1
+    x = _add_markers(embedded, self.view_type_embeddings, views) if self.config.refsrc_marker else embedded
+    learned = self.gaussian_position_embeddings.expand(len(x), -1, -1)
+    x = self.input_layer_norm(torch.cat([learned, x], 1)) # eq. 2
+    if keep is not None: keep.update(tok_patch_embed=embedded, tok_after_input_ln=x)
+
+    every = self.grad_checkpoint_every
+    if every and keep is None and torch.is_grad_enabled():
+        for i in range(0, len(self.transformer_layers), every): # eq. 3
+            group = nn.Sequential(*self.transformer_layers[i:i + every])
+            x = checkpoint(group, x, use_reentrant=False)
+        return x
+    for i, layer in enumerate(self.transformer_layers): # eq. 3
+        x = layer(x)
         if keep is not None: keep[f"tok_after_block{i}"] = x
     return x
 
 @patch
-def raw_gaussians(self:GSLRM, tokens): # (B, G + T, d) → (B, N, q)
-    "Both decoders: free Gaussians first."
+def raw_gaussians(self:GSLRM,
+    tokens:Tensor, # (B, G + T, d)
+) -> Tensor: # (B, N, q)
+    "Outputs of both decoders: scene-level Gaussians first."
     G, q = self.config.n_gaussians, self.config.n_out
-    with autocast_disabled(tokens.device):                                                                          # eq. 4
+    with _autocast_disabled(tokens.device): # eq. 4
         tokens = tokens.to(self.pixel_gaussian_decoder[0].weight.dtype)
-        return torch.cat([self.gaussian_upsampler(tokens[:, :G]), self.pixel_gaussian_decoder(tokens[:, G:]).view(len(tokens), -1, q)], 1)
+        scene = self.gaussian_upsampler(tokens[:, :G])
+        pixel = self.pixel_gaussian_decoder(tokens[:, G:]).view(len(tokens), -1, q)
+        return torch.cat([scene, pixel], 1)
 
 @patch
 def forward(self:GSLRM,
     images:Tensor, # (B, V, H, W, 3 or 4) in [0, 1] on white; a fourth channel is ignored
-    cameras:Cameras|RigRays, # (B, V) cameras of these pictures in model units, or their rays, worked out before
+    cameras:Cameras|RigRays, # (B, V) cameras of these images in model units, or their precomputed rays
     keep:dict=None, # receives intermediate tensors
 ) -> Gaussians: # batched, B × (G + V·H·W)
-    "One Gaussian per input pixel, and a few free ones."
+    "One Gaussian per input pixel, and a few scene-level ones."
     c = self.config
     rig = cameras if isinstance(cameras, RigRays) else rig_rays(cameras, c)
-    _checked(images, rig, len(rig.o), c)
+    _check_shapes(images, rig, len(rig.o), c)
     rows = posed_patches(images, rig, c.patch_size)
     raw = self.raw_gaussians(self.encode(rows, rig.views, keep))
     params = decode(raw, rig.o, rig.d, c)
-    if keep is not None: keep.update(params, posed_images=to_raster_order(rows.view(len(rows), -1, c.in_channels), rig.height, rig.width, c.patch_size), raw_gaussians=raw)
+    if keep is not None:
+        pixels = rows.view(len(rows), -1, c.in_channels)
+        posed_images = to_raster_order(pixels, rig.height, rig.width, c.patch_size)
+        keep.update(params, posed_images=posed_images, raw_gaussians=raw)
     return activate(params, c)
 
 # %% ../../nbs/models/00_gslrm.ipynb #79cbdc90
@@ -315,12 +452,21 @@ def forward(self:GSLRM,
 def forward_stages(self:GSLRM,
     images:Tensor, # (B, V, H, W, 3 or 4)
     cameras:Cameras, # (B, V)
-) -> dict: # posed_images, ray_d_cam (of the first view), tok_*, raw_gaussians, xyz, features, scaling, rotation, opacity, act_*, pixelalign_xyz, img_tokens
-    "Named intermediate tensors, in the shapes and under the names of the parity fixtures and of the original's outputs."
-    keep, c = {}, self.config
-    g = self(images, cameras, keep)
+) -> dict: # tensors of `keep`, activated parameters act_*, ray_d_cam (of view 0), pixelalign_xyz, img_tokens
+    "Intermediate tensors, in the shapes and under the names of the parity fixtures and of the original's outputs."
+    c, keep = self.config, {}
+    gaussians = self(images, cameras, keep)
+    first_camera = replace(cameras, K=cameras.K[:1, :1].double(), w2c=cameras.w2c[:1, :1])
+    pixel_xyz = to_raster_order(keep["xyz"][:, c.n_gaussians:], *images.shape[2:4], c.patch_size)
     last = f"tok_after_block{c.n_layer - 1}" if c.n_layer else "tok_after_input_ln"
-    first = replace(cameras, K=cameras.K[:1, :1].double(), w2c=cameras.w2c[:1, :1])
-    return {**keep, "posed_images": keep["posed_images"].permute(0, 1, 4, 2, 3), "tok_patch_embed": keep["tok_patch_embed"].unflatten(1, (images.shape[1], -1)).flatten(0, 1),
-            "ray_d_cam": normalize(camera_rays(first), dim=-1).permute(0, 1, 4, 2, 3).float(), "act_scaling": g.scales, "act_rotation": normalize(g.quats, dim=-1), "act_opacity": g.opacities[..., None],
-            "pixelalign_xyz": to_raster_order(keep["xyz"][:, c.n_gaussians:], *images.shape[2:4], c.patch_size).permute(0, 1, 4, 2, 3), "img_tokens": keep[last][:, c.n_gaussians:]}
+    return {
+        **keep,
+        "posed_images": keep["posed_images"].permute(0, 1, 4, 2, 3),
+        "tok_patch_embed": keep["tok_patch_embed"].unflatten(1, (images.shape[1], -1)).flatten(0, 1),
+        "ray_d_cam": normalize(camera_rays(first_camera), dim=-1).permute(0, 1, 4, 2, 3).float(),
+        "act_scaling": gaussians.scales,
+        "act_rotation": normalize(gaussians.quats, dim=-1),
+        "act_opacity": gaussians.opacities[..., None],
+        "pixelalign_xyz": pixel_xyz.permute(0, 1, 4, 2, 3),
+        "img_tokens": keep[last][:, c.n_gaussians:],
+    }

@@ -21,136 +21,172 @@ __all__ = ['TARGETS', 'THIRDS', 'target_modules', 'add_lora', 'merge_adapter', '
            'load_adapter', 'load_adapters']
 
 # %% ../../nbs/models/03_lora.ipynb #27598f26
-TARGETS = {"attention": (".attn.to_qkv", ".attn.fc"), "mlp": (".mlp.mlp.0", ".mlp.mlp.2"), "patch_embedder": ("patch_embedder.1",), "heads": ("gaussian_upsampler.linear", "pixel_gaussian_decoder.1")}
+TARGETS = {
+    "attention": (".attn.to_qkv", ".attn.fc"),
+    "mlp": (".mlp.mlp.0", ".mlp.mlp.2"),
+    "patch_embedder": ("patch_embedder.1",),
+    "heads": ("gaussian_upsampler.linear", "pixel_gaussian_decoder.1"),
+}
 THIRDS = ("first third", "middle third", "last third")
 
-def _meant(target, linear, n_layer): # → names of linear maps
-    if target in TARGETS: return [n for n in linear if any(n.endswith(e) for e in TARGETS[target])]
+def _matching(target, linear, n_layer) -> list: # names of linear layers
+    if target in TARGETS: return [name for name in linear if name.endswith(TARGETS[target])]
     if target in THIRDS:
         i = THIRDS.index(target)
-        return [n for n in linear if any(f"_layers.{k}." in n for k in range(i*n_layer//3, (i + 1)*n_layer//3))]
-    return [n for n in linear if target in n]
+        layers = range(i*n_layer//3, (i + 1)*n_layer//3)
+        return [name for name in linear if any(f"_layers.{k}." in name for k in layers)]
+    return [name for name in linear if target in name]
 
 def target_modules(
     model:nn.Module,
     targets=("attention", "mlp"), # names in `TARGETS` or `THIRDS`, or parts of module names: "layers.0.attn", "to_qkv"
 ) -> list[str]: # full names of linear modules
-    "The linear maps which `targets` means; ValueError with the nearest name where one means none."
-    linear = [n for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+    "The linear layers that `targets` selects; ValueError with the nearest name where one selects none."
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = []
-    for t in targets:
-        found = _meant(t, linear, model.config.n_layer)
-        if not found: raise ValueError(f"no linear map of the network is called {t!r}; there are the groups {', '.join((*TARGETS, *THIRDS))}, and names such as {(difflib.get_close_matches(t, linear, 1, 0) or linear)[0]}")
-        chosen += [n for n in found if n not in chosen]
+    for target in targets:
+        found = _matching(target, linear, model.config.n_layer)
+        if not found:
+            nearest = (difflib.get_close_matches(target, linear, 1, 0) or linear)[0]
+            raise ValueError(f"no linear layer of the network is called {target!r}; there are the groups "
+                             f"{', '.join((*TARGETS, *THIRDS))}, and names such as {nearest}")
+        chosen += [name for name in found if name not in chosen]
     if not chosen: raise ValueError("no target module was named, so an adapter would change nothing")
     return chosen
 
 # %% ../../nbs/models/03_lora.ipynb #4846f5ae
 def add_lora(
-    model:GSLRM, # its linear maps are wrapped in place
-    rank:int=8, alpha:float=16., # the update is scaled by alpha/rank
+    model:GSLRM, # its linear layers are wrapped in place
+    rank:int=8, # r
+    alpha:float=16., # the low-rank product is scaled by alpha/rank
     targets=("attention", "mlp"), # see `target_modules`
     seed:int=None, # of A; torch's state when None
-    full=(), # linear maps that train in full beside the adapters, named like `targets`
+    full=(), # linear layers that train in full beside the adapters, named like `targets`
 ): # a peft.PeftModel, called like the model; only A and B train
     "The network with low-rank adapters; the same function as before, since B is zero."
     from peft import LoraConfig, get_peft_model
     if rank < 1: raise ValueError(f"an adapter has a rank of at least 1, got {rank}")
     whole = target_modules(model, full) if full else []
-    names = [n for n in target_modules(model, targets) if n not in whole]
+    low_rank = [name for name in target_modules(model, targets) if name not in whole]
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=low_rank, modules_to_save=whole or None)
     training = model.training
     with torch.random.fork_rng(enabled=seed is not None):
         if seed is not None: torch.manual_seed(seed)
-        adapted = get_peft_model(model, LoraConfig(r=rank, lora_alpha=alpha, target_modules=names, modules_to_save=whole or None))
+        adapted = get_peft_model(model, config)
     return adapted.train(training)
 
 def merge_adapter(adapted) -> GSLRM:
-    "The adapter folded into the weights: $W + \\frac{\\alpha}{r} B A$, an ordinary network again."
+    "The adapter merged into the weights: $W + \\frac{\\alpha}{r} B A$, an ordinary network again."
     return adapted.merge_and_unload()
 
 # %% ../../nbs/models/03_lora.ipynb #b3112495
-def probe_input(config:GSLRMConfig) -> tuple: # pictures (1, 2, S, S, 3) and their cameras
-    "A fixed question, to compare networks by their answers: noise in two canonical cameras."
-    p = config.patch_size
-    size = 4*p
-    c = facelift_rig(size)[[0, 2]]
+def probe_input(config:GSLRMConfig) -> tuple: # images (1, 2, S, S, 3) and their cameras
+    "A fixed test input, to compare networks by their outputs: noise in two canonical cameras."
+    size = 4*config.patch_size
+    cameras = facelift_rig(size)[[0, 2]]
     g = torch.Generator().manual_seed(7)
-    return torch.rand(1, 2, size, size, 3, generator=g), replace(c, K=c.K[None], w2c=c.w2c[None])
+    images = torch.rand(1, 2, size, size, 3, generator=g)
+    return images, replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None])
 
 @torch.no_grad()
-def fingerprint(model) -> Tensor: # (64,) numbers of the Gaussians a network makes of the probe, on the CPU
-    "A fingerprint of what a network does, in float32."
-    config = model.config
-    x, cams = probe_input(config)
+def fingerprint(model) -> Tensor: # (64,) numbers of the Gaussians of the fixed test input, on the CPU
+    "A fingerprint of a network's output, in float32."
+    images, cameras = probe_input(model.config)
     device = next(model.parameters()).device
-    g = model(x.to(device), cams.to(device))
+    g = model(images.to(device), cameras.to(device))
     flat = torch.cat([g.means.flatten(), g.scales.flatten(), g.opacities.flatten(), g.sh.flatten()]).float().cpu()
     return flat[torch.linspace(0, len(flat) - 1, 64).long()]
 
 # %% ../../nbs/models/03_lora.ipynb #593123c7
+_FINGERPRINTS = "gslrm_mouse.json" # in an adapter's folder
+
 def save_adapter(
     path, # folder to make or replace
     adapted, # of `add_lora`
 ) -> Path:
-    "Write the adapter in peft's own format with the answers it must give, whole or not at all."
+    "Write the adapter in peft's own format with its output fingerprints, whole or not at all."
     path = Path(path)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     path.parent.mkdir(parents=True, exist_ok=True)
     with adapted.disable_adapter(): base = fingerprint(adapted).tolist()
+    fingerprints = dict(base=base, adapted=fingerprint(adapted).tolist())
     try:
         adapted.save_pretrained(part, safe_serialization=True)
         (part/"README.md").unlink(missing_ok=True)
-        (part/"gslrm_mouse.json").write_text(json.dumps(dict(base=base, adapted=fingerprint(adapted).tolist())))
+        (part/_FINGERPRINTS).write_text(json.dumps(fingerprints))
         if path.exists(): shutil.rmtree(path)
         os.replace(part, path)
     finally: shutil.rmtree(part, ignore_errors=True)
     return path
 
-def _said(path:Path) -> dict: # base, adapted: the answers an adapter was saved with
-    if not (path/"adapter_config.json").is_file(): raise FileNotFoundError(f"no adapter at {path}: adapter_config.json was looked for; " + (f"the folder holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}" if path.is_dir() else "there is no such folder"))
-    if not (path/"gslrm_mouse.json").is_file(): raise ValueError(f"{path} has no gslrm_mouse.json with the answers its adapter must give, so nothing would show that it was loaded")
-    return {k: torch.tensor(v) for k, v in json.loads((path/"gslrm_mouse.json").read_text()).items()}
+def _read_fingerprints(path:Path) -> dict: # base, adapted
+    if not (path/"adapter_config.json").is_file():
+        found = "there is no such folder"
+        if path.is_dir(): found = f"the folder holds {', '.join(sorted(p.name for p in path.iterdir())) or 'nothing'}"
+        raise FileNotFoundError(f"no adapter at {path}: adapter_config.json was looked for; {found}")
+    if not (path/_FINGERPRINTS).is_file():
+        raise ValueError(f"{path} has no {_FINGERPRINTS} with the output of its adapter, "
+                         "so nothing would show that it was loaded")
+    return {name: torch.tensor(values) for name, values in json.loads((path/_FINGERPRINTS).read_text()).items()}
 
-def _same(a:Tensor, b:Tensor) -> bool: return torch.allclose(a, b, rtol=1e-3, atol=1e-4)
+def _is_same(a:Tensor, b:Tensor) -> bool: return torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
-def _works(got:Tensor, said:dict, path):
-    if (got - said["adapted"]).abs().max() > 2e-6 + .05*(said["adapted"] - said["base"]).abs().max().item(): raise ValueError(f"{path}: the adapter was loaded, but the answers differ by up to {(got - said['adapted']).abs().max():.2g} from those it was saved with")
+def _check_base(output:Tensor, saved:dict, path):
+    if _is_same(output, saved["base"]): return
+    raise ValueError(f"{path} belongs to another network: without the adapter the output differs "
+                     f"by up to {(output - saved['base']).abs().max():.2g}")
+
+def _check_adapted(output:Tensor, saved:dict, path):
+    difference = (output - saved["adapted"]).abs().max()
+    effect = (saved["adapted"] - saved["base"]).abs().max().item()
+    if difference > 2e-6 + .05*effect:
+        raise ValueError(f"{path}: the adapter was loaded, but the output differs by up to {difference:.2g} "
+                         "from that with which it was saved")
 
 def load_adapter(
     model:GSLRM, # the network the adapter was trained on; wrapped in place
     path, # folder of `save_adapter`
-    trainable:bool=False,
+    trainable:bool=False, # whether A and B are to be trained further
 ): # a peft.PeftModel
-    "The network with a kept adapter; ValueError when the network is another one, or the answers are not those that were saved."
+    "The network with a saved adapter; ValueError if the network is another one, or the output is not the saved one."
     from peft import PeftModel
     path = Path(path)
-    said = _said(path)
-    if not _same(fingerprint(model), said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(fingerprint(model) - said['base']).abs().max():.2g}")
+    saved = _read_fingerprints(path)
+    _check_base(fingerprint(model), saved, path)
     adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval()
-    _works(fingerprint(adapted), said, path)
+    _check_adapted(fingerprint(adapted), saved, path)
     return adapted
 
 # %% ../../nbs/models/03_lora.ipynb #33974030
 def load_adapters(
     model:GSLRM, # the network below all of them; wrapped in place
     paths, # folders of `save_adapter`, each trained on this network, or on it with those before
-): # a peft.PeftModel with all of them at work
-    "The network with several kept adapters, each checked by its answers as it is added."
+): # a peft.PeftModel with all of them active
+    "The network with several saved adapters; the output is checked as each is added."
     from peft import PeftModel
     plain, adapted, names = fingerprint(model), None, []
     for i, path in enumerate(map(Path, paths)):
-        said, name = _said(path), f"adapter{i}"
-        below = [] if _same(plain, said["base"]) else list(names)
-        if below and not _same(fingerprint(_active(adapted, below)), said["base"]): raise ValueError(f"{path} belongs to another network: its answers without the adapter are neither those of this one nor those with {', '.join(str(p) for p in paths[:i])}")
-        if not below and not _same(plain, said["base"]): raise ValueError(f"{path} belongs to another network: without the adapter the answers differ by up to {(plain - said['base']).abs().max():.2g}")
+        saved, name = _read_fingerprints(path), f"adapter{i}"
+        below = _trained_above(plain, adapted, names, saved, path, paths[:i])
         if adapted is None: adapted = PeftModel.from_pretrained(model, str(path), adapter_name=name)
         else: adapted.load_adapter(str(path), adapter_name=name)
-        if len(paths) > 1 and adapted.peft_config[name].modules_to_save: raise ValueError(f"{path} holds whole modules ({', '.join(adapted.peft_config[name].modules_to_save)}), and only low-rank updates add up")
-        _works(fingerprint(_active(adapted, below + [name])), said, path)
+        whole = adapted.peft_config[name].modules_to_save
+        if len(paths) > 1 and whole:
+            raise ValueError(f"{path} holds whole modules ({', '.join(whole)}), and only low-rank updates add up")
+        _check_adapted(fingerprint(_activate(adapted, [*below, name])), saved, path)
         names.append(name)
     if adapted is None: raise ValueError("no adapter was named")
-    return _active(adapted, names)
+    return _activate(adapted, names)
 
-def _active(adapted, names):
+def _trained_above(plain, adapted, names, saved, path, earlier) -> list: # names of the adapters below this one
+    "All earlier adapters, or none if it was trained on the plain network; ValueError if on neither."
+    if _is_same(plain, saved["base"]): return []
+    if not names: _check_base(plain, saved, path)
+    if not _is_same(fingerprint(_activate(adapted, names)), saved["base"]):
+        raise ValueError(f"{path} belongs to another network: its output without the adapter is neither that of "
+                         f"this one nor that with {', '.join(map(str, earlier))}")
+    return list(names)
+
+def _activate(adapted, names):
     adapted.base_model.set_adapter(list(names))
     return adapted.requires_grad_(False).eval()
