@@ -20,193 +20,376 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['EXACT', 'CAMERA_CHECKS', 'UNDECIDED', 'MIN_HULL_AGREEMENT', 'AGAIN', 'VIEW_CHECKS', 'DATA_CHECKS', 'common_aim',
+__all__ = ['EXACT_CURE', 'CAMERA_CHECKS', 'MIN_HULL_AGREEMENT', 'VIEW_CHECKS', 'DATA_CHECKS', 'predicted_iou', 'common_aim',
            'units', 'origin', 'per_camera_scaling', 'aspect', 'another_size', 'up_axis', 'duplicates', 'view_order',
-           'inconsistent_rotations', 'predicted_iou', 'candidate_corrections', 'explain_disagreement',
-           'recognize_recipe', 'silhouettes', 'clipped', 'split', 'lost_views']
-
-# %% ../../nbs/doctor/01_checks.ipynb #40031d66
-EXACT = "gslrm_mouse reconstruct, study and `preprocess --method exact` move it by one exact similarity"
-
-def common_aim(cams:Cameras) -> Tensor: # (3,)
-    "Where the cameras look; their middle where the axes have no common aim."
-    try: return closest_point_to_rays(cams.centers, cams.axes)
-    except ValueError: return cams.centers.double().mean(0)
-
-def units(e, center, domain, table):
-    d = (e.cameras.centers.double() - center).norm(dim=-1)
-    ratio = (d.mean()/domain.mean_distance).item()
-    if e.cameras.unit == "mm": yield Diagnostic("units", f"the world is in millimetres: the object is {d.mean():.0f} from the cameras, the checkpoint's is {domain.mean_distance:g}", f"Fed as it is, no Gaussian reaches the animal and the picture is white from the first step (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
-    elif not .8 < ratio < 1.25: yield Diagnostic("units", f"the object is {d.mean():.2f} from the cameras, the checkpoint's is {domain.mean_distance:g}", f"Fed as it is, depths and sizes are off by that factor (predicted IoU {predicted_iou(table, 'unit', ratio)})", EXACT, True, number=d.mean().item())
-
-def origin(e, center, domain, table):
-    d = (e.cameras.centers.double() - center).norm(dim=-1).mean()
-    off = (center.norm()/d*domain.mean_distance).item()
-    if off > .2: yield Diagnostic("origin", f"the {'object' if e.views else 'common aim'} is {center.norm():.3g} {e.cameras.unit} from the world's origin, {off:.2f} in the checkpoint's unit", f"The network puts every Gaussian within reach of the origin (predicted IoU {predicted_iou(table, 'origin', off)} if fed as it is), and distances measured from there say nothing about the rig", EXACT, True, number=off)
-
-def per_camera_scaling(e, center, domain, table):
-    d, true = e.cameras.centers.double().norm(dim=-1), (e.cameras.centers.double() - center).norm(dim=-1)
-    even = lambda x: (x.std(correction=0)/x.mean()).item()
-    miss = torch.linalg.cross(e.cameras.axes.double(), -e.cameras.centers.double()).norm(dim=-1).mean().item()/d.mean().item()
-    if len(d) > 2 and even(d) < 2e-3 and miss > .03: yield Diagnostic("per_camera_scaling", f"all cameras are exactly {d.mean():.3g} from the origin, though their axes pass it by {miss:.0%} of that", f"Each camera was scaled by itself, which is no similarity: their baselines no longer agree (distances to the object now spread by {even(true):.0%})",
-                                                                       "go back to the calibration and use one similarity for all cameras: gslrm_mouse preprocess RECORDING OUT --method exact", cost=_cost(table, "distance_spread", even(true), "lie"), number=even(true))
-
-def aspect(e, center, domain, table):
-    a = (e.cameras.K[:, 1, 1]/e.cameras.K[:, 0, 0]).double()
-    worst = a[(a - 1).abs().argmax()].item()
-    if abs(worst - 1) > .02: yield Diagnostic("aspect", f"fy/fx is {worst:.3f}", "Lenses have square pixels to a few per mille, so the picture was stretched; if K was stretched with it, this is harmless", EXACT, True, number=worst)
-
-def another_size(e, center, domain, table):
-    c = e.cameras
-    r = torch.stack([2*c.K[:, 0, 2]/c.width, 2*c.K[:, 1, 2]/c.height], -1).double().mean(0)
-    if (r > 1.3).all() or (r < .7).all(): yield Diagnostic("another_size", f"the principal points lie at {r[0]/2:.2f} of the width and {r[1]/2:.2f} of the height", f"K seems to be that of pictures of {r[0]*c.width:.0f} × {r[1]*c.height:.0f} px, not of these {c.width} × {c.height}: every ray is off", "scale K with the pictures (its first row by the width's factor, its second by the height's)", cost=_cost(table, "focal", r.mean().item(), "lie"), number=r.mean().item())
-
-def up_axis(e, center, domain, table):
-    up = -e.cameras.R[:, 1].double().mean(0)
-    up = up/up.norm()
-    off = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
-    if off > 45: yield Diagnostic("up_axis", f"up in the pictures is {[round(x, 2) for x in up.tolist()]} in the world, {off:.0f}° from +z", "The animal would be handed over lying on its side or upside down, as the checkpoint has never seen anything", f"say which way is up: gslrm_mouse reconstruct {e.path} --up {','.join(f'{x:.0f}' for x in up.round().tolist())}", number=off)
-
-def duplicates(e, center, domain, table):
-    d = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1)
-    a = torch.rad2deg(torch.acos((d @ d.T).clamp(-1, 1))) + 180*torch.eye(len(d))
-    least = a.min().item()
-    i, j = divmod(a.argmin().item(), len(d))
-    if least < 3: yield Diagnostic("duplicates", f"cameras {i} and {j} see the object from directions {least:.1f}° apart", f"{len(d)} views count as {len(d) - 1} (predicted IoU {predicted_iou(table, 'views', len(d) - 1)} instead of {predicted_iou(table, 'views', len(d))})" + ("; two cameras with one pose are usually a copy" if least < .1 else ""), "check whether a camera was copied in the calibration", least >= .1, cost=_cost(table, "views", len(d) - 1), number=least)
-
-def view_order(e, center, domain, table):
-    p = e.cameras.centers.double() - center
-    az = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0]))
-    order = az.argsort().tolist()
-    k = order.index(0)
-    ring = order[k:] + order[:k]
-    if len(ring) > 2 and ring not in (list(range(len(ring))), [0, *range(len(ring) - 1, 0, -1)]): yield Diagnostic("view_order", f"around the object the cameras stand in the order {', '.join(map(str, ring))}", "The network has no notion of a view's number, so any order will do; code that takes camera i to stand at i·60° is wrong", "", True)
-
-def inconsistent_rotations(e, center, domain, table):
-    if said := looks_transposed(e.cameras): yield Diagnostic("transposed", said[0].lower() + said[1:], "det(R) is +1 either way, so nothing else complains: all rays point elsewhere", "transpose R in the conversion (MATLAB tools store rows)")
-
-CAMERA_CHECKS = (units, origin, per_camera_scaling, aspect, another_size, up_axis, duplicates, view_order, inconsistent_rotations)
+           'inconsistent_rotations', 'candidate_corrections', 'explain_disagreement', 'recognize_recipe', 'silhouettes',
+           'clipped', 'split', 'lost_views']
 
 # %% ../../nbs/doctor/01_checks.ipynb #9cae4a21
 def predicted_iou(table, knob, value, kind="honest") -> str:
     "The measured IoU for a message."
     if table is None: return "not measured for this checkpoint"
-    p = table.predict(knob, value, kind)
-    return f"{p.iou:.2f}" if math.isfinite(p.iou) else "not measured so far out"
+    iou = table.predict(knob, value, kind).iou
+    return f"{iou:.2f}" if math.isfinite(iou) else "not measured so far out"
 
 def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
-    "Novel-view IoU that goes; all of it beyond the measured range."
+    "Novel-view IoU that is lost; all of it beyond the measured range."
     if table is None: return math.nan
-    p = table.predict(knob, value, kind, subject)
-    home = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
-    return home - p.iou if math.isfinite(p.iou) else home
+    iou = table.predict(knob, value, kind, subject).iou
+    undisturbed = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
+    return undisturbed - iou if math.isfinite(iou) else undisturbed
+
+# %% ../../nbs/doctor/01_checks.ipynb #40031d66
+EXACT_CURE = "gslrm_mouse reconstruct, study and `preprocess --method exact` move it by one exact similarity"
+
+def common_aim(cams:Cameras) -> Tensor: # (3,)
+    "Where the cameras look; the mean of their centres where the axes have no common aim."
+    try: return closest_point_to_rays(cams.centers, cams.axes)
+    except ValueError: return cams.centers.double().mean(0)
+
+def _distances(e, point) -> Tensor: # (V,)
+    return (e.cameras.centers.double() - point).norm(dim=-1)
+
+def _spread(x) -> float: return (x.std(correction=0)/x.mean()).item()
+
+def units(e, center, domain, table):
+    distance = _distances(e, center).mean()
+    ratio = (distance/domain.mean_distance).item()
+    if e.cameras.unit == "mm":
+        says = (f"the world is in millimetres: the object is {distance:.0f} from the cameras, the checkpoint's is "
+                f"{domain.mean_distance:g}")
+        means = "Given as it is, no Gaussian reaches the animal and the image is white from the first step"
+    elif not .8 < ratio < 1.25:
+        says = f"the object is {distance:.2f} from the cameras, the checkpoint's is {domain.mean_distance:g}"
+        means = "Given as it is, depths and sizes are wrong by that factor"
+    else: return
+    means += f" (predicted IoU {predicted_iou(table, 'unit', ratio)})"
+    yield Diagnostic("units", says, means, EXACT_CURE, note=True, number=distance.item())
+
+def origin(e, center, domain, table):
+    distance = _distances(e, center).mean()
+    offset = (center.norm()/distance*domain.mean_distance).item()
+    if offset <= .2: return
+    what = "object" if e.views else "common aim"
+    yield Diagnostic(
+        "origin",
+        says=f"the {what} is {center.norm():.3g} {e.cameras.unit} from the world's origin, {offset:.2f} in the "
+             "checkpoint's unit",
+        means="The network puts every Gaussian within its depth range about the origin (predicted IoU "
+              f"{predicted_iou(table, 'origin', offset)} if given as it is), and distances measured from there say "
+              "nothing about the rig",
+        cure=EXACT_CURE, note=True, number=offset)
+
+def per_camera_scaling(e, center, domain, table):
+    from_origin, from_object = _distances(e, 0.), _distances(e, center)
+    off_axis = torch.linalg.cross(e.cameras.axes.double(), -e.cameras.centers.double()).norm(dim=-1)
+    miss = off_axis.mean().item()/from_origin.mean().item()
+    is_scaled = len(from_origin) > 2 and _spread(from_origin) < 2e-3 and miss > .03
+    if not is_scaled: return
+    spread = _spread(from_object)
+    yield Diagnostic(
+        "per_camera_scaling",
+        says=f"all cameras are exactly {from_origin.mean():.3g} from the origin, though their axes pass it by "
+             f"{miss:.0%} of that",
+        means="Each camera was scaled by its own factor, which is no similarity: their baselines no longer agree "
+              f"(distances to the object now spread by {spread:.0%})",
+        cure="go back to the calibration and use one similarity for all cameras: "
+             "gslrm_mouse preprocess RECORDING OUT --method exact",
+        cost=_cost(table, "distance_spread", spread, "lie"), number=spread)
+
+def aspect(e, center, domain, table):
+    aspects = (e.cameras.K[:, 1, 1]/e.cameras.K[:, 0, 0]).double()
+    worst = aspects[(aspects - 1).abs().argmax()].item()
+    if abs(worst - 1) <= .02: return
+    yield Diagnostic(
+        "aspect",
+        says=f"fy/fx is {worst:.3f}",
+        means="Lenses have square pixels to a few per mille, so the image was stretched; if K was stretched with it, "
+              "this is harmless",
+        cure=EXACT_CURE, note=True, number=worst)
+
+def another_size(e, center, domain, table):
+    cams = e.cameras
+    relative = torch.stack([2*cams.K[:, 0, 2]/cams.width, 2*cams.K[:, 1, 2]/cams.height], -1).double().mean(0)
+    if not ((relative > 1.3).all() or (relative < .7).all()): return
+    factor = relative.mean().item()
+    yield Diagnostic(
+        "another_size",
+        says=f"the principal points lie at {relative[0]/2:.2f} of the width and {relative[1]/2:.2f} of the height",
+        means=f"K seems to belong to images of {relative[0]*cams.width:.0f} × {relative[1]*cams.height:.0f} px, not to "
+              f"these of {cams.width} × {cams.height}: every ray is wrong",
+        cure="scale K with the images (its first row by the width's factor, its second by the height's)",
+        cost=_cost(table, "focal", factor, "lie"), number=factor)
+
+def up_axis(e, center, domain, table):
+    up = -e.cameras.R[:, 1].double().mean(0)
+    up = up/up.norm()
+    angle = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
+    if angle <= 45: return
+    option = ",".join(f"{x:.0f}" for x in up.round().tolist())
+    yield Diagnostic(
+        "up_axis",
+        says=f"up in the images is {[round(x, 2) for x in up.tolist()]} in the world, {angle:.0f}° from +z",
+        means="The animal would be given to the network lying on its side or upside down, which the checkpoint was "
+              "never trained on",
+        cure=f"state the up direction: gslrm_mouse reconstruct {e.path} --up {option}",
+        number=angle)
+
+def duplicates(e, center, domain, table):
+    n = len(e.cameras)
+    directions = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1)
+    angles = torch.rad2deg(torch.acos((directions @ directions.T).clamp(-1, 1))) + 180*torch.eye(n)
+    smallest = angles.min().item()
+    if smallest >= 3: return
+    i, j = divmod(angles.argmin().item(), n)
+    is_copy = smallest < .1
+    means = (f"{n} views count as {n - 1} (predicted IoU {predicted_iou(table, 'views', n - 1)} instead of "
+             f"{predicted_iou(table, 'views', n)})")
+    if is_copy: means += "; two cameras with one pose are usually a copy"
+    yield Diagnostic(
+        "duplicates",
+        says=f"cameras {i} and {j} see the object from directions {smallest:.1f}° apart",
+        means=means,
+        cure="check whether a camera was copied in the calibration",
+        note=not is_copy, cost=_cost(table, "views", n - 1), number=smallest)
+
+def view_order(e, center, domain, table):
+    p = e.cameras.centers.double() - center
+    order = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0])).argsort().tolist()
+    start = order.index(0)
+    ring = order[start:] + order[:start]
+    forward, backward = list(range(len(ring))), [0, *range(len(ring) - 1, 0, -1)]
+    if len(ring) <= 2 or ring in (forward, backward): return
+    yield Diagnostic(
+        "view_order",
+        says=f"around the object the cameras stand in the order {', '.join(map(str, ring))}",
+        means="The network does not use the number of a view, so any order is fine; code that assumes camera i at "
+              "i·60° is wrong",
+        cure="", note=True)
+
+def inconsistent_rotations(e, center, domain, table):
+    message = looks_transposed(e.cameras)
+    if not message: return
+    yield Diagnostic(
+        "transposed",
+        says=message[0].lower() + message[1:],
+        means="det(R) is +1 either way, so no other check complains: all rays point elsewhere",
+        cure="transpose R in the conversion (MATLAB tools store rows)")
+
+CAMERA_CHECKS = (
+    units, origin, per_camera_scaling, aspect, another_size, up_axis, duplicates, view_order, inconsistent_rotations)
 
 # %% ../../nbs/doctor/01_checks.ipynb #11efef6c
-UNDECIDED = .6 # above it a frame whose animal is cut by the border is given the benefit of the doubt
-MIN_HULL_AGREEMENT = .97 # mean share of the silhouettes that the hull of a sound rig explains, at least
+MIN_HULL_AGREEMENT = .97 # mean visual-hull consistency of a sound rig, at least
 
-def _agree(views:Views, n:int=40, rays:int=1500) -> float:
-    "Mean share of the silhouettes which their hull explains; 0 where the rays meet behind a camera."
+_UNDECIDED = .6 # above it, a disagreement in a frame whose animal is cut by the border counts as undecided
+
+_FROM_RECORDING = "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method exact"
+
+def _agreement(views:Views, n:int=40, rays:int=1500) -> float:
+    "Mean visual-hull consistency; 0 where the rays meet behind a camera."
     try: return visual_hull(views, n=n, rays=rays).iou.mean().item()
     except ValueError: return 0.
 
-AGAIN = "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method exact"
+def _with_k(views, K) -> Views: return replace(views, cameras=replace(views.cameras, K=K))
 
-def _with(views, **K): return replace(views, cameras=replace(views.cameras, **K))
-
-def _zoomed(views, x, y):
+def _zoomed(views, x, y) -> Views:
     K = views.cameras.K.clone()
     K[:, 0, 0] *= x
     K[:, 1, 1] *= y
-    return _with(views, K=K)
+    return _with_k(views, K)
+
+def _exchanged(views, i, j) -> Views:
+    order = list(range(len(views)))
+    order[i], order[j] = j, i
+    return replace(views, cameras=views.cameras[order])
+
+def _pair_base(views) -> int: return max(10, len(views)) # a pair of cameras i > j is the number j*base + i
 
 def candidate_corrections(views:Views): # yields (name, number, views)
-    "The views with each of the old mistakes undone, in turn."
+    "The views with each of the known mistakes undone, in turn."
     for s in torch.logspace(-.3, .3, 13).tolist():
         if abs(s - 1) > .04: yield "overwritten_k", s, _zoomed(views, s, s)
     for a in (.75, .8, .85, .89, .93, 1.07, 1.125, 1.18, 1.25, 1.33):
+        second_row = views.cameras.K.new_tensor([1., a, 1.])[:, None]
         yield "anisotropic_k", a, _zoomed(views, 1., a)
-        yield "anisotropic_k", a, _with(views, K=views.cameras.K*views.cameras.K.new_tensor([1., a, 1.])[:, None])
+        yield "anisotropic_k", a, _with_k(views, views.cameras.K*second_row)
     yield "flipped", 1., replace(views, images=views.images.flip(2), alpha=views.alpha.flip(2))
     for i in range(len(views)):
-        for j in range(i):
-            k = list(range(len(views)))
-            k[i], k[j] = j, i
-            yield "swapped", float(10*j + i), replace(views, cameras=views.cameras[k])
+        for j in range(i): yield "swapped", float(_pair_base(views)*j + i), _exchanged(views, i, j)
 
-_MEANT = dict(overwritten_k=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if all focal lengths are multiplied by {x:.2f}", "K was overwritten, or the pictures were resampled without it: every ray but the axis is wrong"),
-              anisotropic_k=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if K's second row (fy) is multiplied by {x:.2f}", "K was scaled along one axis and the pixels were not, or the other way round"),
-              flipped=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if the pictures are mirrored", "Pictures were flipped and cameras were not, as augmentation once did"),
-              swapped=("the silhouettes agree ({iou:.0%} instead of {base:.0%}) if cameras {i} and {j} are exchanged", "Pictures and cameras are in different orders"))
+# %% ../../nbs/doctor/01_checks.ipynb #5d1da949
+_CORRECTIONS = dict( # name: (what makes the silhouettes agree, what that means)
+    overwritten_k=(
+        "all focal lengths are multiplied by {x:.2f}",
+        "K was overwritten, or the images were resampled without it: every ray but the optical axis is wrong"),
+    anisotropic_k=(
+        "K's second row (fy) is multiplied by {x:.2f}",
+        "K was scaled along one axis and the pixels were not, or the other way round"),
+    flipped=(
+        "the images are mirrored",
+        "The images were flipped and the cameras were not, as the original augmentation did"),
+    swapped=(
+        "cameras {i} and {j} are exchanged",
+        "Images and cameras are in different orders"))
+
+_COST_CURVES = dict(overwritten_k="focal", anisotropic_k="aspect")
 
 def explain_disagreement(views:Views, table) -> Diagnostic|None:
     "What makes the silhouettes contradict each other, or None where they agree."
-    base = _agree(views)
-    if base >= MIN_HULL_AGREEMENT: return None
-    tiny = shrink_views(views, GUESS_PIXELS)
-    was = _agree(tiny, 16, 250)
-    iou, name, x = max(((_agree(v, 16, 250), name, x) for name, x, v in candidate_corrections(tiny)), default=(0, "", 0.))
-    if 1 - iou > .4*(1 - was): return Diagnostic("disagreement", f"the hull of the silhouettes explains {base:.0%} of them", "Cameras, K and pixels do not belong together: recentred or rescaled pictures, cameras of another rig, or a calibration of another day", AGAIN, number=base)
-    says, means = _MEANT[name]
-    i, j = divmod(int(x), 10)
-    cost = _cost(table, "focal", 1/x, "lie") if name == "overwritten_k" else _cost(table, "aspect", 1/x, "lie") if name == "anisotropic_k" else math.nan
-    return Diagnostic(name, says.format(iou=iou, base=was, x=x, i=i, j=j), means, AGAIN, cost=cost, number=x)
+    agreement = _agreement(views)
+    if agreement >= MIN_HULL_AGREEMENT: return None
+    small = shrink_views(views, GUESS_PIXELS)
+    before = _agreement(small, 16, 250)
+    corrected = ((_agreement(v, 16, 250), name, x) for name, x, v in candidate_corrections(small))
+    after, name, x = max(corrected, default=(0, "", 0.))
+    if 1 - after > .4*(1 - before):
+        return Diagnostic(
+            "disagreement",
+            says=f"the visual-hull consistency is {agreement:.0%}",
+            means="Cameras, K and pixels do not belong together: recentred or rescaled images, cameras of another rig, "
+                  "or a calibration of another day",
+            cure=_FROM_RECORDING, number=agreement)
+    condition, means = _CORRECTIONS[name]
+    i, j = divmod(int(x), _pair_base(views))
+    return Diagnostic(
+        name,
+        says=f"the silhouettes agree ({after:.0%} instead of {before:.0%}) if {condition.format(x=x, i=i, j=j)}",
+        means=means,
+        cure=_FROM_RECORDING,
+        cost=_cost(table, _COST_CURVES[name], 1/x, "lie") if name in _COST_CURVES else math.nan,
+        number=x)
 
 # %% ../../nbs/doctor/01_checks.ipynb #02073172
+def _recorded_method(info) -> str|None:
+    "The key with which a file says that its images were moved and its intrinsics were not."
+    for key in ("pixel_based_preprocessing", "uniform_scale_info"):
+        if isinstance(info.get(key), dict) and not info[key].get("intrinsics_updated"): return key
+    return None
+
+def _looks_assumed(cams) -> bool:
+    "Whether all cameras have one K with its principal point exactly in the middle."
+    K = cams.K.double()
+    off_middle = (K[:, :2, 2]/K.new_tensor([cams.width, cams.height]) - .5).abs().max().item()
+    difference = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
+    return off_middle < 2e-3 and difference < 1e-4
+
 def recognize_recipe(e) -> Diagnostic|None:
-    "The mistake whose trace the pictures, the cameras or the file bear."
-    ratio = size_ratios(e.views)
-    cv = (ratio.std(correction=0)/ratio.mean()).item()
-    off = float(com_offsets(e.views).mean())
-    K = e.views.cameras.K.double()
-    recorded = next((k for k in ("pixel_based_preprocessing", "uniform_scale_info") if isinstance(v := e.info.get(k), dict) and not v.get("intrinsics_updated")), None)
-    said = f", and the file says {recorded}" if recorded else ""
-    if cv < .015 and len(K) > 2: return Diagnostic("per_view_zoom", f"the animal has one size in all views (CV {cv:.1%}){said}", "Each view was zoomed by its own factor, which neither K nor pose knows of: the views disagree on the object's size", AGAIN, number=cv)
-    if off < 25: return Diagnostic("recentred", f"the animal is {off:.0f} px (of 512) from the middle of every view{said}", "Each picture was shifted and the camera was not turned: rays go beside the animal", AGAIN, number=off)
-    if recorded: return Diagnostic("rescaled", f"the file says {recorded}", "The pictures were rescaled, K was not", AGAIN)
-    middle = (K[:, :2, 2]/K.new_tensor([e.views.cameras.width, e.views.cameras.height]) - .5).abs().max().item()
-    same = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
-    if middle < 2e-3 and same < 1e-4: return Diagnostic("overwritten_k", f"all cameras have one K with its principal point exactly in the middle (field of view {2*math.degrees(math.atan(e.views.cameras.width/2/K[0, 0, 0])):.1f}°), which no calibration of {len(K)} lenses gives", "K was overwritten, or these cameras were assumed and never calibrated: rays go beside the animal, in each view by another amount", AGAIN, number=K[0, 0, 0].item()/e.views.cameras.width)
+    "The legacy method whose trace the images, the cameras or the file bear."
+    cams, sizes = e.views.cameras, size_ratios(e.views)
+    n, cv = len(sizes), _spread(sizes)
+    offset = float(com_offsets(e.views).mean())
+    recorded = _recorded_method(e.info)
+    on_record = f", and the file says {recorded}" if recorded else ""
+    if cv < .015 and n > 2:
+        return Diagnostic(
+            "per_view_zoom",
+            says=f"the animal has one size in all views (CV {cv:.1%}){on_record}",
+            means="Each view was zoomed by its own factor, which neither K nor pose includes: the views disagree on "
+                  "the object's size",
+            cure=_FROM_RECORDING, number=cv)
+    if offset < 25:
+        return Diagnostic(
+            "recentred",
+            says=f"the animal is {offset:.0f} px (of 512) from the middle of every view{on_record}",
+            means="Each image was shifted and its camera was not rotated: rays miss the animal",
+            cure=_FROM_RECORDING, number=offset)
+    if recorded:
+        return Diagnostic(
+            "rescaled", f"the file says {recorded}", "The images were rescaled, K was not", _FROM_RECORDING)
+    if _looks_assumed(cams):
+        focal = cams.K[0, 0, 0].double()
+        fov = 2*math.degrees(math.atan(cams.width/2/focal))
+        return Diagnostic(
+            "overwritten_k",
+            says="all cameras have one K with its principal point exactly in the middle (field of view "
+                 f"{fov:.1f}°), which no calibration of {n} lenses gives",
+            means="K was overwritten, or these cameras were assumed and never calibrated: rays miss the animal, in "
+                  "each view by another amount",
+            cure=_FROM_RECORDING, number=focal.item()/cams.width)
+    return None
+
+# %% ../../nbs/doctor/01_checks.ipynb #559a553a
+def _with_trace(found, e) -> Diagnostic|None:
+    "The trace of a legacy method in place of a disagreement that it explains better."
+    if not found or found.name not in ("disagreement", "anisotropic_k", "overwritten_k"): return found
+    trace = recognize_recipe(e)
+    if not trace: return found
+    if found.name != "disagreement" and trace.name not in ("per_view_zoom", "recentred"): return found
+    return replace(trace, says=f"{trace.says}; the visual-hull consistency is {_agreement(e.views):.0%}")
 
 def silhouettes(e, center, domain, table):
-    "Do cameras and silhouettes agree? If not: the one mistake that explains it, else a signature, else the plain fact."
-    found = explain_disagreement(e.views, table)
-    if found and found.name in ("disagreement", "anisotropic_k", "overwritten_k") and (mark := recognize_recipe(e)) and (found.name == "disagreement" or mark.name in ("per_view_zoom", "recentred")):
-        found = replace(mark, says=f"{mark.says}; the hull of the silhouettes explains {_agree(e.views):.0%} of them")
-    t = triangulate(e.views)
-    apart = t.residual_px/(size_ratios(e.views).mean().item()*math.sqrt(e.views.cameras.width*e.views.cameras.height))
-    cut = int((border_share(e.views) > 0).sum())
-    if found and found.name == "disagreement" and cut > 1 and found.number > UNDECIDED:
-        yield Diagnostic("undecided", f"in {cut} views the animal runs into the border, and the hull of what is left explains {found.number:.0%} of the silhouettes", "Whether cameras and pixels agree cannot be told from such a frame", "look at a frame in which the whole animal is in view", True, number=found.number)
+    """Do cameras and silhouettes agree?
+
+    If not: the one mistake that explains it, else a trace, else the plain fact."""
+    found = _with_trace(explain_disagreement(e.views, table), e)
+    if not found:
+        cams = e.views.cameras
+        size = size_ratios(e.views).mean().item()*math.sqrt(cams.width*cams.height)
+        error = triangulate(e.views).residual_px/size
+        yield Diagnostic(
+            "residual",
+            says=f"the triangulation error of the silhouettes' centroids is {error:.1%} of the object's size",
+            means="For a long body that is inherent: the centroid of a silhouette is no projection of one point",
+            cure="", note=True, number=error)
         return
-    if found:
-        yield found
+    n_cut = int((border_share(e.views) > 0).sum())
+    if found.name == "disagreement" and n_cut > 1 and found.number > _UNDECIDED:
+        yield Diagnostic(
+            "undecided",
+            says=f"in {n_cut} views the animal runs into the border, and the visual-hull consistency of what is left "
+                 f"is {found.number:.0%}",
+            means="Whether cameras and pixels agree cannot be decided from such a frame",
+            cure="use a frame in which the whole animal is in view",
+            note=True, number=found.number)
         return
-    yield Diagnostic("residual", f"the centroids of the silhouettes meet to {apart:.1%} of the object's size", "For a long body that is inherent: the centroid of a silhouette is no projection of one point", "", True, number=apart)
+    yield found
 
 def clipped(e, center, domain, table):
     share = border_share(e.views)
-    bad = [i for i, s in enumerate(share) if s > 0]
-    if bad: yield Diagnostic("clipped", f"in view{'s'*(len(bad) > 1)} {', '.join(map(str, bad))} the animal runs into the border", "What is cut off is background to the network, and the size in that view is a lower bound" + (", as in the checkpoint's own heads" if domain.coverage[0] > .5 else ""), "take frames in which the whole animal is in view, or crop less", True, number=float(max(share)))
+    cut = [str(i) for i, s in enumerate(share) if s > 0]
+    if not cut: return
+    means = "What is cut off is background to the network, and the size in that view is a lower bound"
+    if domain.coverage[0] > .5: means += ", as in the checkpoint's own heads"
+    yield Diagnostic(
+        "clipped",
+        says=f"in view{'s'*(len(cut) > 1)} {', '.join(cut)} the animal runs into the border",
+        means=means,
+        cure="use frames in which the whole animal is in view, or crop less",
+        note=True, number=float(max(share)))
 
 VIEW_CHECKS = (silhouettes, clipped)
 
 # %% ../../nbs/doctor/01_checks.ipynb #911460f7
+def _last_number(name) -> int|None:
+    numbers = re.findall(r"\d+", name)
+    return int(numbers[-1]) if numbers else None
+
 def split(e):
     "Neighbours in time on both sides of the split."
-    n = lambda name: int(m[-1]) if (m := re.findall(r"\d+", name)) else None
-    train, val = ({n(x) for x in e.lists.get(k, ())} - {None} for k in ("train", "val"))
-    near = [i for i in val if i - 1 in train or i + 1 in train or i in train]
-    if val and len(near) > max(2, .1*len(val)): yield Diagnostic("adjacent_split", f"{len(near)} of {len(val)} validation samples have a neighbour in time among the training ones", "They are nearly the same pictures: validation then measures memory", "split by time blocks, as gslrm_mouse preprocess does", number=len(near)/len(val))
+    train, val = ({_last_number(name) for name in e.lists.get(k, ())} - {None} for k in ("train", "val"))
+    near = [i for i in val if train & {i - 1, i, i + 1}]
+    if not val or len(near) <= max(2, .1*len(val)): return
+    yield Diagnostic(
+        "adjacent_split",
+        says=f"{len(near)} of {len(val)} validation samples have a neighbour in time among the training samples",
+        means="They are nearly the same images: validation then measures memory",
+        cure="split by time blocks, as gslrm_mouse preprocess does", number=len(near)/len(val))
+
+def _count_frames(folder) -> int:
+    try: return len(json.loads((folder/"opencv_cameras.json").read_bytes())["frames"])
+    except (OSError, ValueError, KeyError, TypeError): return 0
 
 def lost_views(e):
-    "Samples from which a view has silently gone."
-    def count(p):
-        try: return len(json.loads((p/"opencv_cameras.json").read_bytes())["frames"])
-        except (OSError, ValueError, KeyError, TypeError): return 0
-    some = e.folders[::max(1, len(e.folders)//50)]
-    n = [count(p) for p in some]
-    few = [p.name for p, k in zip(some, n) if k < max(n)]
-    if few: yield Diagnostic("lost_views", f"{len(few)} of {len(some)} samples have fewer than {max(n)} views, {few[0]} first", "A view that failed was dropped without a word: the samples are not alike", "make the data set anew with gslrm_mouse preprocess, which names the frame instead")
+    "Samples that lack a view."
+    folders = e.folders[::max(1, len(e.folders)//50)]
+    counts = [_count_frames(folder) for folder in folders]
+    incomplete = [folder.name for folder, n in zip(folders, counts) if n < max(counts)]
+    if not incomplete: return
+    yield Diagnostic(
+        "lost_views",
+        says=f"{len(incomplete)} of {len(folders)} samples have fewer than {max(counts)} views, {incomplete[0]} first",
+        means="A view that failed was dropped silently: the samples are not alike",
+        cure="make the data set anew with gslrm_mouse preprocess, which names the frame instead")
 
 DATA_CHECKS = (split, lost_views)

@@ -12,7 +12,7 @@ import torch
 from fastcore.basics import patch
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import check_in_front
-from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT, VIEW_CHECKS, common_aim, predicted_iou
+from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT_CURE, VIEW_CHECKS, common_aim, predicted_iou
 from .evidence import Diagnostic, Evidence, call_checked, read_evidence
 from ..evaluation.sensitivity import Prediction, load_sensitivity
 from ..models.checkpoint import checkpoint_path, read_card
@@ -20,7 +20,7 @@ from ..preprocess.canonical import canonicalize
 from ..views.triangulation import triangulate
 
 # %% auto #0
-__all__ = ['LEAST', 'Diagnosis', 'predict_score', 'diagnose']
+__all__ = ['Diagnosis', 'diagnose']
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #b5daadac
 @dataclass(frozen=True)
@@ -35,87 +35,167 @@ class Diagnosis:
 
 @patch(as_prop=True)
 def status(self:Diagnosis) -> int:
-    "0: fit, 1: will fail."
+    "0: compatible with the checkpoint, 1: will fail."
     return int(bool(self.findings))
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #1835e044
-def predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
-    "What the network is predicted to make of the rig after canonicalising, and how far the rig is from what it knows."
-    cert = canonicalize(e.views, domain).certificate
-    v = cert.views
-    mean = lambda k: sum(getattr(x, k) for x in v)/len(v)
-    d = torch.tensor([x.distance for x in v])
+def _is_outside(x, limits, slack) -> bool:
+    low, high = limits
+    return not low - slack <= x <= high + slack
+
+def _canonical_rig(views, domain) -> dict:
+    "Means over the views of the canonicalised rig, and the spread of its distances."
+    reports = canonicalize(views, domain).certificate.views
+    d = torch.tensor([v.distance for v in reports])
+    mean = {name: sum(getattr(v, name) for v in reports)/len(reports) for name in ("coverage", "elevation")}
     spread = (d.std(correction=0)/d.mean()).item()
-    notes = []
-    far = lambda x, band, slack: not band[0] - slack <= x <= band[1] + slack
-    if far(mean("coverage"), domain.coverage, .02): notes.append(Diagnostic("coverage", f"seen by the checkpoint's camera the object has a size ratio of {mean('coverage'):.3f}, the checkpoint knows {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}", f"Distance and angular size are physics (predicted IoU {predicted_iou(table, 'coverage', mean('coverage'))})", "choose=\"coverage\" or \"zoom\" of canonicalize trades it for field of view, or for exactness", True, number=mean("coverage")))
-    if spread > .02: notes.append(Diagnostic("distance_spread", f"the cameras stand {d.min():.2f} to {d.max():.2f} from the object (CV {spread:.1%}), the checkpoint knows {domain.distance[0]:g} to {domain.distance[1]:g}", f"Kept as it is (predicted IoU {predicted_iou(table, 'distance_spread', spread)})", "", True, number=spread))
-    if far(mean("elevation"), domain.elevation, 5): notes.append(Diagnostic("elevation", f"the cameras look down at {mean('elevation'):.0f}°, the checkpoint knows {domain.elevation[0]:g} to {domain.elevation[1]:g}°", f"Kept as it is (predicted IoU {predicted_iou(table, 'elevation', mean('elevation'))})", "", True, number=mean("elevation")))
+    return dict(mean, views=len(reports), distance_spread=spread, nearest=d.min(), farthest=d.max())
+
+def _domain_notes(e, rig, domain, table): # yields
+    "What lies outside the checkpoint's domain after canonicalising."
+    def iou(name): return predicted_iou(table, name, rig[name])
+    size, spread, elevation = rig["coverage"], rig["distance_spread"], rig["elevation"]
+    if _is_outside(size, domain.coverage, .02):
+        yield Diagnostic(
+            "coverage",
+            says=f"seen by the checkpoint's camera the relative object size is {size:.3f}, the checkpoint was trained "
+                 f"on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}",
+            means=f"Distance and angular size are physics (predicted IoU {iou('coverage')})",
+            cure='choose="coverage" or "zoom" of canonicalize trades it for field of view, or for exactness',
+            note=True, number=size)
+    if spread > .02:
+        yield Diagnostic(
+            "distance_spread",
+            says=f"the cameras stand {rig['nearest']:.2f} to {rig['farthest']:.2f} from the object (CV {spread:.1%}), "
+                 f"the checkpoint was trained on {domain.distance[0]:g} to {domain.distance[1]:g}",
+            means=f"Kept as it is (predicted IoU {iou('distance_spread')})",
+            cure="", note=True, number=spread)
+    if _is_outside(elevation, domain.elevation, 5):
+        yield Diagnostic(
+            "elevation",
+            says=f"the cameras look down at {elevation:.0f}°, the checkpoint was trained on {domain.elevation[0]:g} to "
+                 f"{domain.elevation[1]:g}°",
+            means=f"Kept as it is (predicted IoU {iou('elevation')})",
+            cure="", note=True, number=elevation)
     fov = 2*math.degrees(math.atan(e.cameras.width/2/e.cameras.K[:, 0, 0].double().mean().item()))
-    if far(fov, domain.fov, 1): notes.append(Diagnostic("field_of_view", f"the lenses see {fov:.0f}°, the checkpoint knows {domain.fov[0]:g} to {domain.fov[1]:g}°", "Resampled exactly into the checkpoint's own", EXACT.replace("move it by one exact similarity", "do that"), True, number=fov))
+    if _is_outside(fov, domain.fov, 1):
+        yield Diagnostic(
+            "field_of_view",
+            says=f"the field of view of the lenses is {fov:.0f}°, the checkpoint was trained on {domain.fov[0]:g} to "
+                 f"{domain.fov[1]:g}°",
+            means="Resampled exactly into the checkpoint's own",
+            cure=EXACT_CURE.replace("move it by one exact similarity", "do that"),
+            note=True, number=fov)
+
+def _predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
+    "What the network is predicted to make of the rig after canonicalising, and what is out of distribution then."
+    rig = _canonical_rig(e.views, domain)
+    notes = list(_domain_notes(e, rig, domain, table))
     if table is None: return None, notes
-    return table.predict_joint({"distance_spread": spread, "coverage": mean("coverage"), "views": len(v), "elevation": mean("elevation")}), notes
+    measured = {name: rig[name] for name in ("distance_spread", "coverage", "views", "elevation")}
+    return table.predict_joint(measured), notes
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #c25d5b21
-LEAST = .5 # of the undisturbed IoU: less is called failure
+_MIN_IOU_SHARE = .5 # of the undisturbed IoU: less counts as failure
 
 def diagnose(
     path, # a calibration, a sample folder, a folder of samples or a recording
-    checkpoint=None, # a file with a camera card; the shipped one when None
-    size:tuple=None, # (width, height) of the pictures, for calibrations that do not hold it
+    checkpoint=None, # a file with camera metadata; the shipped one when None
+    size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
 ) -> Diagnosis:
-    "Findings and notes on what is at `path`, for the cameras that a checkpoint knows; FileNotFoundError or ValueError where nothing can be read."
+    """Findings and notes on what is at `path`, for the cameras that a checkpoint was trained on.
+
+    FileNotFoundError or ValueError where nothing can be read."""
     start = time.perf_counter()
     checkpoint = checkpoint_path(checkpoint)
     domain, e = read_card(checkpoint).domain, read_evidence(path, size)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
-    found, predicted = list(e.broken), None
+
+    found, center = list(e.broken), None
     if e.views:
-        (center, bad) = call_checked(lambda: triangulate(e.views).point)
-        found += bad
-    else: center = None
-    sees = center is not None
-    aim = center if sees else common_aim(e.cameras) if e.cameras is not None else None
-    if e.cameras is not None:
-        if not sees and len(e.cameras) > 1: found += call_checked(check_in_front, e.cameras, aim)[1]
-        for check in CAMERA_CHECKS: found += check(e, aim, domain, table)
-    if sees:
-        for check in VIEW_CHECKS: found += check(e, center, domain, table)
-        predicted, notes = predict_score(e, domain, table)
-        found += notes
-        if predicted and predicted.iou < LEAST*_home(table): found.append(Diagnostic("out_of_domain", f"after canonicalising exactly, {predicted.said}", f"The network is predicted to lose more than half of the silhouette (IoU {predicted.iou:.2f})", "adapt it to such cameras, or film closer", cost=_home(table) - predicted.iou))
+        center, problems = call_checked(lambda: triangulate(e.views).point)
+        found += problems
+    if e.cameras is not None: found += _examine_cameras(e, center, domain, table)
+    predicted = None
+    if center is not None:
+        predicted, problems = _examine_views(e, center, domain, table)
+        found += problems
     if len(e.folders) > 1 or e.lists:
         for check in DATA_CHECKS: found += check(e)
     return _sorted(e, found, predicted, domain, time.perf_counter() - start)
 
-def _home(table): return table.curve("focal")[0]["iou_undisturbed"]
+def _examine_cameras(e, center, domain, table) -> list[Diagnostic]:
+    found, aim = [], center
+    if center is None:
+        aim = common_aim(e.cameras)
+        if len(e.cameras) > 1: found += call_checked(check_in_front, e.cameras, aim)[1]
+    for check in CAMERA_CHECKS: found += check(e, aim, domain, table)
+    return found
+
+def _examine_views(e, center, domain, table) -> tuple: # (Prediction or None, diagnostics)
+    found = []
+    for check in VIEW_CHECKS: found += check(e, center, domain, table)
+    predicted, notes = _predict_score(e, domain, table)
+    found += notes
+    if not predicted: return predicted, found
+    undisturbed = table.curve("focal")[0]["iou_undisturbed"]
+    if predicted.iou < _MIN_IOU_SHARE*undisturbed:
+        found.append(Diagnostic(
+            "out_of_domain",
+            says=f"after canonicalising exactly, {predicted.said}",
+            means=f"The network is predicted to lose more than half of the silhouette (IoU {predicted.iou:.2f})",
+            cure="adapt it to such cameras, or record closer",
+            cost=undisturbed - predicted.iou))
+    return predicted, found
 
 def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
-    names = {f.name for f in found if not f.note}
-    found = list({f.name: f for f in found if f.note and not (f.name == "aspect" and "anisotropic_k" in names)}.values()) + list({f.name: f for f in reversed(found) if not f.note}.values())
-    if names & {"another_size", "per_camera_scaling", "transposed", "duplicates", "behind"}: found = [f for f in found if f.name != "disagreement"]     # it has its explanation
-    cost = lambda f: -(f.cost if math.isfinite(f.cost) else 2.)                # what nobody measured comes first: it contradicts itself
-    return Diagnosis(e, tuple(sorted((f for f in found if not f.note), key=cost)), tuple(f for f in found if f.note), predicted, domain, seconds)
+    "One diagnostic per name, without those that another explains, findings by cost."
+    notes = {f.name: f for f in found if f.note}
+    findings = {f.name: f for f in reversed(found) if not f.note}
+    if "anisotropic_k" in findings: notes.pop("aspect", None)
+    if findings.keys() & {"another_size", "per_camera_scaling", "transposed", "duplicates", "behind"}:
+        findings.pop("disagreement", None) # it is explained by these
+        notes.pop("disagreement", None)
+
+    def cost(f): return f.cost if math.isfinite(f.cost) else 2. # no curve: a contradiction, which comes first
+    by_cost = sorted(findings.values(), key=cost, reverse=True)
+    return Diagnosis(e, tuple(by_cost), tuple(notes.values()), predicted, domain, seconds)
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #a01c940f
 @patch
 def __str__(self:Diagnosis):
     lines = [f"{self.evidence.path}: {self.evidence.says}"]
-    lines += [f"  {i}. {f}" + (f" (costs {f.cost:.2f} of novel-view IoU)" if math.isfinite(f.cost) else "") for i, f in enumerate(self.findings, 1)]
+    for i, f in enumerate(self.findings, 1):
+        cost = f" (costs {f.cost:.2f} of novel-view IoU)" if math.isfinite(f.cost) else ""
+        lines.append(f"  {i}. {f}{cost}")
     lines += [f"  note · {f}" for f in self.notes]
     return "\n".join([*lines, self.verdict])
 
 @patch(as_prop=True)
 def verdict(self:Diagnosis) -> str:
     "One plain sentence."
+    if self.findings: return f"will fail: {', '.join(f.name for f in self.findings)}"
     p = self.predicted
-    expected = f"novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; {p.said}" if p and math.isfinite(p.iou) else f"no prediction: {p.said}" if p else "no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse sensitivity makes one)"
-    return f"will fail: {', '.join(f.name for f in self.findings)}" if self.findings else f"fit: {expected}"
+    if not p:
+        return ("fit: no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse "
+                "sensitivity makes one)")
+    if not math.isfinite(p.iou): return f"fit: no prediction: {p.said}"
+    return (f"fit: novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; "
+            f"{p.said}")
+
+def _finite(values:dict) -> dict:
+    "NaN and infinity as None: JSON has neither."
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 @patch
 def to_json(self:Diagnosis) -> str:
-    "For machines: the same, in one object."
-    clean = lambda d: {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in d.items()}
-    return json.dumps(dict(path=str(self.evidence.path), kind=self.evidence.kind, says=self.evidence.says, status=self.status, verdict=self.verdict, findings=[clean(asdict(f)) for f in self.findings], notes=[clean(asdict(f)) for f in self.notes],
-                           predicted=clean(self.predicted._asdict()) if self.predicted else None, domain=asdict(self.domain), seconds=round(self.seconds, 3)), indent=1)
+    "The same as one JSON object."
+    content = dict(
+        path=str(self.evidence.path), kind=self.evidence.kind, says=self.evidence.says,
+        status=self.status, verdict=self.verdict,
+        findings=[_finite(asdict(f)) for f in self.findings],
+        notes=[_finite(asdict(f)) for f in self.notes],
+        predicted=_finite(self.predicted._asdict()) if self.predicted else None,
+        domain=asdict(self.domain), seconds=round(self.seconds, 3))
+    return json.dumps(content, indent=1)

@@ -25,13 +25,15 @@ class Diagnostic:
     "Something about the data, what follows from it, and what to do."
     name:str # for machines: `overwritten_k`, `units`, …
     says:str # what was found, with its number
-    means:str # the consequence, in plain words
+    means:str # the consequence
     cure:str # a command, or what to do
     note:bool = False # harmless, or cured exactly by canonicalising
-    cost:float = math.nan # novel-view IoU that goes, by the measured curves; nan where none was measured
+    cost:float = math.nan # novel-view IoU that is lost by the measured curves; nan where none was measured
     number:float = math.nan # the number in `says`
 
-    def __str__(self): return f"{self.name}: {self.says}. {self.means}." + (f" → {self.cure}" if self.cure else "")
+    def __str__(self):
+        cure = f" → {self.cure}" if self.cure else ""
+        return f"{self.name}: {self.says}. {self.means}.{cure}"
 
 # %% ../../nbs/doctor/00_evidence.ipynb #05b4638c
 @dataclass(frozen=True)
@@ -41,75 +43,126 @@ class Evidence:
     kind:str # "recording", "sample", "data set" or "calibration"
     says:str # one line on what it is
     cameras:Cameras = None
-    views:Views = None # one moment, pictures of at most `VIEW_PIXELS` pixels
-    broken:tuple[Diagnostic, ...] = () # met while reading
+    views:Views = None # one frame, at most `VIEW_PIXELS` pixels wide and high
+    broken:tuple[Diagnostic, ...] = () # found while reading
     folders:tuple = () # of samples
     lists:dict = field(default_factory=dict) # "train" and "val": names in a split
-    info:dict = field(default_factory=dict) # what an `opencv_cameras.json` says of its past
+    info:dict = field(default_factory=dict) # what an `opencv_cameras.json` records of its making
 
 # %% ../../nbs/doctor/00_evidence.ipynb #a44ce8e1
-VIEW_PIXELS, GUESS_PIXELS = 320, 144 # pixels: pictures are looked at, and guesses are tried, this small
+VIEW_PIXELS = 320 # width and height of the views that are examined, at most
+GUESS_PIXELS = 144 # the same for trying corrections
 
 def shrink_views(views:Views, most:int=VIEW_PIXELS) -> Views:
-    c = views.cameras
-    n = max(1, math.ceil(max(c.width, c.height)/most))
-    return views if n == 1 else views.resized(round(c.width/n), round(c.height/n))
+    "The views divided by the smallest whole number that leaves at most `most` pixels in width and height."
+    cams = views.cameras
+    n = max(1, math.ceil(max(cams.width, cams.height)/most))
+    return views if n == 1 else views.resized(round(cams.width/n), round(cams.height/n))
 
-def _middle_key(path) -> int:
+def _middle_keyframe(path) -> int:
     "Number of the key frame nearest to the middle of a video."
     with open_video(path) as f:
         stamps = frame_stamps(f, path)
         f.seek(0, stream=f.streams.video[0])
         keys = [p.pts for p in f.demux(f.streams.video[0]) if p.is_keyframe and p.pts is not None]
-    at = {t: i for i, t in enumerate(stamps)}
-    return min((at[k] for k in keys if k in at), key=lambda i: abs(i - len(stamps)/2), default=0)
+    index = {stamp: i for i, stamp in enumerate(stamps)}
+    return min((index[k] for k in keys if k in index), key=lambda i: abs(i - len(stamps)/2), default=0)
+
+# %% ../../nbs/doctor/00_evidence.ipynb #e4d815fd
+_CAMERA_CONSEQUENCES = dict(
+    mirrored="The world is seen in a mirror, or its axes are swapped: rays go where no camera looked, and a rasterizer "
+             "culls everything (a white image)",
+    behind="Whatever the weights, nothing is drawn (a white image): the poses are inverted, or in OpenGL's axes")
 
 def call_checked(call, *args) -> tuple: # (result or None, findings)
-    "A camera or a mask that is wrong is a finding; everything else an error."
+    "A camera or a mask that is wrong becomes a finding; everything else stays an error."
     try: return call(*args), ()
-    except CameraError as e: return None, (Diagnostic(e.problem, str(e), dict(mirrored="The world is seen in a mirror, or its axes are swapped: rays go where no camera looked, and a rasterizer culls everything (a white picture)", behind="Whatever the weights, nothing is drawn (a white picture): the poses are inverted, or in OpenGL's axes").get(e.problem, "No ray can be made of such a camera"),
-                                           "convert the calibration anew from the tool that made it (gslrm_mouse reads eight tools' files), and flip no axis by hand"),)
-    except MaskError as e: return None, (Diagnostic(e.problem, str(e), "Where the animal is, is not known: a missing or full mask makes everything foreground, an empty one makes white the truth", "gslrm_mouse masks RECORDING makes masks for static cameras; leave out frames without an animal"),)
+    except CameraError as e:
+        finding = Diagnostic(
+            e.problem,
+            says=str(e),
+            means=_CAMERA_CONSEQUENCES.get(e.problem, "No ray can be made of such a camera"),
+            cure="convert the calibration anew from the tool that made it (gslrm_mouse reads eight tools' files), and "
+                 "flip no axis by hand")
+    except MaskError as e:
+        finding = Diagnostic(
+            e.problem,
+            says=str(e),
+            means="Where the animal is, is not known: a missing or full mask makes everything foreground, an empty one "
+                  "makes white the truth",
+            cure="gslrm_mouse masks RECORDING makes masks for static cameras; leave out frames without an animal")
+    return None, (finding,)
 
 # %% ../../nbs/doctor/00_evidence.ipynb #b9a943ab
+def _frames(n) -> str: return f"{n} frame{'s'*(n != 1)}"
+
+def _recording_without_masks(path, size, videos, masks) -> Evidence:
+    first = sorted(videos.glob("*.mp4"))[:1]
+    if first: width, height, n = video_size(first[0])
+    else: (width, height), n = size or (None, None), 0
+    _, read = find_recording_rig(path)
+    cams, broken = call_checked(read, width, height, None)
+    missing = Diagnostic(
+        "masks_missing",
+        says=f"there is no folder {masks.name} with masks; {describe_folder(path)}",
+        means="Without silhouettes nothing separates animal from cage: the original code filled a missing mask with "
+              "'everything is foreground'",
+        cure=f"gslrm_mouse masks {path}")
+    return Evidence(
+        path, "recording", f"a recording without masks, {_frames(n)}", cameras=cams, broken=(*broken, missing))
+
 def _recording(path, size) -> Evidence:
     videos, masks = folder_layout(path)
-    if not masks.is_dir():
-        first = sorted(videos.glob("*.mp4"))[:1]
-        width, height, n = video_size(first[0]) if first else (*(size or (None, None)), 0)
-        _, read = find_recording_rig(path)
-        cams, bad = call_checked(read, width, height, None)
-        return Evidence(path, "recording", f"a recording without masks, {n} frame{'s'*(n != 1)}", cams, None, (*bad, Diagnostic("masks_missing", f"there is no folder {masks.name} with masks; {describe_folder(path)}", "Without silhouettes nothing tells animal from cage: a missing mask was once filled with 'everything is foreground'", f"gslrm_mouse masks {path}")))
-    rec, bad = call_checked(open_recording, path)
-    if rec is None: return Evidence(path, "recording", "a recording", None, None, bad)
-    i = _middle_key(next(iter(rec.videos.values())))
-    i = min(i, rec.n_frames - 1)
-    views, bad = call_checked(rec.frame, i)
-    return Evidence(path, "recording", f"a recording, {len(rec.cameras)} cameras, {rec.n_frames} frame{'s'*(rec.n_frames != 1)} of {rec.cameras.width} × {rec.cameras.height} px, frame {i} looked at", rec.cameras, views and shrink_views(views), bad)
+    if not masks.is_dir(): return _recording_without_masks(path, size, videos, masks)
+    rec, broken = call_checked(open_recording, path)
+    if rec is None: return Evidence(path, "recording", "a recording", broken=broken)
+    i = min(_middle_keyframe(next(iter(rec.videos.values()))), rec.n_frames - 1)
+    views, broken = call_checked(rec.frame, i)
+    cams = rec.cameras
+    says = (f"a recording, {len(cams)} cameras, {_frames(rec.n_frames)} of {cams.width} × {cams.height} px, "
+            f"frame {i} examined")
+    return Evidence(path, "recording", says, cameras=cams, views=views and shrink_views(views), broken=broken)
 
 def _info(folder) -> dict:
-    try: return {k: v for k, v in json.loads((folder/"opencv_cameras.json").read_bytes()).items() if k not in ("frames", "id")}
-    except (OSError, ValueError, AttributeError): return {}
+    try: content = json.loads((folder/"opencv_cameras.json").read_bytes())
+    except (OSError, ValueError): return {}
+    if not isinstance(content, dict): return {}
+    return {k: v for k, v in content.items() if k not in ("frames", "id")}
 
 def _sample(path) -> Evidence:
-    views, bad = call_checked(read_sample, path)
+    views, broken = call_checked(read_sample, path)
     cams = views.cameras if views else call_checked(read_calibration, path/"opencv_cameras.json")[0]
-    return Evidence(path, "sample", f"a sample of {len(cams) if cams else 'unreadable'} views" + (f", {cams.width} × {cams.height} px" if cams else ""), cams, views and shrink_views(views), bad, (path,), {}, _info(path))
+    says = f"a sample of {len(cams) if cams else 'unreadable'} views"
+    if cams: says += f", {cams.width} × {cams.height} px"
+    return Evidence(
+        path, "sample", says, cameras=cams, views=views and shrink_views(views), broken=broken, folders=(path,),
+        info=_info(path))
 
 def _data_set(path) -> Evidence:
     folders = sample_folders(path)
     one = _sample(folders[len(folders)//2])
-    lists = {k: [Path(x).name for x in p.read_text().split()] for k in ("train", "val") for p in sorted(path.glob(f"*_{k}.txt"))[:1]}
-    return replace(one, path=path, kind="data set", says=f"a data set of {len(folders)} samples; {one.path.name} looked at: {one.says}", folders=tuple(folders), lists=lists)
+    lists = {}
+    for name in ("train", "val"):
+        files = sorted(path.glob(f"*_{name}.txt"))
+        if files: lists[name] = [Path(x).name for x in files[0].read_text().split()]
+    says = f"a data set of {len(folders)} samples; {one.path.name} examined: {one.says}"
+    return replace(one, path=path, kind="data set", says=says, folders=tuple(folders), lists=lists)
 
+def _calibration(path, size) -> Evidence:
+    cams, broken = call_checked(read_calibration, path, *(size or ()))
+    says = "a calibration"
+    if cams is not None: says += f" of {len(cams)} cameras"
+    if cams: says += f", {cams.width} × {cams.height} px ({cams.format}; {cams.reason})"
+    return Evidence(path, "calibration", says, cameras=cams, broken=broken)
+
+# %% ../../nbs/doctor/00_evidence.ipynb #143c1118
 def read_evidence(
     path, # a calibration, a sample folder, a folder of samples or a recording
-    size:tuple=None, # (width, height) of the pictures, for calibrations which do not hold it
+    size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
 ) -> Evidence:
     "What there is to judge by; FileNotFoundError or ValueError where nothing can be read."
     path = Path(path)
     if is_recording(path): return _recording(path, size)
     if is_sample(path): return _sample(path)
     if path.is_dir() and any(is_sample(p) for p in path.iterdir()): return _data_set(path)
-    cams, bad = call_checked(read_calibration, path, *(size or ()))
-    return Evidence(path, "calibration", f"a calibration of {len(cams)} cameras" + (f", {cams.width} × {cams.height} px ({cams.format}; {cams.reason})" if cams else "") if cams is not None else "a calibration", cams, None, bad)
+    return _calibration(path, size)

@@ -15,19 +15,27 @@ __all__ = ['EXACT', 'APPROXIMATE', 'Ratios', 'visible_width', 'view_ratios', 'do
 # %% ../../nbs/preprocess/04_certificate.ipynb #145e99ed
 @dataclass(frozen=True)
 class Ratios:
-    "The two numbers of a camera and an object that no exact transform changes; size is the root of the silhouette's area."
+    "The two numbers that no exact transform of camera and object changes; size is the root of the silhouette's area."
     distance_per_size:float # camera to object, in sizes of the object
     angle_deg:float # under which that size is seen
 
-def visible_width(fov_deg, distance): return 2*distance*math.tan(math.radians(fov_deg)/2)
+def visible_width(
+    fov_deg:float, # field of view, degrees
+    distance:float, # from the camera
+) -> float: # same unit as `distance`
+    "Width of what a camera sees at a distance."
+    return 2*distance*math.tan(math.radians(fov_deg)/2)
 
-def view_ratios(coverage:float, fov:float) -> Ratios: # size ratio in a square picture, its field of view in degrees
-    "The ratios behind a picture: `coverage` is the root of the silhouette's share of its area."
-    width = coverage*2*math.tan(math.radians(fov)/2)              # of the object, at distance 1
+def view_ratios(
+    coverage:float, # relative object size in a square image
+    fov:float, # its field of view, degrees
+) -> Ratios:
+    "The ratios behind an image: `coverage` is the root of the silhouette's share of its area."
+    width = coverage*2*math.tan(math.radians(fov)/2) # of the object, at distance 1
     return Ratios(1/width, math.degrees(2*math.atan(width/2)))
 
-def domain_size(domain:CameraDomain) -> float:
-    "Size of the objects a checkpoint knows, model units: the root of the area which fills its mean coverage at its mean distance."
+def domain_size(domain:CameraDomain) -> float: # model units
+    "Size of the objects a checkpoint was trained on: its mean relative size at its mean distance, as root of the area."
     return sum(domain.coverage)/2*visible_width(sum(domain.fov)/2, domain.mean_distance)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #2773a630
@@ -35,14 +43,16 @@ EXACT = ("distance", "size", "coverage")
 APPROXIMATE = ("zoom", "equal_distances")
 
 def misplacement_bound(
-    u, # distance from the picture's middle, pixels
+    u, # distance from the middle of the image, pixels
     delta, # depth behind the object's middle, true scale
-    true, pretended, # distance of the camera, and the one it is given out for
-    z=1., # magnification of the world that is given out
-):
-    "How far a point's picture lies from where the pretended camera puts it, pixels; infinite where the pretended camera would be inside the object."
-    below = true*(pretended + z*delta)
-    return (abs(u*delta*(pretended - z*true)/below) if below > 0 else math.inf)
+    true, # distance of the true camera
+    pretended, # distance of the assumed camera
+    z=1., # assumed magnification of the world
+) -> float: # pixels
+    "How far a point is imaged from where the assumed camera puts it; infinite if that camera is inside the object."
+    denominator = true*(pretended + z*delta)
+    if not denominator > 0: return math.inf
+    return abs(u*delta*(pretended - z*true)/denominator)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #5570b784
 @dataclass(frozen=True)
@@ -50,27 +60,40 @@ class ViewCertificate:
     "What canonicalisation did to one view, and where the result stands."
     turned_deg:float # angle between the real and the virtual axis
     shrink:float # source pixels per target pixel at the centre
-    cut:float # share of the object's pixels which fall outside the virtual picture
+    cut:float # share of the object's pixels that fall outside the virtual image
     at_border:float # share of the silhouette's outline on the border of the source: the object goes on outside
-    distance:float # camera to object, model units, as presented
-    coverage:float # size ratio of the object in the virtual picture
-    fov:float # horizontal field of view as presented, degrees
-    principal:tuple # (cx/width, cy/height) as presented
-    aspect:float # fy/fx as presented
+    distance:float # camera to object, model units, as declared
+    coverage:float # relative object size in the virtual image
+    fov:float # horizontal field of view as declared, degrees
+    principal:tuple # (cx/width, cy/height) as declared
+    aspect:float # fy/fx as declared
     elevation:float # degrees above the object's horizon
-    bound_px:float = 0. # no picture of a point of the object is farther from where its camera puts it; 0: exact
+    bound_px:float = 0. # no point of the object is imaged farther from where its camera puts it; 0: exact
     bound_deg:float = 0. # the same as an angle between rays
     measured_px:float = 0. # the largest such distance on the visual hull
     measured_deg:float = 0. # the same as an angle
 
-def _gap(x, band): return x - band[1] if x > band[1] else min(0., x - band[0])
+def _gap(x, limits) -> float: # 0 within the limits
+    low, high = limits
+    if x > high: return x - high
+    return min(0., x - low)
+
+def _relative_gap(x, limits) -> float:
+    low, high = limits
+    return _gap(x, limits)/(high if x > high else low)
 
 def domain_gaps(v:ViewCertificate, domain:CameraDomain) -> dict: # 0 within the domain's range
-    "How far a view lies outside what the checkpoint knows, per property, with its sign; fov and elevation in degrees, distance and coverage relative to the nearer end."
-    rel = lambda x, band: _gap(x, band)/(band[1] if x > band[1] else band[0])
-    off = max((v.principal[i] - domain.principal[i] for i in (0, 1)), key=abs)
-    return dict(fov=_gap(v.fov, domain.fov), principal=off, aspect=_gap(v.aspect, domain.aspect), distance=rel(v.distance, domain.distance),
-                coverage=rel(v.coverage, domain.coverage), elevation=_gap(v.elevation, domain.elevation))
+    """How far a view lies outside what the checkpoint was trained on, per property, with its sign.
+
+    fov and elevation in degrees, distance and coverage relative to the nearer limit."""
+    offsets = (v.principal[i] - domain.principal[i] for i in (0, 1))
+    return dict(
+        fov=_gap(v.fov, domain.fov),
+        principal=max(offsets, key=abs),
+        aspect=_gap(v.aspect, domain.aspect),
+        distance=_relative_gap(v.distance, domain.distance),
+        coverage=_relative_gap(v.coverage, domain.coverage),
+        elevation=_gap(v.elevation, domain.elevation))
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #4d776f48
 @dataclass(frozen=True)
@@ -78,27 +101,42 @@ class Certificate:
     "Per view and for the rig: what was exact, and how far the result is from the checkpoint's domain."
     views:tuple[ViewCertificate, ...]
     domain:CameraDomain
-    residual_px:float # how well the silhouettes' centroids meet in one point, rms over views, pixels of the source
+    residual_px:float # triangulation error of the silhouettes' centroids, rms over views, pixels of the source
     choose:str = "distance"
 
-    def __str__(self): return "\n".join([_SAYS[self.choose], *_rows(self), _far(self)])
+    def __str__(self):
+        rows = [_row(i, v, self.choose in APPROXIMATE) for i, v in enumerate(self.views)]
+        return "\n".join([_SUMMARIES[self.choose], *rows, _outside(self)])
 
-_SAYS = dict(distance="exact: rotation about each camera's centre, one similarity; field of view, principal point, aspect and mean distance are the checkpoint's",
-             size="exact: rotation about each camera's centre, one similarity; field of view, principal point, aspect and the object's size are the checkpoint's",
-             coverage="exact: rotation about each camera's centre, one similarity; coverage and mean distance are the checkpoint's, the field of view is not",
-             zoom="approximate: a uniform zoom given out for the checkpoint's focal length",
-             equal_distances="approximate: every camera given out for one at the checkpoint's distance, its picture zoomed to fit")
+_ROTATED = "exact: rotation about each camera's centre, one similarity;"
 
-def _rows(c):
-    error = lambda v: f"   error ≤ {v.bound_px:.2f} px, {v.bound_deg:.2f}° (on the hull {v.measured_px:.2f} px)" if c.choose in APPROXIMATE else ""
-    border = lambda v: f"   runs into the border ({v.at_border:.0%} of its outline)" if v.at_border else ""
-    return [f"  {i}   turned {v.turned_deg:5.1f}°   {v.shrink:5.1f} px → 1   cut {v.cut:6.1%}   fov {v.fov:.1f}°   distance {v.distance:.2f}   size ratio {v.coverage:.3f}{error(v)}{border(v)}" for i, v in enumerate(c.views)]
+_SUMMARIES = dict(
+    distance=f"{_ROTATED} field of view, principal point, aspect and mean distance are the checkpoint's",
+    size=f"{_ROTATED} field of view, principal point, aspect and the object's size are the checkpoint's",
+    coverage=f"{_ROTATED} relative object size and mean distance are the checkpoint's, the field of view is not",
+    zoom="approximate: uniformly zoomed images are declared with the checkpoint's focal length",
+    equal_distances="approximate: every camera is declared at the checkpoint's distance, its image zoomed to fit")
 
-def _far(c):
-    names = dict(fov=("field of view", "°"), principal=("principal point", ""), aspect=("aspect", ""), distance=("distance", ""), coverage=("size ratio", ""), elevation=("elevation", "°"))
-    percent = {"distance", "coverage", "principal", "aspect"}
-    said = []
-    for k, (name, unit) in names.items():
-        worst = max((domain_gaps(v, c.domain)[k] for v in c.views), key=abs)
-        if abs(worst) > (1e-3 if k in percent else .05): said.append(f"{name} by up to {worst:+.0%}" if k in percent else f"{name} by up to {worst:+.1f}{unit}")
-    return "outside the checkpoint's range: " + ("; ".join(said) if said else "nothing")
+def _row(i, v, is_approximate) -> str:
+    fields = [
+        f"  {i}", f"turned {v.turned_deg:5.1f}°", f"{v.shrink:5.1f} px → 1", f"cut {v.cut:6.1%}", f"fov {v.fov:.1f}°",
+        f"distance {v.distance:.2f}", f"relative size {v.coverage:.3f}"]
+    if is_approximate:
+        fields.append(f"error ≤ {v.bound_px:.2f} px, {v.bound_deg:.2f}° (on the hull {v.measured_px:.2f} px)")
+    if v.at_border: fields.append(f"reaches the border ({v.at_border:.0%} of its outline)")
+    return "   ".join(fields)
+
+_LABELS = dict(
+    fov="field of view", principal="principal point", aspect="aspect", distance="distance",
+    coverage="relative object size", elevation="elevation")
+
+def _outside(report) -> str:
+    "What lies outside the checkpoint's range, at its worst over the views."
+    gaps = [domain_gaps(v, report.domain) for v in report.views]
+    found = []
+    for name, label in _LABELS.items():
+        worst = max((gap[name] for gap in gaps), key=abs)
+        in_degrees = name in ("fov", "elevation")
+        if abs(worst) <= (.05 if in_degrees else 1e-3): continue
+        found.append(f"{label} by up to " + (f"{worst:+.1f}°" if in_degrees else f"{worst:+.0%}"))
+    return "outside the checkpoint's range: " + ("; ".join(found) or "nothing")

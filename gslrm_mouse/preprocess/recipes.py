@@ -18,245 +18,345 @@ from ..views.views import Views
 from ..views.warp import warp_views
 
 # %% auto #0
-__all__ = ['RECIPES', 'METHODS', 'OLD_NAMES', 'Documented', 'in_millimetres', 'per_camera', 'similarity', 'overwritten_k',
-           'pixel_based', 'affine_image', 'converted', 'bbox_center', 'uniform_per_view', 'uniform_per_sample',
-           'com_safe_scale', 'scene_center', 'get_recipe']
+__all__ = ['RECIPES', 'METHODS', 'Documented', 'affine_image', 'in_millimetres', 'per_camera', 'similarity', 'overwritten_k',
+           'pixel_based', 'converted', 'bbox_center', 'uniform_per_view', 'uniform_per_sample', 'com_safe_scale',
+           'scene_center', 'get_recipe']
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #78405bf9
 @dataclass(frozen=True)
 class Documented(ModelInput):
-    "`ModelInput`, with what the script of the time wrote into `opencv_cameras.json` beside the frames."
+    "`ModelInput`, with what the original script wrote into `opencv_cameras.json` beside the frames."
     info:dict = None # top-level keys
 
 def _pixel_info(before:Views, after:Views, s, ratio) -> dict:
-    "`pixel_based_preprocessing` with its `view_stats`; places in pixels of the picture before and after."
-    (area, com, box), (_, com1, _), size = foreground_stats(before), foreground_stats(after), after.cameras.width
-    mid = (box[:, :2] + box[:, 2:])/2
-    was, now = (size_ratios(v).tolist() for v in (before, after))
-    stats = [dict(view_idx=i, success=True, original_com=com[i].tolist(), original_bbox_center=mid[i].tolist(), com_bbox_diff=(com[i] - mid[i]).norm().item(), original_size_ratio=was[i],
-                  scale_factor=s[i].item(), output_com=com1[i].tolist(), output_size_ratio=now[i]) for i in range(len(area))]
-    return dict(pixel_based_preprocessing=dict(method="center_of_mass_and_pixel_scale", target_size_ratio=ratio, output_size=size, view_stats=stats))
+    "`pixel_based_preprocessing` with its `view_stats`; positions in pixels of the image before and after."
+    _, com, box = foreground_stats(before)
+    _, output_com, _ = foreground_stats(after)
+    box_center = (box[:, :2] + box[:, 2:])/2
+    ratio_before, ratio_after = size_ratios(before).tolist(), size_ratios(after).tolist()
 
-# %% ../../nbs/preprocess/01_recipes.ipynb #188ab2a9
+    def stats(i):
+        return dict(
+            view_idx=i, success=True,
+            original_com=com[i].tolist(),
+            original_bbox_center=box_center[i].tolist(),
+            com_bbox_diff=(com[i] - box_center[i]).norm().item(),
+            original_size_ratio=ratio_before[i],
+            scale_factor=s[i].item(),
+            output_com=output_com[i].tolist(),
+            output_size_ratio=ratio_after[i])
+
+    return dict(pixel_based_preprocessing=dict(
+        method="center_of_mass_and_pixel_scale", target_size_ratio=ratio, output_size=after.cameras.width,
+        view_stats=[stats(i) for i in range(len(com))]))
+
+# %% ../../nbs/preprocess/01_recipes.ipynb #de13da35
 def _stretched(views:Views, size:int) -> Views:
-    "The picture stretched to a square, K true to it: how 1632 × 1639 px became 725 × 820."
+    "The images stretched to a square, K adapted: how 1632 × 1639 px became 725 × 820."
     w, h = views.cameras.width, views.cameras.height
     H = torch.diag(torch.tensor([w/size, h/size, 1.], dtype=torch.float64)).expand(len(views.images), 3, 3)
-    img, alpha = warp_views(views, H, size, size)
-    return Views(img, alpha, views.cameras.resized(size, size), views.names)
-
-def in_millimetres(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
-    "Experiment A as it ran: the calibrated cameras, in millimetres, called model units."
-    v = _stretched(views, domain.image_size)
-    return ModelInput(replace(v, cameras=replace(v.cameras, unit="model")), Similarity(1., None, None, "model", views.cameras.unit),
-                    "pixels, K and pose agree, but the unit is the millimetre: the network's depth window of ±1.8 units is ±1.8 mm about the calibration's origin")
-
-def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
-    "Each camera moved to the checkpoint's distance by itself, about the calibration's origin; rotation and K untouched (the fork's `normalize_camera_distance`)."
-    v = _stretched(views, domain.image_size)
-    p = v.cameras.centers.double()
-    moved = p*(domain.mean_distance/p.norm(dim=-1, keepdim=True))
-    w2c = v.cameras.w2c.double().clone()
-    w2c[:, :3, 3] = -(w2c[:, :3, :3] @ moved[..., None])[..., 0]
-    factor = (moved.norm(dim=-1)/p.norm(dim=-1))
-    factor = factor/factor.mean()
-    return ModelInput(replace(v, cameras=replace(v.cameras, w2c=w2c, unit="model")), fit_similarity(moved, p, "model", views.cameras.unit),
-                    f"the cameras were scaled by different factors ({factor.min():.2f} to {factor.max():.2f} of their mean), which is no similarity: the views no longer agree on one object")
-
-def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
-    "One similarity about the object, the true K of the stretched picture."
-    v = _stretched(views, domain.image_size)
-    sim = centred(views, triangulate(views).point if center is None else center, domain.mean_distance)
-    return ModelInput(replace(v, cameras=sim.cameras(v.cameras)), sim.inverse, "nothing is broken: pixels, K and pose agree; K is not one the checkpoint has seen", exact=True)
-
-def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
-    "As `similarity`, then K replaced by the checkpoint's without resampling a pixel."
-    p = similarity(views, domain, center)
-    v = p.views
-    K = domain.K().to(v.cameras.K)
-    ratio = (v.cameras.K[:, 0, 0]/K[0, 0]).mean()
-    return ModelInput(replace(v, cameras=replace(v.cameras, K=K.expand_as(v.cameras.K).clone())), p.to_source,
-                    f"K says {K[0, 0]:.0f} px, the pixels were taken with {v.cameras.K[:, 0, 0].mean():.0f} × {v.cameras.K[:, 1, 1].mean():.0f}: every ray but the axis is off, by a factor of {ratio:.2f}")
-
-def pixel_based(
-    views:Views, domain:CameraDomain, center:Tensor=None,
-    ratio:float=.3, # size ratio which every view is scaled to
-    turned:bool=True, # cameras turned to look at the object; False: left as they were, which puts the object where their axes meet
-    as_was:bool=False, # on the converter's pictures and cameras, nothing turned or moved: the data set as the fork had it, see below
-) -> ModelInput:
-    "`center_of_mass_and_pixel_scale`: each view shifted to its centre of mass, scaled to one size ratio, K replaced."
-    if as_was: return _pixel_based_as_was(views, domain, ratio)
-    size = domain.image_size
-    center = triangulate(views).point if center is None else center
-    sim = centred(views, center, domain.mean_distance)
-    area, com, _ = foreground_stats(views)
-    V = len(views)
-    s = ratio*size/area.sqrt()                                     # target pixels per source pixel
-    H = torch.zeros(V, 3, 3, dtype=torch.float64)
-    H[:, 0, 0] = H[:, 1, 1] = 1/s
-    H[:, :2, 2] = com - size/2/s[:, None]
-    H[:, 2, 2] = 1
-    img, alpha = warp_views(views, H, size, size)
-    K = domain.K()
-    cams = sim.cameras(views.cameras)
-    if turned: cams = replace(cams, w2c=look_at(cams.centers.double(), torch.zeros(3, dtype=torch.float64)))
-    zoom = views.cameras.K[:, 0, 0].double()*s/K[0, 0].double()
-    z = zoom.mean().item()
-    stored = replace(cams, K=K.to(cams.K).expand(V, 3, 3).clone(), width=size, height=size)
-    back = sim.inverse @ Similarity(1/z, None, None, "model", "model")
-    after = Views(img, alpha, stored, views.names)
-    return Documented(after, back, zoom=tuple(zoom.tolist()), info=_pixel_info(views, after, s, ratio),
-                      statement=f"each view was shifted and zoomed by its own factor ({zoom.min():.2f} to {zoom.max():.2f}) which neither K nor pose knows of: the views disagree on the object's place and size")
-
-RECIPES = {"mm": in_millimetres, "per_camera": per_camera, "similarity": similarity, "overwritten_k": overwritten_k, "pixel_based": pixel_based}
-
-# %% ../../nbs/preprocess/01_recipes.ipynb #bba0a832
-def _cropped(views:Views, size:int) -> Views:
-    "The middle square of each picture in `size` × `size` pixels, K true to it."
-    c = views.cameras
-    side = min(c.width, c.height)
-    off = torch.tensor([(c.width - side)/2, (c.height - side)/2], dtype=torch.float64)
-    return affine_image(views, torch.full((len(views),), size/side).double(), off.expand(len(views), 2), torch.zeros(2).double(), size)
+    images, alpha = warp_views(views, H, size, size)
+    return Views(images, alpha, views.cameras.resized(size, size), views.names)
 
 def affine_image(
-    views:Views, s:Tensor, # (V,) target pixels per source pixel
-    src:Tensor, dst:Tensor, # (V, 2) or (2,) a point of the source, and where it goes
-    size:int, # of the square target
+    views:Views,
+    s:Tensor, # (V,) target pixels per source pixel
+    src:Tensor, # (V, 2) or (2,) a point of the source
+    dst:Tensor, # (V, 2) or (2,) where it goes
+    size:int, # of the square target, pixels
 ) -> Views:
-    "Pictures shifted and scaled, K true to it: f' = s f, c' = s (c - src) + dst."
+    "Images shifted and scaled, K adapted: f' = s f, c' = s (c - src) + dst."
     V = len(views)
     H = torch.zeros(V, 3, 3, dtype=torch.float64)
     H[:, 0, 0] = H[:, 1, 1] = 1/s
     H[:, 2, 2] = 1
     H[:, :2, 2] = src - dst/s[:, None]
-    img, alpha = warp_views(views, H, size, size)
+    images, alpha = warp_views(views, H, size, size)
     K = views.cameras.K.double().clone()
     K[:, [0, 1], [0, 1]] *= s[:, None]
     K[:, :2, 2] = (K[:, :2, 2] - src)*s[:, None] + dst
-    return Views(img, alpha, replace(views.cameras, K=K, width=size, height=size), views.names)
+    return Views(images, alpha, replace(views.cameras, K=K, width=size, height=size), views.names)
+
+def _with_k(cams, K): return replace(cams, K=K.to(cams.K).expand_as(cams.K).clone())
+
+def _range(x) -> str: return f"{x.min():.2f}" if x.max() - x.min() < .005 else f"{x.min():.2f} to {x.max():.2f}"
+
+# %% ../../nbs/preprocess/01_recipes.ipynb #188ab2a9
+def in_millimetres(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
+    "Experiment A as it ran: the calibrated cameras, in millimetres, declared as model units."
+    v = _stretched(views, domain.image_size)
+    model_units = replace(v, cameras=replace(v.cameras, unit="model"))
+    statement = ("pixels, K and pose agree, but the unit is the millimetre: the network's depth range of ±1.8 units is "
+                 "±1.8 mm about the origin of the calibration")
+    return ModelInput(model_units, Similarity(1., source="model", target=views.cameras.unit), statement)
+
+def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
+    """Each camera moved to the checkpoint's distance from the calibration's origin, by a factor of its own.
+
+    Rotation and K stay (`normalize_camera_distance` of the original code)."""
+    v = _stretched(views, domain.image_size)
+    centers = v.cameras.centers.double()
+    moved = centers*(domain.mean_distance/centers.norm(dim=-1, keepdim=True))
+    w2c = v.cameras.w2c.double().clone()
+    w2c[:, :3, 3] = -(w2c[:, :3, :3] @ moved[..., None])[..., 0]
+    factor = moved.norm(dim=-1)/centers.norm(dim=-1)
+    factor = factor/factor.mean()
+    statement = (f"the cameras were scaled by different factors ({factor.min():.2f} to {factor.max():.2f} of their "
+                 "mean), which is no similarity: the views no longer agree on one object")
+    model_units = replace(v, cameras=replace(v.cameras, w2c=w2c, unit="model"))
+    return ModelInput(model_units, fit_similarity(moved, centers, "model", views.cameras.unit), statement)
+
+def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
+    "A single global similarity transform about the object, and the true K of the stretched images."
+    v = _stretched(views, domain.image_size)
+    if center is None: center = triangulate(views).point
+    sim = centred(views, center, domain.mean_distance)
+    statement = "nothing is broken: pixels, K and pose agree; K is not one the checkpoint was trained on"
+    return ModelInput(replace(v, cameras=sim.cameras(v.cameras)), sim.inverse, statement, exact=True)
+
+def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
+    "As `similarity`, then the intrinsics overwritten with the checkpoint's; no pixel is resampled."
+    p = similarity(views, domain, center)
+    cams = p.views.cameras
+    K = domain.K().to(cams.K)
+    fx, fy = cams.K[:, 0, 0], cams.K[:, 1, 1]
+    factor = (fx/K[0, 0]).mean()
+    statement = (f"K says {K[0, 0]:.0f} px, the pixels were taken with {fx.mean():.0f} × {fy.mean():.0f}: "
+                 f"every ray but the optical axis is wrong, by a factor of {factor:.2f}")
+    return ModelInput(replace(p.views, cameras=_with_k(cams, K)), p.to_source, statement)
+
+def pixel_based(
+    views:Views, domain:CameraDomain, center:Tensor=None,
+    ratio:float=.3, # relative object size that every view is scaled to
+    # cameras rotated to look at the object; when False they stay, which puts the object where their axes meet
+    turned:bool=True,
+    # on the converter's images and cameras, nothing rotated or moved: the data set as the original code made it
+    as_was:bool=False,
+) -> ModelInput:
+    "`center_of_mass_and_pixel_scale`: each view shifted to its centre of mass, scaled to one size, K overwritten."
+    if as_was: return _pixel_based_as_was(views, domain, ratio)
+    size = domain.image_size
+    if center is None: center = triangulate(views).point
+    sim = centred(views, center, domain.mean_distance)
+    area, com, _ = foreground_stats(views)
+    s = ratio*size/area.sqrt() # target pixels per source pixel
+    moved = affine_image(views, s, com, torch.full((2,), size/2).double(), size)
+
+    K = domain.K()
+    cams = sim.cameras(views.cameras)
+    if turned: cams = replace(cams, w2c=look_at(cams.centers.double(), torch.zeros(3, dtype=torch.float64)))
+    stored = replace(moved, cameras=replace(_with_k(cams, K), width=size, height=size))
+    zoom = views.cameras.K[:, 0, 0].double()*s/K[0, 0].double()
+    unzoom = Similarity(1/zoom.mean().item(), source="model", target="model")
+    statement = (f"each view was shifted and zoomed by its own factor ({zoom.min():.2f} to {zoom.max():.2f}), which "
+                 "neither K nor pose includes: the views disagree on the object's position and size")
+    return Documented(
+        stored, sim.inverse @ unzoom, statement, zoom=tuple(zoom.tolist()), info=_pixel_info(views, stored, s, ratio))
+
+RECIPES = {
+    "mm": in_millimetres,
+    "per_camera": per_camera,
+    "similarity": similarity,
+    "overwritten_k": overwritten_k,
+    "pixel_based": pixel_based,
+}
+
+# %% ../../nbs/preprocess/01_recipes.ipynb #bba0a832
+def _cropped(views:Views, size:int) -> Views:
+    "The middle square of each image in `size` × `size` pixels, K adapted."
+    cams = views.cameras
+    side = min(cams.width, cams.height)
+    corner = torch.tensor([(cams.width - side)/2, (cams.height - side)/2], dtype=torch.float64)
+    s = torch.full((len(views),), size/side).double()
+    return affine_image(views, s, corner.expand(len(views), 2), torch.zeros(2).double(), size)
 
 def converted(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
-    "`data_mouse` as `process_mouse_data.py` made it: middle square, world scaled about the calibration's origin, K replaced and no pixel resampled to it."
-    size = domain.image_size
-    v = _cropped(views, size)
+    """`data_mouse` as `process_mouse_data.py` made it.
+
+    Middle square, world scaled about the origin of the calibration, K overwritten and no pixel resampled to it."""
+    v = _cropped(views, domain.image_size)
     K = domain.K().double()
     sim = centred(views, torch.zeros(3), domain.mean_distance)
     f, c = v.cameras.K[:, 0, 0], v.cameras.K[:, :2, 2]
-    off = (c - K[:2, 2]).norm(dim=-1)
-    away = (triangulate(views).point if center is None else center).norm().item()
-    said = (f"K says {K[0, 0]:.0f} px where the pixels were taken with {f.min():.0f} to {f.max():.0f} and the principal point {off.min():.1f} to {off.max():.1f} px aside, and the world's origin lies {away*sim.scale:.2f} units ({away:.0f} {views.cameras.unit}) from the animal")
-    return Documented(replace(v, cameras=replace(sim.cameras(v.cameras), K=K.expand_as(v.cameras.K).clone())), sim.inverse, said, zoom=tuple((f/K[0, 0]).tolist()), info={})
+    offset = (c - K[:2, 2]).norm(dim=-1)
+    if center is None: center = triangulate(views).point
+    away = center.norm().item()
+    statement = (
+        f"K says {K[0, 0]:.0f} px where the pixels were taken with {f.min():.0f} to {f.max():.0f} and the principal "
+        f"point {offset.min():.1f} to {offset.max():.1f} px off the middle, and the world's origin lies "
+        f"{away*sim.scale:.2f} units ({away:.0f} {views.cameras.unit}) from the animal")
+    stored = replace(v, cameras=_with_k(sim.cameras(v.cameras), K))
+    return Documented(stored, sim.inverse, statement, zoom=tuple((f/K[0, 0]).tolist()), info={})
 
-def _sample(views, domain) -> ModelInput:
-    "What a script found: the converter's folder of a recording; a sample in model units as it is."
+def _script_input(views, domain) -> ModelInput:
+    "What a script found: the converter's folder of a recording, or a sample in model units as it is."
     if views.cameras.unit == "mm": return converted(views, domain)
-    v = views if (views.cameras.width, views.cameras.height) == (domain.image_size,)*2 else views.resized(domain.image_size, domain.image_size)
-    return ModelInput(v, Similarity(), "", True, (1.,)*len(v))
+    size = domain.image_size
+    if (views.cameras.width, views.cameras.height) != (size, size): views = views.resized(size, size)
+    return ModelInput(views, Similarity(), statement="", exact=True, zoom=(1.,)*len(views))
+
+def _after(base, statement) -> str:
+    return f"{statement}; before that, {base.statement}" if base.statement else statement
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #fed800cf
-def _copied(base:ModelInput, s, src, dst, info, said) -> Documented:
-    "Pixels moved, cameras copied: what shift and scale did to the pictures, no camera knows."
-    v = affine_image(base.views, s, src, dst, base.views.cameras.width)
-    true = v.cameras.K
-    v = replace(v, cameras=base.views.cameras)
-    shift = (true[:, :2, 2] - v.cameras.K[:, :2, 2]).norm(dim=-1)
-    said = f"{said}, and the cameras were copied: K does not know of a scale of {_range(s)}" + (f" nor of the principal point's move by {shift.min():.0f} to {shift.max():.0f} px" if shift.max() >= .5 else "") + (f"; before that, {base.statement}" if base.statement else "")
-    return Documented(v, base.to_source, said, zoom=tuple((torch.tensor(base.zoom)*s).tolist()), info=info(v))
-
-def _range(x): return f"{x.min():.2f}" if x.max() - x.min() < .005 else f"{x.min():.2f} to {x.max():.2f}"
+def _copied(base:ModelInput, s, src, dst, statement) -> Documented:
+    "Pixels moved, cameras copied: no camera includes what shift and scale did to the images."
+    moved = affine_image(base.views, s, src, dst, base.views.cameras.width)
+    cams = base.views.cameras
+    shift = (moved.cameras.K[:, :2, 2] - cams.K[:, :2, 2]).norm(dim=-1)
+    statement += f", and the cameras were copied: K does not include a scale of {_range(s)}"
+    if shift.max() >= .5:
+        statement += f" nor a shift of the principal point by {shift.min():.0f} to {shift.max():.0f} px"
+    zoom = torch.tensor(base.zoom)*s
+    return Documented(
+        replace(moved, cameras=cams), base.to_source, _after(base, statement), zoom=tuple(zoom.tolist()), info={})
 
 def bbox_center(
     views:Views, domain:CameraDomain, center:Tensor=None,
-    ratio:float=.6, # longest side of any view's bounding box over the picture's
+    ratio:float=.6, # longest side of any view's bounding box over the image's
 ) -> Documented:
-    "`data_mouse_centered` (`preprocess_center_align_all_views.py`): one scale per sample, each view's bounding box to the middle by whole pixels, cameras copied."
-    base = _sample(views, domain)
-    size = domain.image_size
-    _, _, box = foreground_stats(base.views)
-    mid = (box[:, :2] + box[:, 2:])/2
-    s = torch.full((len(views),), ratio*size/(box[:, 2:] - box[:, :2]).max().item(), dtype=torch.float64)
-    to = (size/2 - s[:, None]*mid).round()                         # whole pixels
-    return _copied(base, s, torch.zeros(2).double(), to, lambda v: {}, f"each view was centred on its own bounding box, {(foreground_stats(base.views)[1] - mid).norm(dim=-1).max():.0f} px from the centre of mass at most")
+    """`data_mouse_centered` (`preprocess_center_align_all_views.py`), cameras copied.
 
-def _pixel_based_as_was(views, domain, ratio):
-    base = _sample(views, domain)
+    One scale per sample, each view's bounding box shifted to the middle by whole pixels."""
+    base = _script_input(views, domain)
+    size = domain.image_size
+    _, com, box = foreground_stats(base.views)
+    box_center = (box[:, :2] + box[:, 2:])/2
+    longest = (box[:, 2:] - box[:, :2]).max().item()
+    s = torch.full((len(views),), ratio*size/longest, dtype=torch.float64)
+    shift = (size/2 - s[:, None]*box_center).round() # whole pixels
+    statement = ("each view was centred on its own bounding box, at most "
+                 f"{(com - box_center).norm(dim=-1).max():.0f} px from the centre of mass")
+    return _copied(base, s, torch.zeros(2).double(), shift, statement)
+
+def _pixel_based_as_was(views, domain, ratio) -> Documented:
+    base = _script_input(views, domain)
     _, com, _ = foreground_stats(base.views)
     s = ratio/size_ratios(base.views)
-    return _copied(base, s, com, torch.full((2,), domain.image_size/2).double(), lambda v: _pixel_info(base.views, v, s, ratio), "each view was centred on its own centre of mass and scaled to one size by itself")
+    statement = "each view was centred on its own centre of mass and scaled to one size by its own factor"
+    p = _copied(base, s, com, torch.full((2,), domain.image_size/2).double(), statement)
+    return replace(p, info=_pixel_info(base.views, p.views, s, ratio))
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #67823f71
-def _uniform(views, domain, ratio, by, centered, together):
-    base = bbox_center(views, domain) if centered else _sample(views, domain)
+def _uniform(views, domain, ratio, by, centered, together) -> Documented:
+    "All views scaled about the middle of the image, `together` or each by its own factor."
+    base = bbox_center(views, domain) if centered else _script_input(views, domain)
     size = domain.image_size
     _, _, box = foreground_stats(base.views)
-    mid = torch.full((2,), size/2).double()
     if by not in ("pixels", "bbox"): raise ValueError(f"by should be 'pixels' or 'bbox', got {by!r}")
-    was = size_ratios(base.views) if by == "pixels" else (box[:, 2:] - box[:, :2]).amax(1)/size
-    s = (ratio/was).min().expand(len(views)).clone() if together else ratio/was
-    info = dict(uniform_scale_info=dict(method="image_based", target_ratio=ratio, original_ratios=was.tolist(), scale_factors=s.tolist()))
-    return _copied(base, s, mid, mid, lambda v: info, "all views were scaled alike about the picture's middle" if together else "each view was scaled by itself about the picture's middle")
+    original = size_ratios(base.views) if by == "pixels" else (box[:, 2:] - box[:, :2]).amax(1)/size
+    s = ratio/original
+    if together: s = s.min().expand(len(views)).clone()
+    which = "all views were scaled alike" if together else "each view was scaled by its own factor"
+    middle = torch.full((2,), size/2).double()
+    p = _copied(base, s, middle, middle, f"{which} about the middle of the image")
+    return replace(p, info=dict(uniform_scale_info=dict(
+        method="image_based", target_ratio=ratio, original_ratios=original.tolist(), scale_factors=s.tolist())))
 
 def uniform_per_view(
     views:Views, domain:CameraDomain, center:Tensor=None,
-    ratio:float=.3, # size ratio which every view is scaled to (the graded sets'; the script's own default was 0.6)
+    # relative object size that every view is scaled to (that of the graded sets; the script's own default was 0.6)
+    ratio:float=.3,
     by:str="pixels", # 'pixels': root of the area (v2 of the script), 'bbox': longest side of the box (v1)
-    centered:bool=True, # start from `bbox_center`, as `uniform_v2` did; otherwise from the converter's pictures
+    centered:bool=True, # start from `bbox_center`, as `uniform_v2` did; otherwise from the converter's images
 ) -> Documented:
-    "`data_mouse_uniform` and `_v2` of 2025 (`preprocess_uniform_scale.py`): each view scaled to one ratio about the picture's middle, cameras copied."
-    return _uniform(views, domain, ratio, by, centered, False)
+    """`data_mouse_uniform` and `_v2` of 2025 (`preprocess_uniform_scale.py`), cameras copied.
+
+    Each view scaled to one relative object size about the middle of the image."""
+    return _uniform(views, domain, ratio, by, centered, together=False)
 
 def uniform_per_sample(
     views:Views, domain:CameraDomain, center:Tensor=None,
-    ratio:float=.3, # size ratio of the largest view
+    ratio:float=.3, # relative object size of the largest view
     by:str="pixels", # 'pixels' or 'bbox'
     centered:bool=True, # start from `bbox_center`
 ) -> Documented:
-    "The same with one scale for the sample, the least of its views' (a note names such a mode; its script is not in the repository), cameras copied."
-    return _uniform(views, domain, ratio, by, centered, True)
+    """The same with one scale for the sample, the smallest of its views', cameras copied.
+
+    The original experiment report names such a mode; its script is not in the repository."""
+    return _uniform(views, domain, ratio, by, centered, together=True)
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #e9ab7270
 def com_safe_scale(
     views:Views, domain:CameraDomain, center:Tensor=None,
-    ratio:float=.6, # size ratio of the largest view, where the frame allows it
-    margin:float=.05, # of half the picture, left free around the object
+    ratio:float=.6, # relative object size of the largest view, where the frame allows it
+    margin:float=.05, # of half the image, left free around the object
+    *,
     fit:bool=True, # keep every view inside its frame
-    true_k:bool=False, # start from the true K of the converter's pictures instead of the one it wrote
+    true_k:bool=False, # start from the true K of the converter's images instead of the one it wrote
 ) -> Documented:
-    "`data_mouse_uniform` of 2026: all views by one scale that keeps them in frame, each shifted to its centre of mass, K updated accordingly."
-    base = _sample(views, domain)
+    """`data_mouse_uniform` of 2026: K is updated.
+
+    All views scaled by one factor that keeps them in frame, each shifted to its centre of mass."""
+    base = _script_input(views, domain)
     size = domain.image_size
-    if true_k and base.statement: base = ModelInput(replace(base.views, cameras=replace(base.views.cameras, K=_cropped(views, size).cameras.K)), base.to_source, "", True, (1.,)*len(views))
+    if true_k and base.statement: base = _with_true_k(base, views, size)
     _, com, box = foreground_stats(base.views)
-    was = size_ratios(base.views)
-    reach = torch.stack([com - box[:, :2], box[:, 2:] - com]).amax((0, 2))
-    safe = torch.minimum(ratio/was, size/2*(1 - margin)/reach) if fit else ratio/was
+    original = size_ratios(base.views)
+    farthest = torch.stack([com - box[:, :2], box[:, 2:] - com]).amax((0, 2))
+    safe = ratio/original
+    if fit: safe = torch.minimum(safe, size/2*(1 - margin)/farthest)
     s = safe.min().expand(len(views))
-    v = affine_image(base.views, s, com, torch.full((2,), size/2).double(), size)
-    off = (v.cameras.K[:, :2, 2] - size/2).norm(dim=-1)
-    said = f"shift and scale ({s[0]:.2f}) are in K, whose principal point now lies {off.min():.0f} to {off.max():.0f} px off the middle; " + (f"before that, {base.statement}" if base.statement else "nothing is broken in this step")
-    info = dict(uniform_scale_info=dict(method="sample_uniform_scale", target_ratio=ratio, safe_margin=margin, uniform_scale=s[0].item(), original_ratios=was.tolist(), per_view_safe_scales=safe.tolist(), intrinsics_updated=True))
-    return Documented(v, base.to_source, said, base.exact, base.zoom, info)
+    moved = affine_image(base.views, s, com, torch.full((2,), size/2).double(), size)
+
+    offset = (moved.cameras.K[:, :2, 2] - size/2).norm(dim=-1)
+    statement = (f"shift and scale ({s[0]:.2f}) are in K, whose principal point now lies {offset.min():.0f} to "
+                 f"{offset.max():.0f} px off the middle")
+    statement = _after(base, statement) if base.statement else f"{statement}; nothing is broken in this step"
+    info = dict(uniform_scale_info=dict(
+        method="sample_uniform_scale", target_ratio=ratio, safe_margin=margin, uniform_scale=s[0].item(),
+        original_ratios=original.tolist(), per_view_safe_scales=safe.tolist(), intrinsics_updated=True))
+    return Documented(moved, base.to_source, statement, base.exact, base.zoom, info)
+
+def _with_true_k(base, views, size) -> ModelInput:
+    cams = replace(base.views.cameras, K=_cropped(views, size).cameras.K)
+    return ModelInput(
+        replace(base.views, cameras=cams), base.to_source, statement="", exact=True, zoom=(1.,)*len(views))
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #9a73a7d0
 def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
-    "`data_mouse_normalized`: one similarity about the point nearest to all optical axes; pictures and K as the converter left them."
-    base = _sample(views, domain)
-    c = base.views.cameras
-    p = closest_point_to_rays(c.centers.double(), c.axes.double())
-    sim = centred(base.views, p, domain.mean_distance)
-    mean = (c.centers.double() - p).norm(dim=-1).mean().item()
-    away = (triangulate(views).point - base.to_source(p)).norm().item()*sim.scale/base.to_source.scale
-    info = dict(normalization_info=dict(scene_center=p.tolist(), original_avg_distance=mean, target_distance=domain.mean_distance, scale_factor=sim.scale))
-    said = f"one similarity, so the cameras agree with each other, about the point where their axes meet, {away:.2f} units from the animal" + (f"; before that, {base.statement}" if base.statement else "")
-    return Documented(replace(base.views, cameras=sim.cameras(c)), base.to_source @ sim.inverse, said, base.exact, base.zoom, info)
+    "`data_mouse_normalized`: one similarity about the point nearest to all optical axes; images and K as converted."
+    base = _script_input(views, domain)
+    cams = base.views.cameras
+    focus = closest_point_to_rays(cams.centers.double(), cams.axes.double())
+    sim = centred(base.views, focus, domain.mean_distance)
+    mean_distance = (cams.centers.double() - focus).norm(dim=-1).mean().item()
+    away = (triangulate(views).point - base.to_source(focus)).norm().item()*sim.scale/base.to_source.scale
+    statement = (f"one similarity, so the cameras agree with each other, about the point where their axes meet, "
+                 f"{away:.2f} units from the animal")
+    info = dict(normalization_info=dict(
+        scene_center=focus.tolist(), original_avg_distance=mean_distance, target_distance=domain.mean_distance,
+        scale_factor=sim.scale))
+    stored = replace(base.views, cameras=sim.cameras(cams))
+    return Documented(stored, base.to_source @ sim.inverse, _after(base, statement), base.exact, base.zoom, info)
 
-METHODS = {**RECIPES, "converted": converted, "bbox_center": bbox_center, "uniform_per_view": uniform_per_view, "uniform_per_sample": uniform_per_sample, "com_safe_scale": com_safe_scale, "scene_center": scene_center}
+# %% ../../nbs/preprocess/01_recipes.ipynb #eaee3d08
+METHODS = {
+    **RECIPES,
+    "converted": converted,
+    "bbox_center": bbox_center,
+    "uniform_per_view": uniform_per_view,
+    "uniform_per_sample": uniform_per_sample,
+    "com_safe_scale": com_safe_scale,
+    "scene_center": scene_center,
+}
 
-OLD_NAMES = {"normalize_distance_to": "per_camera", "normalize_camera_distance": "per_camera", "center_of_mass_and_pixel_scale": "pixel_based", "image_based": "uniform_per_view", "sample_uniform_scale": "com_safe_scale",
-             "data_mouse": "converted", "data_mouse_centered": "bbox_center", "data_mouse_normalized": "scene_center", "data_mouse_pixel_based": "pixel_based", "data_mouse_uniform_v2": "uniform_per_view"}
+_OLD_NAMES = {
+    "normalize_distance_to": "per_camera",
+    "normalize_camera_distance": "per_camera",
+    "center_of_mass_and_pixel_scale": "pixel_based",
+    "image_based": "uniform_per_view",
+    "sample_uniform_scale": "com_safe_scale",
+    "data_mouse": "converted",
+    "data_mouse_centered": "bbox_center",
+    "data_mouse_normalized": "scene_center",
+    "data_mouse_pixel_based": "pixel_based",
+    "data_mouse_uniform_v2": "uniform_per_view",
+}
 
 def get_recipe(name:str):
-    "The recipe of that name; ValueError with the nearest names otherwise."
+    "The method of that name; ValueError with the nearest names otherwise."
     if name in METHODS: return METHODS[name]
-    near = [OLD_NAMES[name]] if name in OLD_NAMES else get_close_matches(name, METHODS, 2, .4)
-    raise ValueError(f"there is no method {name!r}" + (f", did you mean {' or '.join(near)}?" if near else ",") + f" the known ones are {', '.join(METHODS)}")
+    near = [_OLD_NAMES[name]] if name in _OLD_NAMES else get_close_matches(name, METHODS, 2, .4)
+    hint = f", did you mean {' or '.join(near)}?" if near else ","
+    raise ValueError(f"there is no method {name!r}{hint} the known ones are {', '.join(METHODS)}")
