@@ -21,71 +21,78 @@ __all__ = ['VERDICTS', 'Arm', 'load_results', 'append_result', 'cached_records',
 class Arm:
     "One condition of an experiment."
     experiment:str # part of a file name
-    name:str # what tables call it; arms of different seeds share it
+    name:str # in tables; conditions of different seeds share it
     seed:int = 0
     settings:dict = field(default_factory=dict) # all else that decides the records, JSON
 
     @property
-    def key(self) -> str: return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
+    def key(self) -> str:
+        "A hash of everything that decides the records."
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/experiments/00_base.ipynb #8b7374be
 def load_results(
-    path, **given, # settings which an arm must have to be among them: checkpoint="0123456789ab"
+    path,
+    **given, # settings which a condition must have: checkpoint="0123456789ab"
 ) -> list[dict]: # Arm's fields, key, seconds, records
-    "The finished arms of a file; ValueError where a line before the last cannot be read."
+    "The finished conditions of a file; ValueError where a line before the last cannot be read."
     path = Path(path)
     lines = path.read_text().split("\n") if path.is_file() else []
-    out = []
-    for i, line in enumerate(lines):
+    finished = []
+    for number, line in enumerate(lines, 1):
         if not line: continue
-        try: out.append(json.loads(line))
+        try: finished.append(json.loads(line))
         except json.JSONDecodeError as e:
-            if i < len(lines) - 1: raise ValueError(f"{path}, line {i + 1}: a finished arm in JSON was expected: {e}") from None
-    return [x for x in out if all(x["settings"].get(k) == v for k, v in given.items())]
+            if number == len(lines): continue # the process was killed while it wrote
+            raise ValueError(f"{path}, line {number}: a finished arm in JSON was expected: {e}") from None
+    return [arm for arm in finished if all(arm["settings"].get(name) == value for name, value in given.items())]
 
-def _plain(x): # NaN and infinity are no JSON; six digits are plenty
+def _plain(x):
+    "For JSON: floats with six digits, None for NaN and infinity."
     if isinstance(x, float): return float(f"{x:.6g}") if math.isfinite(x) else None
-    return {k: _plain(v) for k, v in x.items()} if isinstance(x, dict) else [_plain(v) for v in x] if isinstance(x, (list, tuple)) else x
+    if isinstance(x, dict): return {key: _plain(value) for key, value in x.items()}
+    if isinstance(x, (list, tuple)): return [_plain(value) for value in x]
+    return x
 
 def append_result(path, arm:Arm, records:list, seconds:float):
-    "Append an arm that is finished; what a killed process left of another is taken away first."
+    "Append a finished condition; an incomplete last line is removed first."
     path = Path(path)
     line = json.dumps(dict(key=arm.key, **asdict(arm), seconds=round(seconds, 1), records=_plain(records))) + "\n"
     path.parent.mkdir(parents=True, exist_ok=True)
-    torn = path.is_file() and not path.read_bytes().endswith(b"\n") and path.stat().st_size
-    if torn: os.truncate(path, path.read_bytes().rfind(b"\n") + 1)
-    with open(path, "a") as f:
-        f.write(line)
-        f.flush()
-        os.fsync(f.fileno())
+    written = path.read_bytes() if path.is_file() else b""
+    if written and not written.endswith(b"\n"): os.truncate(path, written.rfind(b"\n") + 1)
+    with open(path, "a") as file:
+        file.write(line)
+        file.flush()
+        os.fsync(file.fileno())
 
 def cached_records(
     path, # the experiment's JSON lines
     arm:Arm,
-    make, # () → list of records, called when the file has none for this arm
+    make, # () → list of records, called when the file has none for this condition
 ) -> list[dict]:
-    "The records of an arm: those in the file, or new ones, which the file then has."
-    found = [x for x in load_results(path) if x["key"] == arm.key]
-    if found: return found[-1]["records"]
-    t = time.perf_counter()
+    "The records of a condition: those in the file, or new ones, which are then appended."
+    stored_arms = [x for x in load_results(path) if x["key"] == arm.key]
+    if stored_arms: return stored_arms[-1]["records"]
+    start = time.perf_counter()
     records = make()
-    append_result(path, arm, records, time.perf_counter() - t)
+    append_result(path, arm, records, time.perf_counter() - start)
     return _plain(records)
 
 # %% ../../nbs/experiments/00_base.ipynb #9462861b
-@dataclass(frozen=True)
-class Finding:
-    "A row of the verdict."
-    claim:str # of the note, or the question it left open
-    measured:str # numbers with their baseline or interval
-    verdict:str # "reproduced" | "partly" | "not reproduced" | "answered" | "open"
-    why:str
-
 VERDICTS = ("reproduced", "partly", "not reproduced", "answered", "open")
 
 @dataclass(frozen=True)
+class Finding:
+    "A row of the verdict."
+    claim:str # of the original experiment report, or an open question
+    measured:str # numbers with their baseline or interval
+    verdict:str # of `VERDICTS`
+    why:str
+
+@dataclass(frozen=True)
 class Experiment:
-    "A question, and how it is put."
+    "A question, and how it is answered."
     name:str # of its JSON lines and its section
     question:str # one sentence
     arms:object # (full: bool, checkpoint: path) → list[Arm]
@@ -95,10 +102,11 @@ class Experiment:
     table:object = None # finished arms → a table in Markdown; the report makes a plain one when None
 
 def select_finished(e:Experiment, path, arms:list) -> list[dict]:
-    "Those of an experiment's arms that the file has, in the order of `arms`."
-    have = {x["key"]: x for x in load_results(path)}
-    return [have[a.key] for a in arms if a.key in have]
+    "Those of an experiment's conditions that the file has, in the order of `arms`."
+    finished = {x["key"]: x for x in load_results(path)}
+    return [finished[arm.key] for arm in arms if arm.key in finished]
 
 def stored(e:Experiment, path, checkpoint) -> list[dict]:
-    "An experiment's finished arms: those of the full study where the file has any, else those of the quick one."
-    return select_finished(e, path, e.arms(True, checkpoint)) or select_finished(e, path, e.arms(False, checkpoint))
+    "An experiment's finished conditions: of the full study where the file has any, else of the quick one."
+    of_full_study = select_finished(e, path, e.arms(True, checkpoint))
+    return of_full_study or select_finished(e, path, e.arms(False, checkpoint))

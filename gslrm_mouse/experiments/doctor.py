@@ -12,22 +12,45 @@ from .plan import Plan, recording_settings
 from ..stats import markdown_table
 
 # %% auto #0
-__all__ = ['doctor', 'doctor_arms', 'doctor_run', 'doctor_table']
+__all__ = ['doctor_arms', 'doctor_run', 'doctor_table', 'doctor_findings', 'doctor']
 
 # %% ../../nbs/experiments/07_doctor.ipynb #7126e71f
-def doctor(plan:Plan, cache=None) -> Experiment:
-    "What the doctor says of a recording."
-    def findings(done):
-        r = done[0]["records"][0]
-        return [Finding(f"Will the recording {done[0]['settings']['called']} fail, and why?", r["verdict"], "answered", "; ".join(r["findings"]) or "nothing in it contradicts itself")]
-    return Experiment("recording_doctor", "What does the data say before any network is asked?", partial(doctor_arms, plan=plan), partial(doctor_run, plan=plan), no_figures, findings, doctor_table)
+def doctor_arms(full, checkpoint, plan:Plan):
+    "One condition: the recording."
+    return [Arm("recording_doctor", "doctor", 0, recording_settings(plan, checkpoint))]
 
-def doctor_arms(full, checkpoint, plan:Plan): return [Arm("recording_doctor", "doctor", 0, recording_settings(plan, checkpoint))]
 def doctor_run(arm, checkpoint, cache, plan:Plan):
     "Verdict, findings and notes; no paths."
-    d = diagnose(plan.recording, checkpoint)
-    plain = lambda x: str(x).replace(str(plan.recording), "RECORDING")
-    return [dict(status=d.status, verdict=plain(d.verdict), findings=[plain(f) for f in d.findings], notes=[plain(f) for f in d.notes])]
-def doctor_table(done):
-    r = done[0]["records"][0]
-    return markdown_table(["", "what was found"], [["finding", x] for x in r["findings"]] + [["note", x] for x in r["notes"]])
+    diagnosis = diagnose(plan.recording, checkpoint)
+    def without_path(x): return str(x).replace(str(plan.recording), "RECORDING")
+    return [dict(
+        status=diagnosis.status,
+        verdict=without_path(diagnosis.verdict),
+        findings=[without_path(finding) for finding in diagnosis.findings],
+        notes=[without_path(note) for note in diagnosis.notes])]
+
+def doctor_table(done) -> str:
+    "Findings and notes, as Markdown."
+    record = done[0]["records"][0]
+    rows = [["finding", finding] for finding in record["findings"]] + [["note", note] for note in record["notes"]]
+    return markdown_table(["", "what was found"], rows)
+
+def doctor_findings(done) -> list[Finding]:
+    "The doctor's verdict."
+    record, settings = done[0]["records"][0], done[0]["settings"]
+    return [Finding(
+        claim=f"Will the recording {settings['called']} fail, and why?",
+        measured=record["verdict"],
+        verdict="answered",
+        why="; ".join(record["findings"]) or "nothing in it contradicts itself")]
+
+def doctor(plan:Plan, cache=None) -> Experiment:
+    "The doctor's verdict on a recording."
+    return Experiment(
+        name="recording_doctor",
+        question="What does the data say before any network is used?",
+        arms=partial(doctor_arms, plan=plan),
+        run=partial(doctor_run, plan=plan),
+        plot=no_figures,
+        findings=doctor_findings,
+        table=doctor_table)

@@ -29,57 +29,74 @@ from ..scenes.tracer import Scene, raytrace
 from ..stats import bootstrap_ci, markdown_table
 
 # %% auto #0
-__all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'WITHIN', 'FACTORS_EXPERIMENT', 'Switch', 'cell_name',
-           'parse_cell', 'filming_cameras', 'world_to_model', 'filmed_scene', 'run_cell', 'design', 'factorial',
-           'shapley_weights', 'shapley_by_orders', 'cell_values', 'shapley', 'pair_effects', 'draw_shares',
-           'factors_arms', 'factors_run', 'factors_plot', 'factors_table', 'factors_findings']
+__all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'RIGHT_UNIT_FACTORS', 'MICE_RIGHT_UNIT', 'FACTORS_EXPERIMENT',
+           'Switch', 'cell_name', 'parse_cell', 'filming_cameras', 'world_to_model', 'filmed_scene', 'run_cell',
+           'design', 'factorial', 'shapley_weights', 'shapley_by_orders', 'cell_values', 'shapley', 'pair_effects',
+           'plot_shares', 'factors_arms', 'factors_run', 'factors_plot', 'factors_table', 'factors_findings']
 
 # %% ../../nbs/experiments/03_factors.ipynb #c2656697
 @dataclass(frozen=True)
 class Switch:
-    "One difference between the rig and what the checkpoint knows."
-    says:str
-    known:str
-    rig:str
+    "One difference between the rig and the cameras of the checkpoint."
+    description:str
+    known:str # as the checkpoint was trained
+    rig:str # as the rig has it
 
 SWITCHES = {
-    "units": Switch("unit of length", "2.7 units to the cameras on average", "millimetres, called units"),
+    "units": Switch("unit of length", "2.7 units to the cameras on average", "millimetres, declared as units"),
     "origin": Switch("the world's origin", "in the animal", "the calibration's"),
-    "aim": Switch("what the cameras look at", "the animal's middle", "where the rig's axes meet, above it"),
-    "focal": Switch("focal length (geometric mean of fx and fy)", "549 of 512 px", "that of the stretched picture, each camera's own"),
-    "aspect": Switch("fy / fx", "1", "that of the stretched picture"),
-    "principal": Switch("principal point", "the picture's middle", "each camera's own"),
+    "aim": Switch("what the cameras look at", "the animal's centre", "where the rig's axes meet, above it"),
+    "focal": Switch("focal length (geometric mean of fx and fy)", "549 of 512 px",
+                    "that of the stretched image, each camera's own"),
+    "aspect": Switch("fy / fx", "1", "that of the stretched image"),
+    "principal": Switch("principal point", "the centre of the image", "each camera's own"),
     "distances": Switch("distances to the animal", "equal, of the same mean", "each camera's own"),
-    "appearance": Switch("what is filmed", "a head", "a mouse"),
+    "appearance": Switch("object", "a head", "a mouse"),
 }
-FACTORS = {"units": ("units",), "centring": ("origin", "aim"), "focal": ("focal",), "aspect": ("aspect",), "principal": ("principal",), "distances": ("distances",), "appearance": ("appearance",)}
-SINGLE_FACTORS = {k: (k,) for k in SWITCHES}
+FACTORS = {
+    "units": ("units",),
+    "centring": ("origin", "aim"),
+    "focal": ("focal",),
+    "aspect": ("aspect",),
+    "principal": ("principal",),
+    "distances": ("distances",),
+    "appearance": ("appearance",),
+}
+SINGLE_FACTORS = {name: (name,) for name in SWITCHES}
 
 def cell_name(on) -> str:
     "One digit per switch, 1 where it is as the rig has it."
-    return "".join("01"[k in on] for k in SWITCHES)
+    return "".join("01"[switch in on] for switch in SWITCHES)
+
 def parse_cell(name:str) -> frozenset:
     "The switches that are as the rig has them."
-    return frozenset(k for k, c in zip(SWITCHES, name, strict=True) if c == "1")
+    return frozenset(switch for switch, digit in zip(SWITCHES, name, strict=True) if digit == "1")
 
 # %% ../../nbs/experiments/03_factors.ipynb #b9ff6622
 def filming_cameras(
-    rig:Cameras, domain:CameraDomain, # the rig as calibrated; what the checkpoint knows
-    center:Tensor, # (3,) the animal's middle, the rig's unit
+    rig:Cameras, # as calibrated
+    domain:CameraDomain, # the cameras of the checkpoint
+    center:Tensor, # (3,) the animal's centre, the rig's unit
     on, # switches which are as the rig has them
 ) -> Cameras: # square, of the checkpoint's size, in the rig's unit
-    "The honest cameras of a cell, at their places about the animal."
+    "The cameras of a cell, around the animal."
     size = domain.image_size
-    away = rig.centers.double() - center
-    d = away.norm(dim=-1, keepdim=True)
-    eye = center + (away if "distances" in on else away/d*d.mean())
-    K = domain.K(size).double().expand(len(eye), 3, 3)
-    was = rig.resized(size, size).K.double()
-    level = lambda x: (x[:, 0, 0]*x[:, 1, 1]).sqrt()
-    aspect = lambda x: x[:, 1, 1]/x[:, 0, 0]
-    f, a, c = level(was if "focal" in on else K), aspect(was if "aspect" in on else K).sqrt(), (was if "principal" in on else K)[:, :2, 2]
+    offset = rig.centers.double() - center
+    distance = offset.norm(dim=-1, keepdim=True)
+    if "distances" not in on: offset = offset/distance*distance.mean()
+    eye = center + offset
+
+    K_known = domain.K(size).double().expand(len(eye), 3, 3)
+    K_rig = rig.resized(size, size).K.double()
+    def K_for(switch): return K_rig if switch in on else K_known
+    K_focal, K_aspect = K_for("focal"), K_for("aspect")
+    focal = (K_focal[:, 0, 0]*K_focal[:, 1, 1]).sqrt()
+    root_aspect = (K_aspect[:, 1, 1]/K_aspect[:, 0, 0]).sqrt()
     K = torch.eye(3, dtype=torch.float64).repeat(len(eye), 1, 1)
-    K[:, 0, 0], K[:, 1, 1], K[:, :2, 2] = f/a, f*a, c
+    K[:, 0, 0] = focal/root_aspect
+    K[:, 1, 1] = focal*root_aspect
+    K[:, :2, 2] = K_for("principal")[:, :2, 2]
+
     w2c = look_at(eye, center.expand_as(eye))
     if "aim" in on:
         w2c = rig.w2c.double().clone()
@@ -87,36 +104,47 @@ def filming_cameras(
     return Cameras(K, w2c, size, size, rig.unit)
 
 def world_to_model(rig:Cameras, domain:CameraDomain, center:Tensor, on) -> Similarity:
-    "From the rig's world to the one whose numbers the network reads."
-    s = 1. if "units" in on else domain.mean_distance/(rig.centers.double() - center).norm(dim=-1).mean().item()
-    return Similarity(s, None, None if "origin" in on else -s*center, rig.unit, "model")
+    "From the rig's world to the world that the network receives."
+    scale = 1.
+    if "units" not in on: scale = domain.mean_distance/(rig.centers.double() - center).norm(dim=-1).mean().item()
+    shift = None if "origin" in on else -scale*center
+    return Similarity(scale=scale, c=shift, source=rig.unit, target="model")
 
-def filmed_scene(i:int, on, rig:Cameras, domain:CameraDomain) -> tuple[Scene, Tensor]: # and (3,) its middle
-    "Mouse `i`, or in its place a held-out head as large, for its cameras, as the checkpoint's heads were."
+def filmed_scene(i:int, on, rig:Cameras, domain:CameraDomain) -> tuple[Scene, Tensor]: # and (3,) its centre
+    "Mouse `i`, or in its place a held-out head, as large relative to its cameras as the heads of training."
     mouse = mouse_scene(i)
-    c = mouse.center
-    return (mouse, c) if "appearance" in on else (head_scene(HELD_OUT + i).transform(Similarity((rig.centers.double() - c).norm(dim=-1).mean().item()/domain.mean_distance, None, c, "model", rig.unit)), c)
+    center = mouse.center
+    if "appearance" in on: return mouse, center
+    scale = (rig.centers.double() - center).norm(dim=-1).mean().item()/domain.mean_distance
+    placed = Similarity(scale=scale, c=center, source="model", target=rig.unit)
+    return head_scene(HELD_OUT + i).transform(placed), center
 
 # %% ../../nbs/experiments/03_factors.ipynb #76e4c0a2
 @lru_cache(maxsize=4)
-def _truth(i, mouse, rig, domain): return raytrace(filmed_scene(i, ("appearance",) if mouse else (), rig, domain)[0], asked_cameras(), 3)
+def _truth(i, is_mouse, rig, domain):
+    scene = filmed_scene(i, ("appearance",) if is_mouse else (), rig, domain)[0]
+    return raytrace(scene, asked_cameras(), 3)
 
 @lru_cache(maxsize=64)
-def _pictures(i, seen, rig, domain):
-    scene, c = filmed_scene(i, seen, rig, domain)
-    return raytrace(scene, filming_cameras(rig, domain, c, seen))
+def _input_views(i, on, rig, domain):
+    scene, center = filmed_scene(i, on, rig, domain)
+    return raytrace(scene, filming_cameras(rig, domain, center, on))
 
 def run_cell(model, domain:CameraDomain, i:int, on, rig:Cameras) -> dict:
-    "Mean novel-view scores of mouse or head `i` in one cell; `sized` holds IoU, PSNR and foreground PSNR of the resized cloud."
+    "Mean novel-view scores of mouse or head `i`; `sized`: IoU, PSNR, foreground PSNR with footprint-corrected scales."
     on = frozenset(on)
-    views = _pictures(i, on - {"units", "origin"}, rig, domain)
-    c = mouse_scene(i).center
-    world = world_to_model(rig, domain, c, on)
-    cams = world.cameras(views.cameras)
-    g = predict(model, ModelInput(replace(views, cameras=cams), IDENTITY, ""), training_blur(domain)).to("cpu")
+    views = _input_views(i, on - {"units", "origin"}, rig, domain)
+    world = world_to_model(rig, domain, mouse_scene(i).center, on)
+    cameras = world.cameras(views.cameras)
+    prepared = ModelInput(replace(views, cameras=cameras), IDENTITY, "")
+    gaussians = predict(model, prepared, training_blur(domain)).to("cpu")
+    corrected = resize_to_pixels(gaussians, cameras, domain)
     truth = _truth(i, "appearance" in on, rig, domain)
-    plain, sized = (score_cloud(x.transform(world.inverse), truth) for x in (g, resize_to_pixels(g, cams, domain)))
-    return {k: round(v, 4) for k, v in plain.items()} | {"sized": [round(sized[k], 4) for k in ("iou", "psnr", "psnr_fg")]}
+    scores = score_cloud(gaussians.transform(world.inverse), truth)
+    corrected_scores = score_cloud(corrected.transform(world.inverse), truth)
+    record = {name: round(value, 4) for name, value in scores.items()}
+    record["sized"] = [round(corrected_scores[name], 4) for name in ("iou", "psnr", "psnr_fg")]
+    return record
 
 # %% ../../nbs/experiments/03_factors.ipynb #3126c045
 def design(
@@ -124,53 +152,71 @@ def design(
     fraction:float=1., # of all 2^n cells; 1/8 of seven factors are 16 cells
     seed:int=0, # which further cosets
 ) -> list[tuple]: # of n bits each
-    "All cells, or balanced ones: the code, and as many cosets of it as the fraction has room for."
+    "All cells, or balanced ones: the code, and as many cosets of it as fit into the fraction."
     if not 1 <= n <= 8: raise ValueError(f"a design has 1 to 8 factors, got {n}")
-    if not 0 < fraction <= 1: raise ValueError(f"the fraction of all cells should be over 0 and at most 1, got {fraction}")
-    code = sorted({tuple((u0 + sum(a*(p >> k & 1) for k, a in enumerate(u))) % 2 for p in range(8 - n, 8)) for u0 in (0, 1) for u in itertools.product((0, 1), repeat=3)})
-    left = list(itertools.product((0, 1), repeat=n))
-    order = [left[0], *(left[i] for i in np.random.default_rng([seed, 19]).permutation(len(left)))]
-    cells = {}
-    for shift in order:
-        if len(cells) >= max(fraction*len(left), 1) - 1e-9: break
-        if shift not in cells: cells |= dict.fromkeys(tuple(a ^ b for a, b in zip(w, shift)) for w in code)
+    if not 0 < fraction <= 1:
+        raise ValueError(f"the fraction of all cells should be over 0 and at most 1, got {fraction}")
+
+    def word(u0, u): # a bit for each point p
+        return tuple((u0 + sum(a*(p >> k & 1) for k, a in enumerate(u))) % 2 for p in range(8 - n, 8))
+    code = sorted({word(u0, u) for u0 in (0, 1) for u in itertools.product((0, 1), repeat=3)})
+
+    every = list(itertools.product((0, 1), repeat=n))
+    shuffled = np.random.default_rng([seed, 19]).permutation(len(every))
+    wanted = max(fraction*len(every), 1) - 1e-9
+    cells = {} # a set that keeps its order
+    for shift in (every[0], *(every[i] for i in shuffled)):
+        if len(cells) >= wanted: break
+        if shift in cells: continue
+        coset = [tuple(a ^ b for a, b in zip(codeword, shift)) for codeword in code]
+        cells |= dict.fromkeys(coset)
     return list(cells)
 
 # %% ../../nbs/experiments/03_factors.ipynb #b672dba7
+def _switched_on(factors:dict, bits) -> set:
+    "The switches of the factors whose bit is 1."
+    return {switch for switches, bit in zip(factors.values(), bits) if bit for switch in switches}
+
 def factorial(
     model, card:ModelCard,
     scenes=range(12), # which mice, and heads in their places
-    fraction:float=1., seed:int=0, # see `design`
-    factors:dict=FACTORS, # name: the switches that are turned together
+    fraction:float=1., # see `design`
+    seed:int=0, # see `design`
+    *,
+    factors:dict=FACTORS, # name: the switches that are changed together
     rig:Cameras=None, # the documented one when None
 ) -> list[dict]: # one per cell and scene
-    "Film and score the cells of a design."
+    "Render and score the cells of a design."
     rig = rig or mouse_rig()
-    cells = [cell_name({s for name, b in zip(factors, bits) if b for s in factors[name]}) for bits in design(len(factors), fraction, seed)]
-    return [dict(cell=cell, scene=int(i), **run_cell(model, card.domain, i, parse_cell(cell), rig)) for i in scenes for cell in sorted(cells, key=lambda x: x[2:])]        # cells of the same pictures together
+    names = [cell_name(_switched_on(factors, bits)) for bits in design(len(factors), fraction, seed)]
+    names.sort(key=lambda name: name[2:]) # cells with the same images together
+    return [dict(cell=name, scene=int(i), **run_cell(model, card.domain, i, parse_cell(name), rig))
+            for i in scenes for name in names]
 
 # %% ../../nbs/experiments/03_factors.ipynb #18b0d75c
 def shapley_weights(
-    bits, # (m, n) cells: 1 where a factor is on; nothing and all among them
+    bits, # (m, n) cells: 1 where a factor is on; "none on" and "all on" among them
 ) -> np.ndarray: # (n, m): shares = weights @ values
     "The linear map from the cells' values to Shapley's shares, exact for all 2^n cells."
     Z = np.asarray(bits, float)
     n = Z.shape[1]
     size = Z.sum(1)
-    none, every = (np.flatnonzero(size == k) for k in (0, n))
-    if len(none) != 1 or len(every) != 1: raise ValueError(f"shares need the cell with nothing and the one with everything once each, got {len(none)} and {len(every)}")
-    total = np.zeros(len(Z))
+    none, every = np.flatnonzero(size == 0), np.flatnonzero(size == n)
+    if len(none) != 1 or len(every) != 1:
+        raise ValueError("shares need the cell with nothing and the one with everything once each, "
+                         f"got {len(none)} and {len(every)}")
+    total = np.zeros(len(Z)) # total @ v = v(N) - v(∅)
     total[every], total[none] = 1, -1
     if n == 1: return total[None]
-    mid = (size > 0) & (size < n)
+    between = (size > 0) & (size < n)
     w = np.zeros(len(Z))
-    w[mid] = [(n - 1)/(math.comb(n, int(k))*k*(n - k)) for k in size[mid]]
-    B = Z.T*w
+    w[between] = [(n - 1)/(math.comb(n, int(k))*k*(n - k)) for k in size[between]]
+    B = Z.T*w # normal equations A φ = B v, with the constraint by a Lagrange multiplier
     B[:, none[0]] -= B.sum(1)
     A = Z.T @ (Z*w[:, None])
-    inv = np.linalg.inv(A)
-    ones = inv.sum(1)
-    return inv @ B + np.outer(ones, total - ones @ B)/ones.sum()
+    inverse = np.linalg.inv(A)
+    row_sums = inverse.sum(1)
+    return inverse @ B + np.outer(row_sums, total - row_sums @ B)/row_sums.sum()
 
 def shapley_by_orders(v:dict, n:int) -> np.ndarray: # v: frozenset of factor numbers → value
     "The definition itself, for small n: mean contribution over all n! orders."
@@ -180,117 +226,215 @@ def shapley_by_orders(v:dict, n:int) -> np.ndarray: # v: frozenset of factor num
     return out/math.factorial(n)
 
 # %% ../../nbs/experiments/03_factors.ipynb #566a20e3
-MEASURES = {"iou": "IoU", "psnr": "PSNR [dB]", "over": "PSNR over a white picture's [dB]", "psnr_fg": "PSNR of the foreground [dB]"}
+MEASURES = {
+    "iou": "IoU",
+    "psnr": "PSNR [dB]",
+    "over": "PSNR above a blank image [dB]",
+    "psnr_fg": "PSNR of the foreground [dB]",
+}
 
-def _value(r, measure, sized):
-    if sized: r = {**r, **dict(zip(("iou", "psnr", "psnr_fg"), r["sized"]))}
-    return r["psnr"] - r["psnr_white"] if measure == "over" else r[measure]
+def _value(record, measure, sized) -> float:
+    if sized: record = {**record, **dict(zip(("iou", "psnr", "psnr_fg"), record["sized"]))}
+    return record["psnr"] - record["psnr_white"] if measure == "over" else record[measure]
+
+def _belongs(on, factors, given) -> bool:
+    "Whether a cell is part of a game: the switches of a factor agree, and the others are held as `given`."
+    held = set(SWITCHES) - {switch for switches in factors.values() for switch in switches}
+    factors_agree = all(len({switch in on for switch in switches}) == 1 for switches in factors.values())
+    return factors_agree and all((switch in on) == (switch in given) for switch in held)
 
 def cell_values(
-    records:list[dict], factors:dict=FACTORS, # see `factorial`
+    records:list[dict], # of `factorial`
+    factors:dict=FACTORS, # name: the switches that are changed together
     measure:str="iou", # of `MEASURES`
-    given=(), # switches held as the rig has them; all others which are in no factor are held as known
-    sized:bool=False, # of the clouds resized to their pixels
+    given=(), # switches held as the rig has them; all others that are in no factor are held in-distribution
+    sized:bool=False, # of the Gaussians with footprint-corrected scales
 ) -> tuple[list, np.ndarray]: # cells (m bits of n), values (m, scenes)
     "The cells of a game between `factors` and their scores, scene by scene; ValueError where a scene lacks a cell."
-    held = set(SWITCHES) - {s for g in factors.values() for s in g}
-    table = {}
-    for r in records:
-        on = parse_cell(r["cell"])
-        bits = tuple(int(g[0] in on) for g in factors.values())
-        if all(len({s in on for s in g}) == 1 for g in factors.values()) and all((s in on) == (s in given) for s in held): table.setdefault(bits, {})[r["scene"]] = _value(r, measure, sized)
-    scenes = sorted({i for row in table.values() for i in row})
-    if not table: raise ValueError(f"no record belongs to a game between {', '.join(factors)} with {', '.join(given) or 'nothing'} held as the rig has it")
-    if short := next((b for b, row in table.items() if len(row) < len(scenes)), None): raise ValueError(f"cell {short} has {len(table[short])} of {len(scenes)} scenes")
-    return list(table), np.array([[table[b][i] for i in scenes] for b in table])
+    table = {} # cell: {scene: value}
+    for record in records:
+        on = parse_cell(record["cell"])
+        if not _belongs(on, factors, given): continue
+        bits = tuple(int(switches[0] in on) for switches in factors.values())
+        table.setdefault(bits, {})[record["scene"]] = _value(record, measure, sized)
+    if not table:
+        raise ValueError(f"no record belongs to a game between {', '.join(factors)} with "
+                         f"{', '.join(given) or 'nothing'} held as the rig has it")
+    scenes = sorted({scene for row in table.values() for scene in row})
+    for bits, row in table.items():
+        if len(row) < len(scenes): raise ValueError(f"cell {bits} has {len(row)} of {len(scenes)} scenes")
+    return list(table), np.array([[row[scene] for scene in scenes] for row in table.values()])
 
-def shapley(records:list[dict], factors:dict=FACTORS, measures=("iou", "psnr"), given=(), sized:bool=False, seed:int=0) -> dict: # factor: {measure: (share, 2.5 %, 97.5 %)}
-    "What each factor costs (negative) in each measure, with intervals by bootstrap over scenes; the shares add up to the whole loss."
-    out = {k: {} for k in factors}
-    for m in measures:
-        cells, v = cell_values(records, factors, m, given, sized)
-        shares = shapley_weights(cells) @ v
-        size = [sum(c) for c in cells]
-        assert np.abs(shares.sum(0) - (v[size.index(len(factors))] - v[size.index(0)])).max() < 1e-9
-        for k, x in zip(factors, shares): out[k][m] = (float(x.mean()), *bootstrap_ci(x, seed))
+def shapley(
+    records:list[dict], # of `factorial`
+    factors:dict=FACTORS, # name: the switches that are changed together
+    measures=("iou", "psnr"), # of `MEASURES`
+    given=(), # see `cell_values`
+    sized:bool=False, # see `cell_values`
+    seed:int=0, # of the bootstrap
+) -> dict: # factor: {measure: (share, 2.5 %, 97.5 %)}
+    "What each factor costs (negative), with bootstrap intervals over scenes; the shares add up to the whole loss."
+    out = {name: {} for name in factors}
+    for measure in measures:
+        cells, values = cell_values(records, factors, measure, given, sized)
+        shares = shapley_weights(cells) @ values
+        size = [sum(cell) for cell in cells]
+        loss = values[size.index(len(factors))] - values[size.index(0)]
+        assert np.abs(shares.sum(0) - loss).max() < 1e-9
+        for name, share in zip(factors, shares):
+            out[name][measure] = (float(share.mean()), *bootstrap_ci(share, seed))
     return out
 
 # %% ../../nbs/experiments/03_factors.ipynb #f7715aeb
-def pair_effects(bits, v) -> np.ndarray: # (n, n), nan on the diagonal
-    "How much more two factors cost together than apart, mean over all settings of the others; of a whole design."
-    s = 2*np.asarray(bits, float) - 1
-    out = 4*(s.T*np.asarray(v)) @ s/len(s)
-    np.fill_diagonal(out, np.nan)
-    return out
+def pair_effects(
+    bits, # (2^n, n) of a whole design
+    values, # (2^n,)
+) -> np.ndarray: # (n, n), nan on the diagonal
+    "How much more two factors cost together than separately, mean over all settings of the others."
+    signs = 2*np.asarray(bits, float) - 1
+    effects = 4*(signs.T*np.asarray(values)) @ signs/len(signs)
+    np.fill_diagonal(effects, np.nan)
+    return effects
 
-def draw_shares(records:list[dict], games:dict, measures=("iou", "over")):
-    "A waterfall for each game (title: arguments of `shapley`), one row per measure; returns the figure."
+# %% ../../nbs/experiments/03_factors.ipynb #82f5a411
+def _plot_waterfall(ax, records, measure, game):
+    "From the in-distribution score to the rig's, factor by factor, the most expensive first."
+    shares = shapley(records, measures=(measure,), **game)
+    cells, values = cell_values(records, measure=measure, **game)
+    level = start = values[[sum(cell) for cell in cells].index(0)].mean()
+    order = sorted(shares, key=lambda name: shares[name][measure][0])
+    ax.bar(0, start, color="0.7")
+    for x, name in enumerate(order, 1):
+        share, low, high = shares[name][measure]
+        ax.bar(x, share, bottom=level, color="C3" if share < 0 else "C2")
+        ax.errorbar(x, level + share, [[share - low], [high - share]], color="k", lw=.8, capsize=2)
+        label = f"{share:+.3f}" if measure == "iou" else f"{share:+.2f}"
+        ax.text(x, max(level, level + share), label, ha="center", va="bottom", fontsize=6.5)
+        level += share
+    ax.bar(len(order) + 1, level, color="0.7")
+    ax.set_xticks(range(len(order) + 2), ["in-distribution", *order, "the rig"], rotation=35, ha="right", fontsize=7)
+    ax.set_ylabel(MEASURES[measure], fontsize=8)
+    ax.tick_params(axis="y", labelsize=7)
+    ax.set_ylim(top=1.12*start)
+    ax.axhline(0, color="k", lw=.4)
+
+def plot_shares(
+    records:list[dict], # of `factorial`
+    games:dict, # title: arguments of `shapley`
+    measures=("iou", "over"), # of `MEASURES`
+): # a figure
+    "A waterfall for each game and measure, one row per measure."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(len(measures), len(games), figsize=(4.2*len(games), 2.7*len(measures)), squeeze=False)
-    for col, (title, kw) in zip(axs.T, games.items()):
-        shares = shapley(records, measures=measures, **kw)
-        for ax, m in zip(col, measures):
-            cells, v = cell_values(records, measure=m, **kw)
-            at = start = v[[sum(c) for c in cells].index(0)].mean()
-            order = sorted(shares, key=lambda k: shares[k][m][0])
-            for k, name in enumerate(order):
-                x, lo, hi = shares[name][m]
-                ax.bar(k + 1, x, bottom=at, color="C3" if x < 0 else "C2")
-                ax.errorbar(k + 1, at + x, [[x - lo], [hi - x]], color="k", lw=.8, capsize=2)
-                ax.text(k + 1, max(at, at + x), f"{x:+.2f}" if m != "iou" else f"{x:+.3f}", ha="center", va="bottom", fontsize=6.5)
-                at += x
-            ax.bar(0, start, color="0.7")
-            ax.bar(len(order) + 1, at, color="0.7")
-            ax.set_xticks(range(len(order) + 2), ["as known", *order, "the rig"], rotation=35, ha="right", fontsize=7)
-            ax.set_ylabel(MEASURES[m], fontsize=8)
-            ax.tick_params(axis="y", labelsize=7)
-            ax.set_ylim(top=1.12*start)
-            ax.axhline(0, color="k", lw=.4)
-        col[0].set_title(title, fontsize=9)
+    fig, axs = plt.subplots(
+        len(measures), len(games), figsize=(4.2*len(games), 2.7*len(measures)), squeeze=False)
+    for column, (title, game) in zip(axs.T, games.items()):
+        for ax, measure in zip(column, measures): _plot_waterfall(ax, records, measure, game)
+        column[0].set_title(title, fontsize=9)
     fig.tight_layout()
     return fig
+
+# %% ../../nbs/experiments/03_factors.ipynb #6c718e8c
+RIGHT_UNIT_FACTORS = {name: (name,) for name in SWITCHES if name not in ("units", "appearance")}
+MICE_RIGHT_UNIT = dict(factors=RIGHT_UNIT_FACTORS, given=("appearance",)) # a game, see `plot_shares`
+
+def _games(is_full:bool) -> dict: # title: arguments of `shapley`
+    "The games that a full design, or a fraction of it, can decide."
+    games = {"in-distribution heads → mice in the stored rig": {}}
+    if is_full:
+        games["mice, correct unit"] = MICE_RIGHT_UNIT
+        games["mice, correct unit, footprint-corrected scales"] = MICE_RIGHT_UNIT | dict(sized=True)
+    return games
+
+# %% ../../nbs/experiments/03_factors.ipynb #7231c4cd
+def _signed_ci(share, digits=3) -> str: # of (mean, 2.5 %, 97.5 %)
+    mean, low, high = share
+    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 # %% ../../nbs/experiments/03_factors.ipynb #d8d00da6
 def factors_arms(full, checkpoint):
     "Twelve mice, 256 cells; or four, sixteen cells."
-    groups, fraction = (SINGLE_FACTORS, 1.) if full else (FACTORS, 1/8)
-    return [Arm("factors", f"mouse {i}", 0, arm_settings(checkpoint, scene=i, factors={k: list(v) for k, v in groups.items()}, fraction=fraction)) for i in range(12 if full else 4)]
+    factors, fraction, n_mice = (SINGLE_FACTORS, 1., 12) if full else (FACTORS, 1/8, 4)
+    factors = {name: list(switches) for name, switches in factors.items()}
+    def settings(i): return arm_settings(checkpoint, scene=i, factors=factors, fraction=fraction)
+    return [Arm("factors", f"mouse {i}", 0, settings(i)) for i in range(n_mice)]
 
 def factors_run(arm, checkpoint, cache):
-    s = arm.settings
-    return factorial(*load_checkpoint(checkpoint), [s["scene"]], s["fraction"], factors={k: tuple(v) for k, v in s["factors"].items()})
+    "All cells of one mouse."
+    settings = arm.settings
+    model, card = load_checkpoint(checkpoint)
+    factors = {name: tuple(switches) for name, switches in settings["factors"].items()}
+    return factorial(model, card, [settings["scene"]], settings["fraction"], factors=factors)
 
-WITHIN = dict(factors={k: v for k, v in SINGLE_FACTORS.items() if k not in ("units", "appearance")}, given=("appearance",))
+def factors_plot(done, folder) -> list[tuple]: # (file name, caption)
+    "Waterfalls of the games that the design can decide."
+    games = _games(is_full=done[0]["settings"]["fraction"] == 1)
+    save_figure(plot_shares(records_of(done), games), Path(folder)/"factors.png")
+    return [("factors.png", "From in-distribution cameras to the stored rig: what each factor costs (Shapley shares, "
+             "bars with 95 % confidence intervals over mice), in IoU and in decibels above a blank image")]
 
-def _games(done): return {"heads as known → mice in the stored rig": {}} | ({"mice, right unit": WITHIN, "mice, right unit, grains resized": WITHIN | dict(sized=True)} if done[0]["settings"]["fraction"] == 1 else {})
+def factors_table(done) -> str:
+    "Shares in IoU and in decibels above a blank image, as Markdown."
+    measures = {"iou": "IoU", "over": "dB above a blank image"}
+    games = _games(is_full=done[0]["settings"]["fraction"] == 1)
+    shares = {title: shapley(records_of(done), measures=tuple(measures), **game) for title, game in games.items()}
+    columns = [(title, measure) for title in shares for measure in measures]
+    factors = dict.fromkeys(name for game in shares.values() for name in game)
 
-def factors_plot(done, folder):
-    "Waterfalls of the games that the design can tell."
-    save_figure(draw_shares(records_of(done), _games(done)), Path(folder)/"factors.png")
-    return [("factors.png", "From what the checkpoint knows to the stored rig: what each factor costs (Shapley shares, bars with 95 % intervals over mice), in IoU and in decibels above a white picture")]
+    def cell(name, title, measure): return _signed_ci(shares[title][name][measure]) if name in shares[title] else "–"
+    def total(title, measure): return f"{sum(share[measure][0] for share in shares[title].values()):+.3f}"
+    rows = [[f"`{name}`", *(cell(name, *column) for column in columns)] for name in factors]
+    rows.append(["all", *(total(*column) for column in columns)])
+    return markdown_table(["factor", *(f"{title}: {measures[measure]}" for title, measure in columns)], rows)
 
-def factors_table(done):
-    "Shares in IoU and in decibels over a white picture."
-    shares = {t: shapley(records_of(done), measures=("iou", "over"), **kw) for t, kw in _games(done).items()}
-    names = list(dict.fromkeys(k for s in shares.values() for k in s))
-    cell = lambda s, k, m: "{:+.3f} [{:+.3f}, {:+.3f}]".format(*s[k][m]) if k in s else "–"
-    return markdown_table(["factor", *(f"{t}: {dict(iou='IoU', over='dB over white')[m]}" for t in shares for m in ("iou", "over"))], [[f"`{k}`", *(cell(s, k, m) for s in shares.values() for m in ("iou", "over"))] for k in names] + [["all", *(f"{sum(x[m][0] for x in s.values()):+.3f}" for s in shares.values() for m in ("iou", "over"))]])
+# %% ../../nbs/experiments/03_factors.ipynb #e439f7f5
+def _right_unit_shares(done) -> str:
+    "The largest shares of mice with the correct unit, and those that the report blamed."
+    shares = shapley(records_of(done), measures=("iou",), **MICE_RIGHT_UNIT)
+    largest = sorted(shares, key=lambda name: shares[name]["iou"][0])[:3]
+    named = dict.fromkeys((*largest, "aspect", "principal"))
+    listed = ", ".join(f"{name} {shares[name]['iou'][0]:+.3f}" for name in named)
+    return f"; with the correct unit, mice: {listed}"
+
+def _graded(part) -> str: # of the loss
+    if part > .5: return "reproduced"
+    return "partly" if part > .05 else "not reproduced"
 
 def factors_findings(done) -> list[Finding]:
-    "Who is to blame, by shares that add up."
-    s = shapley(records_of(done), measures=("iou", "over"))
-    total = sum(x["iou"][0] for x in s.values())
-    share = {k: x["iou"][0]/total for k, x in s.items()}
-    note = share["aspect"] + share["principal"]
-    order = sorted(share, key=share.get, reverse=True)
-    games, inner = _games(done), ""
-    if "mice, right unit" in games:
-        w = shapley(records_of(done), measures=("iou",), **WITHIN)
-        worst = sorted(w, key=lambda k: w[k]["iou"][0])
-        inner = "; with the right unit, mice: " + ", ".join(f"{k} {w[k]['iou'][0]:+.3f}" for k in dict.fromkeys((*worst[:3], "aspect", "principal")))
-    return [
-        Finding("fx ≠ fy and cx, cy off the middle are to blame", f"of the whole loss of {-total:.2f} IoU: aspect {share['aspect']:.1%} ({s['aspect']['iou'][0]:+.3f}), principal point {share['principal']:.1%} ({s['principal']['iou'][0]:+.3f}){inner}", "not reproduced" if note < .05 else "partly" if note < .5 else "reproduced",
-                f"{order[0]} {share[order[0]]:.0%}, then {order[1]} {share[order[1]]:.0%}; fx ≠ fy comes from stretching 1152 × 1024 px to a square, not from a lens, and costs next to nothing" if note < .05 else f"the largest share has {order[0]}, {share[order[0]]:.0%}"),
-        Finding("The mouse is too far from a head for the network (domain gap)", f"the animal itself (head → mouse, same cameras) has {share['appearance']:.0%} of the loss in IoU, the cameras have the rest", "reproduced" if share["appearance"] > .5 else "partly" if share["appearance"] > .05 else "not reproduced", "what is filmed costs less than how its cameras are told" if share["appearance"] < .5 else "what is filmed costs more than its cameras")]
+    "Which factor causes the loss, by shares that add up."
+    shares = shapley(records_of(done), measures=("iou",))
+    loss = sum(share["iou"][0] for share in shares.values())
+    part = {name: share["iou"][0]/loss for name, share in shares.items()}
+    first, second = sorted(part, key=part.get, reverse=True)[:2]
+    aspect, principal = shares["aspect"]["iou"][0], shares["principal"]["iou"][0]
+    blamed = part["aspect"] + part["principal"]
+    within = _right_unit_shares(done) if done[0]["settings"]["fraction"] == 1 else ""
 
-FACTORS_EXPERIMENT = Experiment("factors", "Of unit, centring, focal length, aspect, principal point, distances and the animal itself: which costs what, so that the costs add up to the whole loss?", factors_arms, factors_run, factors_plot, factors_findings, factors_table)
+    blamed_why = f"the largest share has {first}, {part[first]:.0%}"
+    if blamed < .05:
+        blamed_why = (f"{first} {part[first]:.0%}, then {second} {part[second]:.0%}; fx ≠ fy comes from stretching "
+                      "1152 × 1024 px to a square, not from a lens, and costs next to nothing")
+    animal_costs_less = part["appearance"] < .5
+    return [
+        Finding(
+            claim="fx ≠ fy and cx, cy off the middle are to blame",
+            measured=f"of the whole loss of {-loss:.2f} IoU: aspect {part['aspect']:.1%} ({aspect:+.3f}), principal "
+                     f"point {part['principal']:.1%} ({principal:+.3f}){within}",
+            verdict=_graded(blamed),
+            why=blamed_why),
+        Finding(
+            claim="The mouse is too far from a head for the network (domain gap)",
+            measured=f"the animal itself (head → mouse, same cameras) has {part['appearance']:.0%} of the loss in IoU, "
+                     "the cameras have the rest",
+            verdict=_graded(part["appearance"]),
+            why="the object costs less than the format of its cameras" if animal_costs_less
+                else "the object costs more than its cameras")]
+
+FACTORS_EXPERIMENT = Experiment(
+    name="factors",
+    question="Of unit, centring, focal length, aspect, principal point, distances and the animal itself: which costs "
+             "what, so that the costs add up to the whole loss?",
+    arms=factors_arms,
+    run=factors_run,
+    plot=factors_plot,
+    findings=factors_findings,
+    table=factors_table)

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/experiments/05_gap.ipynb #f53eae1e
 from __future__ import annotations
+import math
 import numpy as np
 import torch
+from torch import Tensor
 from ..cameras.pinhole import orbit
 from .base import Arm, Experiment, Finding
 from ..preprocess.recipes import affine_image
@@ -17,87 +19,168 @@ from ..stats import bootstrap_ci, markdown_table
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['PORTRAIT', 'FILL', 'GAP_SAYS', 'GAP_EXPERIMENT', 'normalized_crops', 'appearance_stats', 'pose_spread', 'gap_row',
-           'world_gap', 'gap_arms', 'gap_run', 'no_figures', 'gap_table', 'gap_findings']
+__all__ = ['PORTRAIT', 'FILL', 'GAP_DESCRIPTIONS', 'GAP_EXPERIMENT', 'normalized_crops', 'appearance_stats', 'pose_spread',
+           'gap_row', 'world_gap', 'gap_arms', 'gap_run', 'no_figures', 'gap_table', 'gap_findings']
 
 # %% ../../nbs/experiments/05_gap.ipynb #85c24d2e
 PORTRAIT, FILL = 64, .4 # pixels; root of the object's area over the width
 
 def normalized_crops(views:Views) -> Views:
-    "Each view with its object in the middle, all of one size; resampled with the anti-aliasing of `warp`."
-    area, com, _ = foreground_stats(views)
-    return affine_image(views, FILL*PORTRAIT/area.sqrt(), com, torch.full((2,), PORTRAIT/2).double(), PORTRAIT)
-
-def _inner(alpha): return -torch.nn.functional.max_pool2d(-(alpha > .99).float()[:, None], 3, 1, 1)[:, 0] > 0
+    "Each view with its object in the centre, all of one size; resampled with the anti-aliasing of `warp`."
+    area, center, _ = foreground_stats(views)
+    target = torch.full((2,), PORTRAIT/2).double()
+    return affine_image(views, FILL*PORTRAIT/area.sqrt(), center, target, PORTRAIT)
 
 # %% ../../nbs/experiments/05_gap.ipynb #84be4bee
-def appearance_stats(views:Views) -> dict: # name: (V,) float64
-    "What one picture says: mirror symmetry of silhouette and shading, elongation, brightness, saturation, contrast and texture of the object."
-    p = normalized_crops(views)
-    a = p.alpha > .5
-    grey = p.images.double().mean(-1)
-    inner = _inner(p.alpha)
-    n = PORTRAIT
-    flip, both = a.flip(-1), a & a.flip(-1)
-    mean = lambda x, m: (x*m).sum((1, 2))/m.sum((1, 2)).clamp(min=1)
+def _inner(alpha:Tensor) -> Tensor: # (V, H, W) bool
+    "Foreground pixels whose neighbours are foreground too."
+    return -torch.nn.functional.max_pool2d(-(alpha > .99).float()[:, None], 3, 1, 1)[:, 0] > 0
+
+def _masked_mean(x:Tensor, mask:Tensor) -> Tensor: # (V,)
+    return (x*mask).sum((1, 2))/mask.sum((1, 2)).clamp(min=1)
+
+def _gradient(grey:Tensor) -> Tensor: # (V, H, W) length of the gradient, per pixel
     dx, dy = torch.zeros_like(grey), torch.zeros_like(grey)
-    dx[:, :, 1:-1], dy[:, 1:-1] = (grey[:, :, 2:] - grey[:, :, :-2])/2, (grey[:, 2:] - grey[:, :-2])/2
+    dx[:, :, 1:-1] = (grey[:, :, 2:] - grey[:, :, :-2])/2
+    dy[:, 1:-1] = (grey[:, 2:] - grey[:, :-2])/2
+    return (dx*dx + dy*dy).sqrt()
+
+def _elongation(mask:Tensor) -> Tensor: # (V,) long over short principal axis of the silhouette
+    n = mask.shape[-1]
     x = (torch.arange(n) + .5).double()
-    mx, my = mean(x.expand(len(a), n, n), a), mean(x[:, None].expand(len(a), n, n), a)
-    u, v = x - mx[:, None, None], x[:, None] - my[:, None, None]
-    cov = torch.stack([mean(u*u, a), mean(u*v, a), mean(u*v, a), mean(v*v, a)], -1).view(-1, 2, 2)
-    axes = torch.linalg.eigvalsh(cov).clamp(min=1e-9).sqrt()
-    bright = mean(grey, inner)
-    return dict(symmetry=both.sum((1, 2))/(a | flip).sum((1, 2)).double(), shading=1 - mean((grey - grey.flip(-1)).abs(), both), elongation=axes[:, 1]/axes[:, 0], brightness=bright,
-                saturation=mean((p.images.amax(-1) - p.images.amin(-1)).double(), inner), contrast=mean((grey - bright[:, None, None]).square(), inner).sqrt(), texture=mean((dx*dx + dy*dy).sqrt(), inner))
+    mean_x = _masked_mean(x.expand(len(mask), n, n), mask)
+    mean_y = _masked_mean(x[:, None].expand(len(mask), n, n), mask)
+    u, v = x - mean_x[:, None, None], x[:, None] - mean_y[:, None, None]
+    uu, uv, vv = _masked_mean(u*u, mask), _masked_mean(u*v, mask), _masked_mean(v*v, mask)
+    covariance = torch.stack([uu, uv, uv, vv], -1).view(-1, 2, 2)
+    short, long = torch.linalg.eigvalsh(covariance).clamp(min=1e-9).sqrt().unbind(-1)
+    return long/short
+
+def appearance_stats(views:Views) -> dict: # name: (V,) float64
+    "Symmetry of silhouette and shading, elongation, brightness, saturation, contrast and texture of each object."
+    crops = normalized_crops(views)
+    rgb, mask, inner = crops.images, crops.alpha > .5, _inner(crops.alpha)
+    mirrored = mask.flip(-1)
+    both = mask & mirrored
+    grey = rgb.double().mean(-1)
+    brightness = _masked_mean(grey, inner)
+    variance = _masked_mean((grey - brightness[:, None, None]).square(), inner)
+    return dict(
+        symmetry=both.sum((1, 2))/(mask | mirrored).sum((1, 2)).double(),
+        shading=1 - _masked_mean((grey - grey.flip(-1)).abs(), both),
+        elongation=_elongation(mask),
+        brightness=brightness,
+        saturation=_masked_mean((rgb.amax(-1) - rgb.amin(-1)).double(), inner),
+        contrast=variance.sqrt(),
+        texture=_masked_mean(_gradient(grey), inner))
 
 def pose_spread(
-    moments:list[Views], # the same cameras, different scenes or moments
+    frames:list[Views], # the same cameras, different scenes or frames
 ) -> float:
-    "1 - mean IoU of the portraits' silhouettes between moments, in the same camera: 0 where all stand alike."
-    a = torch.stack([normalized_crops(v).alpha > .5 for v in moments])
-    i, j = torch.triu_indices(len(a), len(a), 1)
-    return 1 - ((a[i] & a[j]).sum((-2, -1))/(a[i] | a[j]).sum((-2, -1)).double()).mean().item()
+    "1 - mean IoU of the cropped silhouettes between frames, in the same camera: 0 where all have the same pose."
+    masks = torch.stack([normalized_crops(views).alpha > .5 for views in frames])
+    i, j = torch.triu_indices(len(masks), len(masks), 1)
+    intersection, union = (masks[i] & masks[j]).sum((-2, -1)), (masks[i] | masks[j]).sum((-2, -1)).double()
+    return 1 - (intersection/union).mean().item()
 
 # %% ../../nbs/experiments/05_gap.ipynb #ae2202e4
-GAP_SAYS = dict(symmetry="silhouette, IoU with its mirror image", shading="shading, 1 - difference from its mirror image", texture="texture: mean gradient, per portrait pixel", contrast="contrast of grey", brightness="brightness", saturation="saturation", elongation="elongation",
-                size="size ratio in the canonical picture", size_spread="its spread (CV) over views and scenes", poses="spread of poses: 1 - IoU between scenes")
+GAP_DESCRIPTIONS = dict(
+    symmetry="silhouette, IoU with its mirror image",
+    shading="shading, 1 - difference from its mirror image",
+    texture="texture: mean gradient, per pixel of the crop",
+    contrast="contrast of grey",
+    brightness="brightness",
+    saturation="saturation",
+    elongation="elongation",
+    size="relative object size in the canonical image",
+    size_spread="its spread (CV) over views and scenes",
+    poses="spread of poses: 1 - IoU between scenes",
+)
 
-def gap_row(moments:list[Views], sizes) -> dict: # name: (mean, 2.5 %, 97.5 %); the last two have no interval
-    "All measures of one kind of object, filmed by the same cameras at several moments or in several scenes."
-    per = [appearance_stats(v) for v in moments]
-    each = {k: [p[k].mean().item() for p in per] for k in per[0]} | dict(size=[float(np.mean(s)) for s in sizes])
-    all_sizes = np.concatenate([np.asarray(s) for s in sizes])
-    row = {k: (float(np.mean(x)), *(bootstrap_ci(x) if len(x) > 1 else (np.nan, np.nan))) for k, x in each.items()}
-    return row | dict(size_spread=(float(all_sizes.std()/all_sizes.mean()), np.nan, np.nan), poses=(pose_spread(moments) if len(moments) > 1 else np.nan, np.nan, np.nan))
+def _mean_ci(values) -> tuple: # mean, 2.5 %, 97.5 %; nan for the interval of a single value
+    interval = bootstrap_ci(values) if len(values) > 1 else (np.nan, np.nan)
+    return float(np.mean(values)), *interval
+
+def gap_row(
+    frames:list[Views], # several frames or scenes, the same cameras
+    sizes:list, # of each: relative object size in its views
+) -> dict: # name: (mean, 2.5 %, 97.5 %); the last two have no interval
+    "All measures of one kind of object."
+    stats = [appearance_stats(views) for views in frames]
+    row = {name: _mean_ci([s[name].mean().item() for s in stats]) for name in stats[0]}
+    row["size"] = _mean_ci([float(np.mean(size)) for size in sizes])
+    all_sizes = np.concatenate([np.asarray(size) for size in sizes])
+    row["size_spread"] = (float(all_sizes.std()/all_sizes.mean()), np.nan, np.nan)
+    row["poses"] = (pose_spread(frames) if len(frames) > 1 else np.nan, np.nan, np.nan)
+    return row
 
 def world_gap(kind:str, n:int=24, size:int=256) -> dict:
-    "The row of our own heads, objects or mice."
-    cams = orbit([-90., -30, 30, 90, 150, 210], 15., size=size)
-    moments = [raytrace(canonical_scene(kind, i), cams, 2) for i in range(n)]
-    return gap_row(moments, [size_ratios(v).numpy() for v in moments])
+    "The row of procedural heads, objects or mice."
+    cameras = orbit([-90., -30, 30, 90, 150, 210], 15., size=size)
+    frames = [raytrace(canonical_scene(kind, i), cameras, 2) for i in range(n)]
+    return gap_row(frames, [size_ratios(views).numpy() for views in frames])
+
+def _is_missing(x) -> bool: return x is None or math.isnan(x) # stored results have None for NaN
+
+def _cell(mean, low, high) -> str:
+    if _is_missing(mean): return "–"
+    if _is_missing(low): return f"{mean:.3f}"
+    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+
+def _gap_markdown(rows:dict) -> str: # name of a kind: its `gap_row`
+    return markdown_table(["", *rows], [[description, *(_cell(*row[name]) for row in rows.values())]
+                                        for name, description in GAP_DESCRIPTIONS.items()])
 
 # %% ../../nbs/experiments/05_gap.ipynb #e7093229
 def gap_arms(full, checkpoint):
     "A kind of object each."
-    return [Arm("gap", k, 0, dict(world=WORLD, n=24 if full else 8, size=256)) for k in ("head", "object", "mouse")]
-def gap_run(arm, checkpoint, cache): return [world_gap(arm.name, arm.settings["n"], arm.settings["size"])]
-def no_figures(done, folder):
-    "No pictures."
+    settings = dict(world=WORLD, n=24 if full else 8, size=256)
+    return [Arm("gap", kind, 0, settings) for kind in ("head", "object", "mouse")]
+
+def gap_run(arm, checkpoint, cache):
+    "All measures of one kind of object."
+    return [world_gap(arm.name, arm.settings["n"], arm.settings["size"])]
+
+def no_figures(done, folder) -> list:
+    "For experiments without figures."
     return []
 
-def gap_table(done):
-    "The note's table, with numbers."
-    cell = lambda x: "–" if x[0] is None else f"{x[0]:.3f}" + ("" if x[1] is None else f" [{x[1]:.3f}, {x[2]:.3f}]")
-    return markdown_table(["", *(x["name"] for x in done)], [[s, *(cell(x["records"][0][k]) for x in done)] for k, s in GAP_SAYS.items()])
+def gap_table(done) -> str:
+    "The report's comparison, with numbers, as Markdown."
+    return _gap_markdown({finished["name"]: finished["records"][0] for finished in done})
+
+def _size_verdict(head, mouse) -> str: # relative object sizes
+    if not .1 <= mouse <= .6: return "not reproduced"
+    return "reproduced" if .3 <= head <= .4 else "partly"
 
 def gap_findings(done) -> list[Finding]:
-    "The note's table, judged."
-    m = {x["name"]: {k: v[0] for k, v in x["records"][0].items()} for x in done}
-    h, q = m["head"], m["mouse"]
-    wide = h["symmetry"] > q["symmetry"] + .1 and q["poses"] > 2*h["poses"] and q["contrast"] < h["contrast"]
+    "The report's comparison, judged."
+    means = {x["name"]: {name: value[0] for name, value in x["records"][0].items()} for x in done}
+    head, mouse = means["head"], means["mouse"]
+    is_wide = (head["symmetry"] > mouse["symmetry"] + .1 and mouse["poses"] > 2*head["poses"]
+               and mouse["contrast"] < head["contrast"])
     return [
-        Finding("Faces are frontal, symmetric and in few poses; mice asymmetric, uniformly dark, in many", f"symmetry of the silhouette {h['symmetry']:.2f} and {q['symmetry']:.2f}, spread of poses {h['poses']:.2f} and {q['poses']:.2f}, contrast {h['contrast']:.3f} and {q['contrast']:.3f} (heads and mice of our world)", "reproduced" if wide else "partly", "what is foreign about mice is shape, size and pose; their even fur makes shading more symmetric, not less"),
-        Finding("Size ratio 0.3 to 0.4 of faces, 0.1 to 0.6 of mice", f"in the canonical camera: heads {h['size']:.2f}, mice {q['size']:.2f} (spread over views {q['size_spread']:.0%})", "reproduced" if .3 <= h["size"] <= .4 and .1 <= q["size"] <= .6 else "partly" if .1 <= q["size"] <= .6 else "not reproduced", "distance over size of the animal is physics; a range as wide as the note's belongs to pictures that were cropped by hand")]
+        Finding(
+            claim="Faces are frontal, symmetric and in few poses; mice asymmetric, uniformly dark, in many",
+            measured=f"symmetry of the silhouette {head['symmetry']:.2f} and {mouse['symmetry']:.2f}, spread of poses "
+                     f"{head['poses']:.2f} and {mouse['poses']:.2f}, contrast {head['contrast']:.3f} and "
+                     f"{mouse['contrast']:.3f} (procedural heads and mice)",
+            verdict="reproduced" if is_wide else "partly",
+            why="what distinguishes mice is shape, size and pose; their even fur makes shading more symmetric, not "
+                "less"),
+        Finding(
+            claim="Size ratio 0.3 to 0.4 of faces, 0.1 to 0.6 of mice",
+            measured=f"in the canonical camera: heads {head['size']:.2f}, mice {mouse['size']:.2f} (spread over views "
+                     f"{mouse['size_spread']:.0%})",
+            verdict=_size_verdict(head["size"], mouse["size"]),
+            why="the relative object size follows from the distance and the size of the animal; a range as wide as the "
+                "report's belongs to images that were cropped by hand")]
 
-GAP_EXPERIMENT = Experiment("gap", "How far is a mouse from a head, in numbers?", gap_arms, gap_run, no_figures, gap_findings, gap_table)
+GAP_EXPERIMENT = Experiment(
+    name="gap",
+    question="How far is a mouse from a head, in numbers?",
+    arms=gap_arms,
+    run=gap_run,
+    plot=no_figures,
+    findings=gap_findings,
+    table=gap_table)

@@ -18,77 +18,106 @@ from ..views.samples import read_truth, truth_frames, truth_json
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['Frame', 'procedural_frame', 'recorded_frames', 'Plan', 'arm_settings', 'film_hash', 'chosen_frames',
-           'recording_settings', 'records_of']
+__all__ = ['Frame', 'procedural_frame', 'recorded_frames', 'Plan', 'arm_settings', 'recording_hash', 'recording_settings',
+           'chosen_frames', 'records_of']
 
 # %% ../../nbs/experiments/01_plan.ipynb #74ad4340
 @dataclass(frozen=True)
 class Frame:
-    "One moment: input views of the rig, and truths in other cameras, all in millimetres."
+    "One time step: input views of the rig, and held-out views in other cameras, all in millimetres."
     name:str # frame number or seed
     views:Views
-    truths:tuple[Views, ...] # one view each
-    cameras:tuple # name of each truth's camera
+    truths:tuple[Views, ...] # held-out views, one camera each
+    cameras:tuple # name of each held-out camera
 
-def procedural_frame(seed:int, scale:int=1) -> Frame:
-    "Procedural mouse `seed` in the documented rig (`scale` > 1: a smaller picture)."
-    scene, cams = mouse_scene(seed), novel_cameras()
-    rig = mouse_rig()
+def procedural_frame(
+    seed:int, # of the mouse
+    scale:int=1, # > 1: the rig's images are smaller by this factor
+) -> Frame:
+    "Procedural mouse `seed` in the documented rig."
+    scene, rig = mouse_scene(seed), mouse_rig()
     rig = rig.resized(rig.width//scale, rig.height//scale)
-    truth = raytrace(scene, cams, 3)
-    return Frame(str(seed), raytrace(scene, rig, 1 if scale == 1 else 2), tuple(truth[i] for i in range(6)), tuple(f"novel {i}" for i in range(6)))
+    truth = raytrace(scene, novel_cameras(), 3)
+    return Frame(
+        name=str(seed),
+        views=raytrace(scene, rig, 1 if scale == 1 else 2),
+        truths=tuple(truth[i] for i in range(6)),
+        cameras=tuple(f"novel {i}" for i in range(6)))
 
-def recorded_frames(recording, frames, truth=None, every:bool=True) -> list[Frame]:
-    "Frames of a recording with the truth in a folder; without one, each rig camera held out in turn (`every`), or one for each frame."
-    rec = open_recording(recording)
+def _with_truth(folder, i:int, views:Views) -> Frame:
+    truths = tuple(read_truth(folder, i))
+    names = tuple(truth.names[0] if truth.names else str(k) for k, truth in enumerate(truths))
+    return Frame(str(i), views, truths, names)
+
+def _without_camera(i:int, views:Views, camera:int) -> Frame:
+    others = [k for k in range(len(views)) if k != camera]
+    width, height = views.cameras.width//4, views.cameras.height//4
+    truth = views[[camera]].resized(width, height)
+    return Frame(f"{i} without camera {camera}", views[others], (truth,), (f"camera {camera}",))
+
+def recorded_frames(
+    recording, # folder
+    frames, # frame numbers
+    truth=None, # folder of held-out views; without it, cameras of the rig are held out
+    every:bool=True, # hold out each camera of a frame in turn, or one camera per frame
+) -> list[Frame]:
+    "Frames of a recording with their held-out views."
+    opened = open_recording(recording)
     out = []
-    for k, f in enumerate(frames):
-        views = rec.frame(f)
-        n = len(views)
-        if truth is not None:
-            t = tuple(read_truth(truth, f))
-            out.append(Frame(str(f), views, t, tuple(x.names[0] if x.names else str(i) for i, x in enumerate(t))))
-            continue
-        for v in range(n) if every else [k % n]:
-            out.append(Frame(f"{f} without camera {v}", views[[i for i in range(n) if i != v]], (views[[v]].resized(views.cameras.width//4, views.cameras.height//4),), (f"camera {v}",)))
+    for k, i in enumerate(frames):
+        views = opened.frame(i)
+        if truth is not None: out.append(_with_truth(truth, i, views))
+        elif every: out += [_without_camera(i, views, camera) for camera in range(len(views))]
+        else: out.append(_without_camera(i, views, k % len(views)))
     return out
 
 # %% ../../nbs/experiments/01_plan.ipynb #0455251d
 @dataclass(frozen=True)
 class Plan:
-    "A study as it was asked for."
+    "A study as a user asks for it."
     checkpoint:str # path of the weights
-    full:bool = False # all arms of all experiments
-    only:tuple = () # names of experiments; those there is time for when empty
-    seeds:tuple = () # arms of other seeds are left out; none is when empty
+    full:bool = False # all conditions of all experiments
+    only:tuple = () # names of experiments; when empty, those of the quick or of the full study
+    seeds:tuple = () # only conditions of these seeds; all when empty
     recording:str|None = None # procedural mice when None
     truth:str|None = None # folder of held-out views of the recording
     frames:tuple = () # of the recording, or mice of the experiment `recipes`; chosen when empty
-    smooth:bool = True # the six recipes with the training camera's blur
+    smooth:bool = True # the six preprocessing methods with the training camera's blur
     device:str = "cpu"
 
 def arm_settings(checkpoint, **more) -> dict:
-    "Settings of an arm that asks a checkpoint about the procedural world."
+    "Settings of a condition that evaluates a checkpoint on procedural scenes."
     return dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, **more)
 
-def film_hash(recording, truth=None) -> str:
-    "What identifies a recording: its cameras, the sizes of its files, and the cameras of its truth."
-    rec = open_recording(recording)
-    sizes = [p.stat().st_size for p in (*rec.videos.values(), *rec.masks.values())]
-    said = [rec.cameras.K.tolist(), rec.cameras.w2c.tolist(), rec.n_frames, sizes]
-    return hashlib.sha256(repr([*said, truth_json(Path(truth)/"heldout_cameras.json")] if truth else said).encode()).hexdigest()[:12]
-
-def chosen_frames(plan:Plan, most:int=4) -> list[int]:
-    "The frames that were asked for, or `most` spread over those that the recording, or its truth, has."
-    if plan.frames: return list(plan.frames)
-    have = truth_frames(plan.truth) if plan.truth else range(open_recording(plan.recording).n_frames)
-    if not len(have): raise FileNotFoundError(f"{plan.truth}: pictures of frames were looked for (frame_…_view_….png), there are none")
-    return [have[i] for i in sorted({int(i) for i in np.linspace(0, len(have) - 1, most)})]
+def recording_hash(recording, truth=None) -> str:
+    "What identifies a recording: its cameras, the sizes of its files, and the cameras of its held-out views."
+    opened = open_recording(recording)
+    sizes = [path.stat().st_size for path in (*opened.videos.values(), *opened.masks.values())]
+    identity = [opened.cameras.K.tolist(), opened.cameras.w2c.tolist(), opened.n_frames, sizes]
+    if truth: identity.append(truth_json(Path(truth)/"heldout_cameras.json"))
+    return hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
 
 def recording_settings(plan:Plan, checkpoint, **more) -> dict:
-    "Settings of an arm that asks a checkpoint about a recording."
-    return dict(checkpoint=checkpoint_hash(checkpoint), recording=film_hash(plan.recording, plan.truth), called=Path(plan.recording).name, truth=plan.truth is not None, **more)
+    "Settings of a condition that evaluates a checkpoint on a recording."
+    return dict(
+        checkpoint=checkpoint_hash(checkpoint),
+        recording=recording_hash(plan.recording, plan.truth),
+        called=Path(plan.recording).name,
+        truth=plan.truth is not None,
+        **more)
 
-def records_of(done:list, *keys) -> list[dict]: # those which have all the keys
-    "The records of finished arms, one after the other."
-    return [r for x in done for r in x["records"] if all(k in r for k in keys)]
+def chosen_frames(plan:Plan, most:int=4) -> list[int]:
+    "The frames of the plan, or `most` frames spread over the recording (over its held-out views, if it has some)."
+    if plan.frames: return list(plan.frames)
+    available = truth_frames(plan.truth) if plan.truth else range(open_recording(plan.recording).n_frames)
+    if not len(available):
+        raise FileNotFoundError(f"{plan.truth}: images of frames were looked for (frame_…_view_….png), there are none")
+    spread = sorted({int(i) for i in np.linspace(0, len(available) - 1, most)})
+    return [available[i] for i in spread]
+
+def records_of(
+    done:list, # finished conditions
+    *keys, # which a record must have
+) -> list[dict]:
+    "The records of finished conditions, one after the other."
+    return [record for arm in done for record in arm["records"] if all(key in record for key in keys)]

@@ -16,78 +16,148 @@ from ..plotting import save_figure
 from ..stats import bootstrap_ci, ci_text, markdown_table
 
 # %% auto #0
-__all__ = ['zoom_arms', 'filmed_zoom_arms', 'zoom_run', 'zoom_plot', 'zoom_table', 'zoom_findings', 'filmed_zoom_findings',
+__all__ = ['zoom_arms', 'recording_zoom_arms', 'zoom_run', 'zoom_table', 'zoom_plot', 'zoom_findings', 'recording_zoom_findings',
            'zoom']
 
 # %% ../../nbs/experiments/06_zoom.ipynb #e620ac1f
 def zoom_arms(full, checkpoint):
     "A mouse each: twelve, or three."
-    return [Arm("zoom", f"mouse {i}", 0, arm_settings(checkpoint, scene=i, ways=list(WAYS))) for i in range(12 if full else 3)]
+    def settings(i): return arm_settings(checkpoint, scene=i, ways=list(WAYS))
+    return [Arm("zoom", f"mouse {i}", 0, settings(i)) for i in range(12 if full else 3)]
 
-def filmed_zoom_arms(full, checkpoint, plan:Plan):
-    "A frame each; a few zooms, or all."
+def recording_zoom_arms(full, checkpoint, plan:Plan):
+    "A frame each; a few zoom factors, or all."
     zooms = ZOOMS if full else (1., 1.25, 1.6)
-    ways = [f"choose {c}" for c in CHOICES] + [f"{k} {z:g}" for k in ("zoom", "coverage") for z in zooms]
-    return [Arm("recording_zoom", f"frame {f}", 0, recording_settings(plan, checkpoint, ways=ways, scene=f)) for f in chosen_frames(plan)]
+    methods = [f"choose {choice}" for choice in CHOICES]
+    methods += [f"{kind} {zoom:g}" for kind in ("zoom", "coverage") for zoom in zooms]
+    def settings(frame): return recording_settings(plan, checkpoint, ways=methods, scene=frame)
+    return [Arm("recording_zoom", f"frame {frame}", 0, settings(frame)) for frame in chosen_frames(plan)]
+
+def _recording_views(plan:Plan, i:int) -> tuple: # input views, truths
+    frame = recorded_frames(plan.recording, [i], plan.truth, every=False)[0]
+    if not plan.truth: return frame.views, frame.truths
+    return frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths]
 
 def zoom_run(arm, checkpoint, cache, plan:Plan):
-    "All ways of making the data fit, on one mouse or frame."
+    "All methods on one mouse or frame."
     model, card = load_checkpoint(checkpoint)
     model.to(plan.device)
-    s = arm.settings
-    i = s["scene"]
-    if "recording" in s:
-        frame = recorded_frames(plan.recording, [i], plan.truth, every=False)[0]
-        film, truths = frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths] if plan.truth else frame.truths
-    else: film, *truths = rig_and_novel_views(i)
-    return [dict(scene=i, **zero_shot(model, card.domain, w, film, truths)) for w in s["ways"]]
+    scene = arm.settings["scene"]
+    if "recording" in arm.settings: views, truths = _recording_views(plan, scene)
+    else: views, *truths = rig_and_novel_views(scene)
+    return [dict(scene=scene, **zero_shot(model, card.domain, method, views, truths))
+            for method in arm.settings["ways"]]
 
-def _mean(done, way, part="novel", k="iou"):
-    x = [r[part][k] for r in records_of(done) if r["arm"] == way]
-    return (float(np.mean(x)), *bootstrap_ci(x)) if x else None
-def _zooms(done, kind): return sorted(float(w.split()[1]) for w in {r["arm"] for r in records_of(done)} if w.startswith(kind + " "))
+# %% ../../nbs/experiments/06_zoom.ipynb #aab02b06
+def _mean_ci(done, method, part="novel", score="iou") -> tuple: # mean, 2.5 %, 97.5 %
+    values = [r[part][score] for r in records_of(done) if r["arm"] == method]
+    return float(np.mean(values)), *bootstrap_ci(values)
 
-def zoom_plot(done, folder):
-    "Novel IoU and foreground over the zoom, kept quiet and told."
+def _best_first(done, methods) -> list: return sorted(methods, key=lambda m: (-_mean_ci(done, m)[0], m))
+def _methods(done) -> set: return {r["arm"] for r in records_of(done)}
+def _zooms(done, kind) -> list: return sorted(float(m.split()[1]) for m in _methods(done) if m.startswith(f"{kind} "))
+
+def zoom_table(done) -> str:
+    "All methods but the mere zooms, best first, as Markdown."
+    mere_zooms = {f"{kind} {zoom:g}" for kind in ("zoom", "coverage") for zoom in ZOOMS if zoom != 1}
+    head = ["method", "novel: IoU", "PSNR", "blank image", "foreground PSNR", "IoU, footprint-corrected",
+            "input: IoU", "PSNR", "blank image"]
+    columns = (("novel", "psnr"), ("novel", "psnr_white"), ("novel", "psnr_fg"), ("sized", "iou"),
+               ("input", "iou"), ("input", "psnr"), ("input", "psnr_white"))
+    rows = []
+    for method in _best_first(done, _methods(done) - mere_zooms):
+        means = [f"{_mean_ci(done, method, *column)[0]:.2f}" for column in columns]
+        rows.append([f"`{method}`", ci_text(_mean_ci(done, method)), *means])
+    return markdown_table(head, rows)
+
+def _plot_zooms(ax, done, score):
+    "A novel-view score over the zoom factor, a curve for each kind of zoom."
+    for kind, part, label in (("zoom", "novel", "K not updated"), ("coverage", "novel", "K updated"),
+                              ("coverage", "sized", "K updated, footprint-corrected scales")):
+        zooms = _zooms(done, kind)
+        mean, low, high = np.array([_mean_ci(done, f"{kind} {zoom:g}", part, score) for zoom in zooms]).T
+        ax.plot(zooms, mean, "o-", ms=3, label=label)
+        ax.fill_between(zooms, low, high, alpha=.12, lw=0)
+    ax.set_xlabel("zoom")
+
+def zoom_plot(done, folder) -> list[tuple]: # (file name, caption)
+    "Novel IoU and foreground PSNR over the zoom factor, with and without an updated K."
     import matplotlib.pyplot as plt
-    fig, axs = plt.subplots(1, 2, figsize=(9, 3.2))
-    name = f"{'recording_'*('recording' in done[0]['settings'])}zoom.png"
-    for ax, k, title in zip(axs, ("iou", "psnr_fg"), ("novel IoU", "novel foreground PSNR [dB]")):
-        for kind, part, label in (("zoom", "novel", "kept quiet"), ("coverage", "novel", "told"), ("coverage", "sized", "told, grains resized")):
-            z = _zooms(done, kind)
-            x = np.array([_mean(done, f"{kind} {v:g}", part, k) for v in z])
-            ax.plot(z, x[:, 0], "o-", ms=3, label=label)
-            ax.fill_between(z, x[:, 1], x[:, 2], alpha=.12, lw=0)
-        ax.set_xlabel("zoom")
-        ax.set_ylabel(title, fontsize=8)
-    axs[0].legend(fontsize=7)
+    fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2))
+    _plot_zooms(left, done, "iou")
+    _plot_zooms(right, done, "psnr_fg")
+    left.set_ylabel("novel IoU", fontsize=8)
+    right.set_ylabel("novel foreground PSNR [dB]", fontsize=8)
+    left.legend(fontsize=7)
     fig.tight_layout()
-    save_figure(fig, Path(folder)/name)
-    return [(name, "How far to zoom: a zoom that is kept quiet about, a longer focal length that is told, and the same with each Gaussian resized to its pixel; bands are 95 % intervals")]
+    file = "recording_zoom.png" if "recording" in done[0]["settings"] else "zoom.png"
+    save_figure(fig, Path(folder)/file)
+    return [(file, "How far to zoom: K not updated, K updated to the longer focal length, and the latter with "
+             "footprint-corrected scales; bands are 95 % confidence intervals")]
 
-def zoom_table(done):
-    "Ways that are no mere zoom, best first."
-    ways = sorted({r["arm"] for r in records_of(done)} - {f"{k} {z:g}" for k in ("zoom", "coverage") for z in ZOOMS if z != 1}, key=lambda w: (-_mean(done, w)[0], w))
-    f = lambda *a: f"{_mean(done, *a)[0]:.2f}"
-    return markdown_table(["way", "novel: IoU", "PSNR", "white", "foreground", "IoU, grains resized", "input: IoU", "PSNR", "white"], [[f"`{w}`", ci_text(_mean(done, w)), f(w, "novel", "psnr"), f(w, "novel", "psnr_white"), f(w, "novel", "psnr_fg"), f(w, "sized"), f(w, "input"), f(w, "input", "psnr"), f(w, "input", "psnr_white")] for w in ways])
-
+# %% ../../nbs/experiments/06_zoom.ipynb #0bdc2454
 def zoom_findings(done) -> list[Finding]:
-    "How good zero-shot is, and what white scores on the note's data."
-    exact, turned, was, given = (_mean(done, *w) for w in (("choose distance",), ("pixel_based",), ("pixel_based_as_was",), ("pixel_based_as_was", "input")))
-    white = {w: _mean(done, w, "input", "psnr_white")[0] for w in ("pixel_based_as_was", "uniform_per_sample")}
-    best = max(_zooms(done, "zoom"), key=lambda z: _mean(done, f"zoom {z:g}")[0])
-    return [
-        Finding("How good is zero-shot on pixel-based data? (open in the note)", f"novel IoU {ci_text(was, 2)} as the data set was, while its own input views flatter it ({given[0]:.2f}); {ci_text(turned, 2)} with the cameras turned to the animal; {ci_text(exact, 2)} in the exact camera", "answered", "pixels that were moved and zoomed without their cameras cannot be right for the network either" if exact[0] > was[0] + .05 else "as good as the exact camera"),
-        Finding("Zero-shot on data made to fit is a way out", f"novel IoU {ci_text(exact, 2)} with the exact camera; best quiet zoom {best:g}: {ci_text(_mean(done, f'zoom {best:g}'), 2)}", "reproduced" if exact[0] > .8 else "partly" if exact[0] > .4 else "not reproduced", f"without any training, if the pixels are resampled with their cameras; showing the animal larger brings {_mean(done, f'zoom {best:g}')[0] - exact[0]:+.2f}"),
-        Finding("14 dB on the pixel-based data is a mouse shape (step 1 of experiment B)", f"a white picture scores {white['pixel_based_as_was']:.1f} dB on such input views, {white['uniform_per_sample']:.1f} dB on sample-uniform ones", "not reproduced" if abs(white["pixel_based_as_was"] - 14) < 2.5 else "partly", "so the number says nothing without the white picture's beside it")]
+    "How good zero-shot reconstruction is, and what a blank image scores on the report's data."
+    exact = _mean_ci(done, "choose distance")
+    turned = _mean_ci(done, "pixel_based")
+    as_was = _mean_ci(done, "pixel_based_as_was")
+    own_input = _mean_ci(done, "pixel_based_as_was", "input")[0]
+    white_pixel_based, white_uniform = (
+        _mean_ci(done, method, "input", "psnr_white")[0] for method in ("pixel_based_as_was", "uniform_per_sample"))
+    best_zoom = max(_zooms(done, "zoom"), key=lambda zoom: _mean_ci(done, f"zoom {zoom:g}")[0])
+    zoomed = _mean_ci(done, f"zoom {best_zoom:g}")
 
-def filmed_zoom_findings(done) -> list[Finding]:
+    way_out = "not reproduced"
+    if exact[0] > .4: way_out = "partly"
+    if exact[0] > .8: way_out = "reproduced"
+    return [
+        Finding(
+            claim="How good is zero-shot on pixel-based data? (open in the original report)",
+            measured=f"novel IoU {ci_text(as_was, 2)} as the data set was, with a flattering {own_input:.2f} on its "
+                     f"own input views; {ci_text(turned, 2)} with the cameras rotated to the animal; "
+                     f"{ci_text(exact, 2)} in the exact camera",
+            verdict="answered",
+            why="images that were shifted and scaled without their cameras cannot be right for the network either"
+                if exact[0] > as_was[0] + .05 else "as good as the exact camera"),
+        Finding(
+            claim="Zero-shot on data made to fit is a solution",
+            measured=f"novel IoU {ci_text(exact, 2)} with the exact camera; best zoom with K not updated "
+                     f"{best_zoom:g}: {ci_text(zoomed, 2)}",
+            verdict=way_out,
+            why="without any training, if the images are resampled with their cameras; showing the animal larger "
+                f"brings {zoomed[0] - exact[0]:+.2f}"),
+        Finding(
+            claim="14 dB on the pixel-based data is a mouse shape (step 1 of experiment B)",
+            measured=f"a blank image scores {white_pixel_based:.1f} dB on such input views, {white_uniform:.1f} dB on "
+                     "sample-uniform ones",
+            verdict="not reproduced" if abs(white_pixel_based - 14) < 2.5 else "partly",
+            why="so the number says nothing without the blank-image baseline beside it")]
+
+def recording_zoom_findings(done) -> list[Finding]:
     "What should stay canonical for a recording."
-    ways = sorted({r["arm"] for r in records_of(done)}, key=lambda w: (-_mean(done, w)[0], w))
-    choices = [w for w in ways if w.startswith("choose")]
-    return [Finding(f"How should the recording {done[0]['settings']['called']} be brought to the checkpoint's camera?", f"novel IoU: `{ways[0]}` {ci_text(_mean(done, ways[0]), 2)}; of the choices, " + ", ".join(f"`{w}` {_mean(done, w)[0]:.2f}" for w in choices), "answered", "the exact choices are distance, size and coverage; zoom and equal_distances buy resolution or equality with views that disagree a little")]
+    methods = _best_first(done, _methods(done))
+    best = methods[0]
+    choices = ", ".join(f"`{m}` {_mean_ci(done, m)[0]:.2f}" for m in methods if m.startswith("choose"))
+    called = done[0]["settings"]["called"]
+    return [Finding(
+        claim=f"How should the recording {called} be brought to the checkpoint's camera?",
+        measured=f"novel IoU: `{best}` {ci_text(_mean_ci(done, best), 2)}; of the choices, {choices}",
+        verdict="answered",
+        why="the exact choices are distance, size and coverage; zoom and equal_distances gain resolution or equal "
+            "distances, and their views disagree a little")]
 
 def zoom(plan:Plan, cache=None) -> Experiment:
-    "Experiment 5, second half, on mice or on a recording."
-    a, s, name = (partial(filmed_zoom_arms, plan=plan), filmed_zoom_findings, "recording_zoom") if plan.recording else (zoom_arms, zoom_findings, "zoom")
-    return Experiment(name, "Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much zoom pays?", a, partial(zoom_run, plan=plan), zoom_plot, s, zoom_table)
+    "Zero-shot reconstruction, on procedural mice or on a recording."
+    name, arms, findings = "zoom", zoom_arms, zoom_findings
+    if plan.recording:
+        name, findings = "recording_zoom", recording_zoom_findings
+        arms = partial(recording_zoom_arms, plan=plan)
+    return Experiment(
+        name=name,
+        question="Zero-shot: how good is the frozen network on data made to fit, what may stay canonical, and how much "
+                 "zoom pays?",
+        arms=arms,
+        run=partial(zoom_run, plan=plan),
+        plot=zoom_plot,
+        findings=findings,
+        table=zoom_table)

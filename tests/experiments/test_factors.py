@@ -1,46 +1,89 @@
-"The factorial's accounts, from fake records whose shares are known, and that they refuse what is incomplete."
+"""Shapley shares from invented records whose shares are known; incomplete records are refused."""
 import itertools
-import numpy as np, pytest
+import numpy as np
+import pytest
 from gslrm_mouse.experiments.factors import FACTORS, SINGLE_FACTORS, SWITCHES, cell_name, cell_values, design, shapley
 from gslrm_mouse.experiments.factors import shapley_by_orders
 
 COST = dict(units=.5, origin=.2, aim=.05, focal=.1, aspect=.01, principal=.02, distances=0., appearance=.15)
-def worth(on, i): return (0. if "units" in on else 1.)*(1 - sum(COST[k] for k in on if k != "units")) - .03*i*("focal" in on and "aim" in on)
-def record(on, i):
-    v = worth(on, i)
-    return dict(cell=cell_name(on), scene=i, iou=v, psnr=10*v + i, psnr_white=5. + i, psnr_fg=0., sized=[v/2, 1., 2.])
-CELLS = [frozenset(c) for n in range(9) for c in itertools.combinations(SWITCHES, n)]
-RECORDS = [record(on, i) for on in CELLS for i in (0, 1, 2)]
+SCENES = (0, 1, 2)
+WITHIN = {name: switches for name, switches in SINGLE_FACTORS.items() if name not in ("units", "appearance")}
+
+def worth(on, scene): # a game in which a wrong unit masks the rest, and focal and aim interact
+    interaction = .03*scene*("focal" in on and "aim" in on)
+    if "units" in on: return -interaction
+    return 1 - sum(COST[switch] for switch in on) - interaction
+
+def record(on, scene):
+    value = worth(on, scene)
+    return dict(cell=cell_name(on), scene=scene, iou=value, psnr=10*value + scene, psnr_white=5. + scene, psnr_fg=0.,
+                sized=[value/2, 1., 2.])
+
+CELLS = [frozenset(cell) for n in range(9) for cell in itertools.combinations(SWITCHES, n)]
+RECORDS = [record(on, scene) for on in CELLS for scene in SCENES]
+
+def switched_on(bits): # the switches of the seven factors whose bit is 1
+    return frozenset(switch for bit, switches in zip(bits, FACTORS.values()) if bit for switch in switches)
+
+def iou_shares(records):
+    return np.array([share["iou"][0] for share in shapley(records, measures=("iou",)).values()])
+
 
 def test_shares_follow_the_definition_and_add_up():
     names = list(FACTORS)
-    switches = lambda s: frozenset(x for k in s for x in FACTORS[names[k]])
-    v = {frozenset(s): np.mean([worth(switches(s), i) for i in (0, 1, 2)]) for n in range(8) for s in itertools.combinations(range(7), n)}
-    got = np.array([x["iou"][0] for x in shapley(RECORDS, measures=("iou",)).values()])
-    np.testing.assert_allclose(got, shapley_by_orders(v, 7), atol=1e-9)
-    np.testing.assert_allclose(got.sum(), v[frozenset(range(7))] - v[frozenset()], atol=1e-9)
-    assert abs(got[names.index("distances")]) < 1e-9 and got[names.index("units")] == got.min()                    # a dummy pays nothing
+    bits = list(itertools.product((0, 1), repeat=len(names)))
+    values = {frozenset(np.flatnonzero(b).tolist()): np.mean([worth(switched_on(b), i) for i in SCENES]) for b in bits}
+    shares = iou_shares(RECORDS)
+    np.testing.assert_allclose(shares, shapley_by_orders(values, 7), atol=1e-9)
+    np.testing.assert_allclose(shares.sum(), values[frozenset(range(7))] - values[frozenset()], atol=1e-9)
+    assert abs(shares[names.index("distances")]) < 1e-9 # a factor that costs nothing has no share
+    assert shares[names.index("units")] == shares.min()
 
-def test_held_switches_and_measures():
-    within = {k: v for k, v in SINGLE_FACTORS.items() if k not in ("units", "appearance")}
-    mice, heads = (shapley(RECORDS, within, ("iou", "over", "psnr"), given=g) for g in (("appearance",), ()))
-    for s in (mice, heads):
-        assert s["aspect"]["iou"][0] == pytest.approx(-.01, abs=1e-9) and s["origin"]["iou"][0] == pytest.approx(-.2, abs=1e-9)          # no order matters where the unit is right
-        assert s["aim"]["iou"][0] == pytest.approx(-.05 - .015, abs=1e-9) and s["focal"]["iou"][0] == pytest.approx(-.1 - .015, abs=1e-9)   # two that meet share what they cost together
-        assert s["origin"]["over"] == pytest.approx(s["origin"]["psnr"]) and s["origin"]["psnr"][0] == pytest.approx(-2., abs=1e-9)
-    assert all(x["iou"][0] == pytest.approx(0, abs=1e-9) for k, x in shapley(RECORDS, within, ("iou",), given=("units",)).items() if k not in ("focal", "aim"))
-    assert shapley(RECORDS, within, ("iou",), sized=True)["origin"]["iou"][0] == pytest.approx(-.1, abs=1e-9)
+
+@pytest.mark.parametrize("given", [("appearance",), ()], ids=["mice", "heads"])
+@pytest.mark.parametrize("factor, share", [
+    ("aspect", -.01), ("origin", -.2), # the order does not matter where the unit is right
+    ("aim", -.05 - .015), ("focal", -.1 - .015), # two that interact share the interaction
+])
+def test_shares_with_the_right_unit(given, factor, share):
+    assert shapley(RECORDS, WITHIN, ("iou",), given=given)[factor]["iou"][0] == pytest.approx(share, abs=1e-9)
+
+
+@pytest.mark.parametrize("given", [("appearance",), ()], ids=["mice", "heads"])
+def test_decibels_above_a_blank_image(given):
+    origin = shapley(RECORDS, WITHIN, ("over", "psnr"), given=given)["origin"]
+    assert origin["over"] == pytest.approx(origin["psnr"])
+    assert origin["psnr"][0] == pytest.approx(-2., abs=1e-9)
+
+
+def test_nothing_else_matters_with_the_wrong_unit():
+    shares = shapley(RECORDS, WITHIN, ("iou",), given=("units",))
+    independent = [share["iou"][0] for name, share in shares.items() if name not in ("focal", "aim")]
+    assert independent == pytest.approx([0]*len(independent), abs=1e-9)
+
+
+def test_footprint_corrected_scores():
+    assert shapley(RECORDS, WITHIN, ("iou",), sized=True)["origin"]["iou"][0] == pytest.approx(-.1, abs=1e-9)
+
 
 def test_a_fraction_is_right_without_triples_and_wrong_with_them():
-    names = list(FACTORS)
-    part = {cell_name({x for b, k in zip(bits, names) if b for x in FACTORS[k]}) for bits in design(7, 1/8)}
-    three = [{**r, "iou": r["iou"] - .2*all(r["cell"][list(SWITCHES).index(k)] == "1" for k in ("focal", "aspect", "principal"))} for r in RECORDS]
-    whole, few = lambda rs: np.array([x["iou"][0] for x in shapley(rs, measures=("iou",)).values()]), lambda rs: [r for r in rs if r["cell"] in part]
-    assert len(few(RECORDS)) == 16*3
-    np.testing.assert_allclose(whole(few(RECORDS)), whole(RECORDS), atol=1e-9)
-    assert abs(whole(few(three)).sum() - whole(three).sum()) < 1e-9 and np.abs(whole(few(three)) - whole(three)).max() > .005
+    part = {cell_name(switched_on(bits)) for bits in design(7, 1/8)}
+    def fraction(records): return [r for r in records if r["cell"] in part]
+    def with_triple(r):
+        on = [r["cell"][list(SWITCHES).index(switch)] == "1" for switch in ("focal", "aspect", "principal")]
+        return r | dict(iou=r["iou"] - .2*all(on))
+    assert len(fraction(RECORDS)) == 16*3
+    np.testing.assert_allclose(iou_shares(fraction(RECORDS)), iou_shares(RECORDS), atol=1e-9)
+    triples = [with_triple(r) for r in RECORDS]
+    error = iou_shares(fraction(triples)) - iou_shares(triples)
+    assert abs(error.sum()) < 1e-9 and np.abs(error).max() > .005
 
-def test_what_is_incomplete_is_refused():
-    with pytest.raises(ValueError, match="has 2 of 3 scenes"): cell_values([r for r in RECORDS if not (r["scene"] == 2 and r["cell"] == cell_name({"units"}))])
-    with pytest.raises(ValueError, match="everything once"): shapley([r for r in RECORDS if r["cell"] != cell_name(SWITCHES)])
-    with pytest.raises(ValueError, match="no record belongs"): cell_values([r for r in RECORDS if "0" not in r["cell"]], {"aim": ("aim",)})
+
+def test_incomplete_records_are_refused():
+    missing = (2, cell_name({"units"}))
+    with pytest.raises(ValueError, match="has 2 of 3 scenes"):
+        cell_values([r for r in RECORDS if (r["scene"], r["cell"]) != missing])
+    with pytest.raises(ValueError, match="everything once"):
+        shapley([r for r in RECORDS if r["cell"] != cell_name(SWITCHES)])
+    with pytest.raises(ValueError, match="no record belongs"):
+        cell_values([r for r in RECORDS if "0" not in r["cell"]], {"aim": ("aim",)})
