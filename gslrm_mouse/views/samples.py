@@ -15,7 +15,7 @@ from ..calibration.formats import FORMATS, detect_format
 from ..calibration.json_frames import facelift_frame, facelift_frames, nerfstudio_frames
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras, check_cameras
-from ..files import atomic_folder, describe_folder, read_bytes
+from ..files import atomic_folder, describe_folder, one_line, read_bytes
 from .views import Views, check_views, composite_on_white, path_inside, read_rgba
 
 # %% auto #0
@@ -116,13 +116,18 @@ def is_sample(path) -> bool:
     return any((Path(path)/n).exists() for n in SAMPLES)
 
 # %% ../../nbs/views/02_samples.ipynb #91b8f0c5
+def _is_count(x, most=2**15): return isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= most
+
 def _truth_camera(entry, first_pixel, path) -> Cameras:
-    where = f"{path}, camera {entry.get('view')}"
+    if not isinstance(entry, dict): raise ValueError(f"{path}: a camera should be a mapping, found {str(entry)[:60]}")
     missing = {"view", "w", "h", "K", "w2c"} - set(entry)
+    where = f"{path}, camera {str(entry.get('view'))[:20]!r}"
     if missing: raise ValueError(f"{where}: {', '.join(sorted(missing))} missing")
+    wrong = [key for key in ("view", "w", "h") if not _is_count(entry[key])]
+    if wrong: raise ValueError(f"{where}: {wrong[0]} should be a whole number, found {str(entry[wrong[0]])[:60]}")
     try: K, w2c = (torch.tensor(entry[key], dtype=torch.float64)[None] for key in ("K", "w2c"))
-    except (TypeError, ValueError, RuntimeError) as e:
-        raise ValueError(f"{where}: K and w2c should be 3 × 3 and 4 × 4 numbers ({e})") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError) as e:
+        raise ValueError(f"{where}: K and w2c should be 3 × 3 and 4 × 4 numbers ({one_line(e)})") from None
     if K.shape != (1, 3, 3) or w2c.shape != (1, 4, 4):
         raise ValueError(f"{where}: K and w2c should be 3 × 3 and 4 × 4, found {tuple(K.shape[1:])} and "
                          f"{tuple(w2c.shape[1:])}")
@@ -134,15 +139,16 @@ def truth_json(
 ) -> dict:
     "The content of a file of held-out cameras; ValueError where it is unreadable or does not state its conventions."
     try: content = json.loads(read_bytes(path))
-    except ValueError as e: raise ValueError(f"{path}: no readable JSON ({e})") from None
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: no readable JSON ({one_line(e)})") from None
     if not isinstance(content, dict) or not isinstance(content.get("cameras"), list):
         found = sorted(content)[:8] if isinstance(content, dict) else type(content).__name__
         raise ValueError(f"{path}: `cameras` was expected, found {found}")
     first_pixel = content.get("pixel_centre_of_first_pixel")
     if first_pixel not in ([.5, .5], [0, 0]):
-        raise ValueError(f"{path}: pixel_centre_of_first_pixel should be [0.5, 0.5] or [0, 0], found {first_pixel}")
+        raise ValueError(f"{path}: pixel_centre_of_first_pixel should be [0.5, 0.5] or [0, 0], "
+                         f"found {str(first_pixel)[:60]}")
     if content.get("units") != "mm":
-        raise ValueError(f"{path}: units should be 'mm', found {content.get('units')!r}")
+        raise ValueError(f"{path}: units should be 'mm', found {str(content.get('units'))[:60]!r}")
     return content
 
 # %% ../../nbs/views/02_samples.ipynb #c3764206
