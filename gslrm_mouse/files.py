@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'IMAGE_FORMATS', 'YAML_LOADER', 'read_bytes', 'describe_folder',
-           'natural_sort', 'one_line', 'open_image', 'load_yaml', 'write_atomic', 'put_folder', 'recover_folder',
-           'atomic_folder']
+           'natural_sort', 'one_line', 'open_image', 'load_yaml', 'atomic_file', 'recover_folder', 'atomic_folder',
+           'require_empty_folder', 'write_atomic']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -93,43 +93,22 @@ def load_yaml(
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, KeyError) as e:
         raise ValueError(f"{name}: no readable YAML ({one_line(e)})") from None
 
-# %% ../nbs/00_files.ipynb #49e89b81
-def write_atomic(
-    path, # a file, or a folder which is new or empty
-    content, # bytes or text of the file; a dict of bytes by name for a folder
-) -> Path:
-    "Write all of it, or nothing."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    if isinstance(content, str): content = content.encode()
-    try:
-        if isinstance(content, dict): _write_folder(path, part, content)
-        else:
-            part.write_bytes(content)
-            os.replace(part, path)
-    finally:
-        if part.is_dir(): shutil.rmtree(part, ignore_errors=True)
-        else: part.unlink(missing_ok=True)
-    return path
-
-def _write_folder(path:Path, part:Path, files:dict): # `part`: where it is made
-    is_free = not path.exists() or path.is_dir() and not any(path.iterdir())
-    if not is_free:
-        found = describe_folder(path) if path.is_dir() else "it is a file"
-        raise ValueError(f"{path} should be a new or empty folder, but {found}; nothing was written")
-    part.mkdir(parents=True)
-    for name, data in files.items(): (part/name).write_bytes(data)
-    if path.exists(): path.rmdir()
-    part.rename(path)
-
-# %% ../nbs/00_files.ipynb #80d3ed34
-def put_folder(path:Path, text:str):
-    "Write a text file, whole or not at all."
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-
 # %% ../nbs/00_files.ipynb #cd688611
+def _hidden(path, kind): return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
+
+@contextmanager
+def atomic_file(
+    path, # of the file
+): # yields the path to write to
+    "A temporary sibling of a file; becomes the file if all goes well, vanishes if not."
+    path = Path(path)
+    part = _hidden(path, "part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield part
+        os.replace(part, path)
+    finally: part.unlink(missing_ok=True)
+
 def recover_folder(out:Path):
     "Undo what a killed process left beside `out`: an old result without a new one goes back, anything else goes."
     if not out.parent.is_dir(): return
@@ -140,11 +119,14 @@ def recover_folder(out:Path):
         else: shutil.rmtree(p)
 
 @contextmanager
-def atomic_folder(out, overwrite:bool=False):
-    "A temporary sibling of `out` to write into; becomes `out` if all goes well, vanishes if not."
+def atomic_folder(
+    out, # new or empty, unless it may be overwritten
+    overwrite:bool=False, # replace what is there
+): # yields the folder to write into
+    "A temporary sibling of a folder; becomes the folder if all goes well, vanishes if not. FileExistsError."
     out = Path(out)
     recover_folder(out)
-    temp, old = (out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}.{kind}") for kind in ("part", "old"))
+    temp, old = _hidden(out, "part"), _hidden(out, "old")
     is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
     if is_taken and not overwrite:
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
@@ -157,3 +139,27 @@ def atomic_folder(out, overwrite:bool=False):
     os.replace(temp, out)
     if old.is_dir(): shutil.rmtree(old)
     elif old.exists(): old.unlink()
+
+# %% ../nbs/00_files.ipynb #49e89b81
+def require_empty_folder(folder) -> Path:
+    "`folder` with its parents made; ValueError where it holds something already."
+    folder = Path(folder)
+    is_free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
+    if not is_free:
+        found = describe_folder(folder) if folder.is_dir() else "it is a file"
+        raise ValueError(f"{folder} should be new or empty, but {found}; nothing was written")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+def write_atomic(
+    path, # a file, or a folder which is new or empty
+    content, # bytes or text of the file; a dict of bytes by name for a folder
+) -> Path:
+    "Write all of it, or nothing; ValueError for a folder that holds something."
+    path = Path(path)
+    if isinstance(content, dict):
+        with atomic_folder(require_empty_folder(path)) as part:
+            for name, data in content.items(): (part/name).write_bytes(data)
+    else:
+        with atomic_file(path) as part: part.write_bytes(content.encode() if isinstance(content, str) else content)
+    return path

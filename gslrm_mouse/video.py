@@ -4,7 +4,6 @@
 
 # %% ../nbs/04_video.ipynb #f077c490
 from __future__ import annotations
-import os
 from bisect import bisect_right
 from collections.abc import Iterable
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ import av
 import av.sidedata.sidedata
 import numpy as np
 import torch
+from .files import atomic_file
 
 # %% auto #0
 __all__ = ['open_video', 'frame_stamps', 'decode_frames', 'decode_frame', 'VideoInfo', 'video_info', 'video_size', 'video_frames',
@@ -163,21 +163,16 @@ def write_video(
     crf:int=16, # constant rate factor of H.264: lower is better and larger
 ) -> Path:
     "Write an H.264 film, whole or not at all."
-    path = Path(path)
-    temp = path.with_name(f".{path.name}.part")
     stream = None
-    try:
-        with av.open(str(temp), "w", format="mp4") as container:
-            for frame in frames:
-                image = _as_uint8(frame)
-                if stream is None:
-                    stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-                    stream.height, stream.width = image.shape[:2]
-                    stream.pix_fmt = "yuv420p"
-                    stream.options = {"crf": str(crf)}
-                container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
-            if stream is None: raise ValueError(f"{path}: a film needs at least one picture")
-            container.mux(stream.encode())
-        os.replace(temp, path)
-    finally: temp.unlink(missing_ok=True)
-    return path
+    with atomic_file(path) as part, av.open(str(part), "w", format="mp4") as container:
+        for frame in frames:
+            image = _as_uint8(frame)
+            if stream is None:
+                stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
+                stream.height, stream.width = image.shape[:2]
+                stream.pix_fmt = "yuv420p"
+                stream.options = {"crf": str(crf)}
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
+        if stream is None: raise ValueError(f"{path}: a film needs at least one picture")
+        container.mux(stream.encode())
+    return Path(path)

@@ -50,7 +50,8 @@ def to(self:Cameras, *args, **kwargs) -> Cameras:
 @patch
 def batch(self:Cameras) -> Cameras: # K (1, V, 3, 3), w2c (1, V, 4, 4)
     "The same cameras as a batch of one scene, as models and rasterizer take them."
-    return replace(self, K=self.K[None], w2c=self.w2c[None])
+    K, w2c = self.K[None], self.w2c[None]
+    return replace(self, K=K, w2c=w2c)
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #a4e0690c
 @patch(as_prop=True)

@@ -7,7 +7,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import os
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
@@ -23,6 +22,7 @@ from ..cameras.rays import ray_features
 from ..cameras.similarity import IDENTITY, Similarity
 from ..evaluation.scoring import WAYS, rig_and_novel_views
 from .base import Arm
+from ..files import write_atomic
 from ..gaussians.cloud import Gaussians
 from ..gaussians.rasterize import render
 from ..metrics import iou, psnr
@@ -293,7 +293,7 @@ def history_run(
                 run_training(settings, out, resume=bool(checkpoints(out)), stop_at=stop, cache=frames)
             run = open_run(settings, out, resume=True, cache=frames)
             if mice is None: mice = eval_mice(arm.settings["data"], run.domain, arm.settings["mice"])
-            _save(saved, _score_stop(run, arm, mice))
+            write_atomic(saved, json.dumps(_score_stop(run, arm, mice)))
         records += json.loads(saved.read_text())
     records.append(training_trace(out))
     shutil.rmtree(out/"checkpoints", ignore_errors=True)
@@ -323,11 +323,7 @@ def _mean_reach(mice):
     if mice[0].reach is None: return None
     return float(np.mean([mouse.reach for mouse in mice]))
 
-def _save(path, records):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(records))
-    os.replace(part, path)
+
 
 # %% ../../nbs/experiments/08_history.ipynb #32203066
 def _thinned(values, every, reduce): # four digits

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..cameras.domain import CameraDomain
+from ..files import atomic_file
 from .gslrm import GSLRM, GSLRMConfig
 
 # %% auto #0
@@ -46,12 +46,10 @@ def save_checkpoint(
     dtype=torch.float32, # of the stored weights
 ) -> Path:
     "Write weights and card as one safetensors file, whole or not at all."
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
     weights = {name: v.detach().cpu().to(dtype).contiguous() for name, v in model.state_dict().items()}
-    save_file(weights, part, metadata={"card": card.to_json(), "format": "gslrm_mouse 1"})
-    os.replace(part, path)
-    return path
+    metadata = {"card": card.to_json(), "format": "gslrm_mouse 1"}
+    with atomic_file(path) as part: save_file(weights, part, metadata=metadata)
+    return Path(path)
 
 def _open(path):
     path = Path(path)

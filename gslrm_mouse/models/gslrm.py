@@ -404,15 +404,12 @@ def encode(self:GSLRM,
     x = self.input_layer_norm(torch.cat([learned, x], 1)) # eq. 2
     if keep is not None: keep.update(tok_patch_embed=embedded, tok_after_input_ln=x)
 
-    every = self.grad_checkpoint_every
-    if every and keep is None and torch.is_grad_enabled():
-        for i in range(0, len(self.transformer_layers), every): # eq. 3
-            group = nn.Sequential(*self.transformer_layers[i:i + every])
-            x = checkpoint(group, x, use_reentrant=False)
-        return x
-    for i, layer in enumerate(self.transformer_layers): # eq. 3
-        x = layer(x)
-        if keep is not None: keep[f"tok_after_block{i}"] = x
+    is_checkpointed = self.grad_checkpoint_every and torch.is_grad_enabled()
+    every = self.grad_checkpoint_every if is_checkpointed else 1
+    for i in range(0, len(self.transformer_layers), every): # eq. 3
+        group = nn.Sequential(*self.transformer_layers[i:i + every])
+        x = checkpoint(group, x, use_reentrant=False) if is_checkpointed else group(x)
+        if keep is not None: keep[f"tok_after_block{i + len(group) - 1}"] = x
     return x
 
 @patch

@@ -6,14 +6,13 @@
 from __future__ import annotations
 import difflib
 import json
-import os
 import shutil
-import uuid
 from dataclasses import replace
 from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..cameras.presets import facelift_rig
+from ..files import atomic_folder
 from .gslrm import GSLRM, GSLRMConfig
 
 # %% auto #0
@@ -86,7 +85,7 @@ def probe_input(config:GSLRMConfig) -> tuple: # images (1, 2, S, S, 3) and their
     cameras = facelift_rig(size)[[0, 2]]
     g = torch.Generator().manual_seed(7)
     images = torch.rand(1, 2, size, size, 3, generator=g)
-    return images, replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None])
+    return images, cameras.batch()
 
 @torch.no_grad()
 def fingerprint(model) -> Tensor: # (64,) numbers of the Gaussians of the fixed test input, on the CPU
@@ -105,19 +104,13 @@ def save_adapter(
     adapted, # of `add_lora`
 ) -> Path:
     "Write the adapter in peft's own format with its output fingerprints, whole or not at all."
-    path = Path(path)
-    part = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
     with adapted.disable_adapter(): base = fingerprint(adapted).tolist()
     fingerprints = dict(base=base, adapted=fingerprint(adapted).tolist())
-    try:
+    with atomic_folder(path, overwrite=True) as part:
         adapted.save_pretrained(part, safe_serialization=True)
         (part/"README.md").unlink(missing_ok=True)
         (part/_FINGERPRINTS).write_text(json.dumps(fingerprints))
-        if path.exists(): shutil.rmtree(path)
-        os.replace(part, path)
-    finally: shutil.rmtree(part, ignore_errors=True)
-    return path
+    return Path(path)
 
 def _read_fingerprints(path:Path) -> dict: # base, adapted
     if not (path/"adapter_config.json").is_file():

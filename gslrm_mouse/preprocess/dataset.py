@@ -15,7 +15,7 @@ from PIL import Image
 from tqdm import tqdm
 from ..calibration.json_frames import facelift_frame
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
-from ..files import put_folder
+from ..files import write_atomic
 from .recipes import get_recipe
 from .silhouettes import ModelInput, check_model_input
 from ..views.recordings import iter_moments, open_moments
@@ -152,7 +152,7 @@ def preprocess_dataset( # noqa: PLR0917 (the subcommand passes its options by po
         method=method, options=options, size=size, source=str(Path(source).resolve()), frames=numbers,
         val_share=val_share, gap=gap)
     _open_folder(out, settings)
-    put_folder(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
+    write_atomic(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
 
     def make(views, domain): return recipe(views, domain, **options)
     folders = {number: out/f"sample_{k:06d}" for k, number in enumerate(numbers)}
@@ -193,9 +193,9 @@ def _finish(out, settings, blocks, skipped) -> dict:
     if not made: raise ValueError(f"{out}: no sample could be made; the first was {next(iter(skipped.values()))}")
     first = made[0]
     statement = json.loads((out/first/"opencv_cameras.json").read_bytes())["gslrm_mouse"]["statement"]
-    for k in ("train", "val"): put_folder(out/f"data_mouse_{k}.txt", "".join(f"{name}\n" for name in names[k]))
+    for k in ("train", "val"): write_atomic(out/f"data_mouse_{k}.txt", "".join(f"{name}\n" for name in names[k]))
     manifest = dict(
         settings=settings, complete=True, statement=f"{first}: {statement}", samples=len(made), **names,
         skipped=skipped)
-    put_folder(out/"preprocess.json", json.dumps(manifest, indent=1))
+    write_atomic(out/"preprocess.json", json.dumps(manifest, indent=1))
     return manifest

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..cameras.similarity import Similarity
+from ..views.hull import FOREGROUND_ALPHA
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['FOREGROUND', 'ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']
+__all__ = ['ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']
 
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #cd74f0ee
 @dataclass(frozen=True)
@@ -31,13 +32,11 @@ def check_model_input(prepared:ModelInput) -> ModelInput:
                      "of Views")
 
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #91f05e1b
-FOREGROUND = 10/255 # the scripts' threshold of alpha
-
 def foreground_stats(views:Views) -> tuple[Tensor, Tensor, Tensor]: # (V,), (V, 2), (V, 4)
     """Area, centre of mass and bounding box (x0, y0, x1, y1) of each view's foreground, float64, pixels.
 
     ValueError for an empty one."""
-    mask = views.alpha > FOREGROUND
+    mask = views.alpha > FOREGROUND_ALPHA
     is_empty = ~mask.flatten(1).any(1)
     if is_empty.any():
         first = is_empty.nonzero()[0].item()
@@ -67,6 +66,6 @@ def com_offsets(views:Views) -> np.ndarray: # (V,)
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #c29299ff
 def border_share(views:Views) -> np.ndarray: # (V,)
     "Share of each image's outermost ring of pixels that is foreground."
-    mask = views.alpha > FOREGROUND
+    mask = views.alpha > FOREGROUND_ALPHA
     ring = torch.cat([mask[:, 0], mask[:, -1], mask[:, 1:-1, 0], mask[:, 1:-1, -1]], 1)
     return ring.double().mean(1).numpy()

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import draw_cameras
 from ..cameras.similarity import Similarity
-from ..files import atomic_folder, put_folder, recover_folder
+from ..files import atomic_folder, recover_folder, write_atomic
 from ..gaussians.cloud import Gaussians
 from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply, ply_world, save_ply
@@ -251,7 +251,7 @@ def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, tu
     _open_folder(out, settings, numbers, overwrite)
     todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
     is_new, manifest = bool(todo), out/MANIFEST
-    if is_new: put_folder(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
+    if is_new: write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
     with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct", unit="frame") as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
 
@@ -260,9 +260,9 @@ def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, tu
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
-    put_folder(out/"results.jsonl", "".join(lines))
+    write_atomic(out/"results.jsonl", "".join(lines))
     complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
-    if is_new: put_folder(manifest, json.dumps(complete, indent=1))
+    if is_new: write_atomic(manifest, json.dumps(complete, indent=1))
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4

@@ -65,7 +65,7 @@ def predict(
     "The model's Gaussians for one frame, smoothed by `blur`, filtered, and carried back to the recording's world."
     device = next(model.parameters()).device
     cameras, images = prepared.views.cameras, prepared.views.images
-    batch = replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None])
+    batch = cameras.batch()
     raw = model(images[None].to(device), batch.to(device)).scene(0)
     g = blur_cloud(raw, blur)
     if sized: g = resize_to_pixels(g, cameras, sized)

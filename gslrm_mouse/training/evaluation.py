@@ -22,7 +22,7 @@ __all__ = ['validate', 'evaluate', 'training_domain']
 def _gaussians(model, views): # of one frame
     "The model's Gaussians from all of `views`."
     device, cameras = next(model.parameters()).device, views.cameras
-    cameras = replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None])
+    cameras = cameras.batch()
     return model(views.images[None].to(device), cameras.to(device)).scene(0)
 
 def _scores(g, views) -> list: # a dict per image

@@ -18,6 +18,7 @@ import gslrm_mouse
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from ..files import write_atomic
 
 # %% auto #0
 __all__ = ['CheckpointWriteError', 'checkpoints', 'last_checkpoint', 'save_state', 'remove_partial', 'load_state', 'manifest',
@@ -140,9 +141,7 @@ def truncate_log(run, step:int):
     path = Path(run)/"log.jsonl"
     if not path.is_file(): return
     kept = [r for r in read_log(run) if r.get("event") == "manifest" or r["step"] < step]
-    part = path.with_name("log.jsonl.part")
-    part.write_text("".join(json.dumps(r) + "\n" for r in kept))
-    os.replace(part, path)
+    write_atomic(path, "".join(json.dumps(r) + "\n" for r in kept))
 
 # %% ../../nbs/training/06_runs.ipynb #1b03275f
 def _smooth(x, width):

@@ -6,7 +6,6 @@
 from __future__ import annotations
 import hashlib
 import json
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras
 from ..cameras.presets import mouse_rig
-from ..files import describe_folder
+from ..files import atomic_file, describe_folder
 from ..preprocess.canonical import canonicalize
 from ..preprocess.dataset import split_by_time
 from ..preprocess.recipes import METHODS, get_recipe
@@ -37,11 +36,7 @@ def _cached(path:Path, make) -> np.ndarray: # the array that `make` returns, fro
         try: return np.load(path, allow_pickle=False)
         except (ValueError, EOFError): pass # a damaged file is made again
     array = make()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unique = f"{os.getpid()}.{np.random.default_rng().integers(1 << 30)}"
-    temp = path.with_name(f"{path.name}.{unique}.npy")
-    np.save(temp, array)
-    os.replace(temp, path)
+    with atomic_file(path) as part, open(part, "wb") as f: np.save(f, array)
     return array
 
 def _to_rgba8(v:Views) -> np.ndarray: # (V, H, W, 4)

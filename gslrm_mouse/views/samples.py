@@ -15,12 +15,12 @@ from ..calibration.formats import FORMATS, detect_format
 from ..calibration.json_frames import facelift_frame, facelift_frames, nerfstudio_frames
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras, check_cameras
-from ..files import atomic_folder, describe_folder, one_line, read_bytes
+from ..files import atomic_folder, describe_folder, one_line, read_bytes, require_empty_folder
 from .views import Views, check_views, composite_on_white, path_inside, read_rgba
 
 # %% auto #0
-__all__ = ['SAMPLES', 'undistort_rgba', 'read_sample', 'straight_alpha', 'require_empty_folder', 'write_sample', 'is_sample',
-           'truth_json', 'truth_frames', 'read_truth', 'sample_folders']
+__all__ = ['SAMPLES', 'undistort_rgba', 'read_sample', 'straight_alpha', 'write_sample', 'is_sample', 'truth_json',
+           'truth_frames', 'read_truth', 'sample_folders']
 
 # %% ../../nbs/views/02_samples.ipynb #dc6592ac
 SAMPLES = ("opencv_cameras.json", "transforms.json") # files that make a folder a sample
@@ -78,16 +78,6 @@ def straight_alpha(views:Views) -> np.ndarray: # (V, H, W, 4) uint8
     colour = torch.where(alpha > 0, views.premultiplied/alpha.clamp_min(1e-6), 0)
     rgba = torch.cat([colour, alpha], -1).detach().clamp(0, 1)*255
     return rgba.round().byte().cpu().numpy()
-
-def require_empty_folder(folder) -> Path:
-    "`folder` with its parents made; ValueError where it holds something already."
-    folder = Path(folder)
-    is_free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
-    if not is_free:
-        found = describe_folder(folder) if folder.is_dir() else "it is a file"
-        raise ValueError(f"{folder} should be new or empty, but {found}; nothing was written")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    return folder
 
 # %% ../../nbs/views/02_samples.ipynb #9e73c299
 def write_sample(

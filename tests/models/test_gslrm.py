@@ -415,7 +415,7 @@ def test_the_shipped_checkpoint_is_what_it_was():
     model, card = load_checkpoint()
     assert card.config == GSLRMConfig(image_size=64, d=256, n_layer=6)
     cams = facelift_rig(64, n=8)[[0, 3]]
-    cams = replace(cams, K=cams.K[None], w2c=cams.w2c[None])
+    cams = cams.batch()
     images = ((torch.arange(2*64*64*3) % 97)/96.).view(1, 2, 64, 64, 3)
     with torch.no_grad(): g = model(images, cams)
     numbers = [g.means[0, 1000:1010].mean(), g.sh.std(), g.scales.mean(), g.opacities.mean()]

@@ -179,7 +179,7 @@ def test_distillation_keeps_the_outputs(tmp_path, policy):
         run = quietly(s, tmp_path/f"{weight}", cache=cache)
         start, _, _ = initial_network(s)
         v = SceneDataset(cache, 32)[2][:2]
-        images, cams = v.images[None], replace(v.cameras, K=v.cameras.K[None], w2c=v.cameras.w2c[None])
+        images, cams = v.images[None], v.cameras.batch()
         before, after = (raw_outputs(model, images, cams) for model in (start, trained_network(run)))
         change[weight] = (before - after).square().mean().item()
     assert 0 < change[10.] < .5*change[0.], change
