@@ -17,13 +17,6 @@ __all__ = ['with_argument_help', 'study', 'reconstruct', 'doctor', 'masks', 'pre
            'sensitivity', 'convert', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #5e28aacd
-def _numbers(text:str, what:str="frames") -> list[int]:
-    "`0,10,20` or `0:40:10` as numbers; ValueError in a sentence otherwise."
-    try:
-        if ":" in text: return list(range(*(int(x) for x in text.split(":"))))
-        return [int(x) for x in text.split(",")]
-    except ValueError: raise ValueError(f"{what} are written 0,10,20 or 0:40:10, got {text!r}") from None
-
 def _vector(text:str):
     "`0,-1,0` as three numbers; ValueError in a sentence otherwise."
     import torch
@@ -104,14 +97,15 @@ def study(
 def _plan(full, names, seeds, recording, truth, frames, checkpoint, smooth, device): # → Plan
     from gslrm_mouse.experiments.plan import Plan
     from gslrm_mouse.models.checkpoint import checkpoint_path
+    from gslrm_mouse.views.recordings import parse_frames
     return Plan(
         checkpoint=str(checkpoint_path(checkpoint)),
         full=full,
         only=names,
-        seeds=tuple(_numbers(seeds, "seeds")) if seeds else (),
+        seeds=tuple(parse_frames(seeds, what="seeds")) if seeds else (),
         recording=None if recording is None else str(recording),
         truth=None if truth is None else str(truth),
-        frames=tuple(_numbers(frames)) if frames else (),
+        frames=tuple(parse_frames(frames)) if frames else (),
         smooth=smooth,
         device=device)
 
@@ -158,11 +152,16 @@ def reconstruct(
     Writes gaussians.ply, turntable.mp4, views.png, cameras.png and results.jsonl."""
     from gslrm_mouse.gaussians.filters import FILTERS
     from gslrm_mouse.reconstruction.pipeline import reconstruct as run
+    from gslrm_mouse.views.recordings import parse_frames
     _start(device, threads)
     scores = run(
-        source, out, frame, inputs, checkpoint, device, overwrite, choose,
+        source, out, frame, inputs,
+        checkpoint=checkpoint,
+        device=device,
+        overwrite=overwrite,
+        choose=choose,
         up=None if up is None else _vector(up),
-        frames=_numbers(frames) if frames else frames,
+        frames=parse_frames(frames) if frames else None,
         units=units,
         filters=FILTERS[filters],
         sized=sized,
@@ -219,7 +218,7 @@ def masks(
     from gslrm_mouse.masks.make import make_masks
     reports = make_masks(recording, source, out, overwrite, threshold, samples)
     print(summarize_masks(reports))
-    if not all(report.sure == "sure" for report in reports): print("look at masks.png before you go on")
+    if not all(report.trust == "sure" for report in reports): print("look at masks.png before you go on")
 
 # %% ../nbs/06_cli.ipynb #c11a000a
 @with_argument_help
@@ -247,16 +246,24 @@ def preprocess(
     from gslrm_mouse.preprocess.canonical import canonicalize
     from gslrm_mouse.preprocess.dataset import preprocess_dataset
     from gslrm_mouse.preprocess.grading import grade_folder
+    from gslrm_mouse.views.recordings import parse_frames
     domain = read_card(checkpoint_path(checkpoint)).domain
     is_exact = method == "exact"
     options = {}
     if target_size_ratio is not None: options["ratio"] = target_size_ratio
     if is_exact: options["choose"] = choose
     if is_exact and up is not None: options["up"] = _vector(up).tolist()
-    numbers = _numbers(frames) if frames else frames
-    canonical = canonicalize if is_exact else None
-    made = preprocess_dataset(source, out, method, numbers, size, val_share, gap, canonical, domain, skip_bad,
-                              white_threshold, **options)
+    made = preprocess_dataset(
+        source, out, method,
+        frames=parse_frames(frames) if frames else None,
+        size=size,
+        val_share=val_share,
+        gap=gap,
+        recipe=canonicalize if is_exact else None,
+        domain=domain,
+        skip_bad=skip_bad,
+        white_threshold=white_threshold,
+        **options)
     skipped = f", {len(made['skipped'])} skipped" if made["skipped"] else ""
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, "
           f"{len(made['gap'])} between{skipped}")
@@ -294,7 +301,15 @@ def train(
     if policy is not None:
         from gslrm_mouse.training.freeze import policy_overrides
         overrides = (*policy_overrides(policy), *overrides)
-    path = run(config, overrides, out, scale, init, resume, device, stop_at, cache=cache, command=_command())
+    path = run(
+        config, overrides, out,
+        scale=scale,
+        init=init,
+        resume=resume,
+        device=device,
+        stop_at=stop_at,
+        cache=cache,
+        command=_command())
     print(f"written: {path}")
 
 @with_argument_help

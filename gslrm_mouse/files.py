@@ -15,14 +15,17 @@ import yaml
 from PIL import Image, ImageOps
 
 # %% auto #0
-__all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'IMAGE_FORMATS', 'YAML_LOADER', 'read_bytes', 'describe_folder',
-           'natural_sort', 'one_line', 'open_image', 'load_yaml', 'atomic_file', 'recover_folder', 'atomic_folder',
-           'require_empty_folder', 'write_atomic']
+__all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
+           'read_bytes', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml', 'atomic_file',
+           'recover_folder', 'atomic_folder', 'require_empty_folder', 'write_atomic']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
 MAX_PIXELS = 2**27 # of an image
-MAX_DEPTH = 30 # of nested lists and mappings in YAML
+MAX_DEPTH = 30 # of nested lists and mappings in YAML and pickles
+MAX_ENTRIES = 100_000 # of a pickle, and of an array in a .mat or HDF5 file
+MAX_SECONDS = 10 # of processor time of a child process that reads a file
+MAX_MEMORY = 2*2**30 # bytes of address space of it
 IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP") # admitted: none that starts a program or streams
 
 def read_bytes(path) -> bytes:

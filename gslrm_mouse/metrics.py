@@ -16,10 +16,10 @@ def psnr(
     truth:Tensor, # (..., H, W, 3)
     mask:Tensor=None, # (..., H, W) bool; all pixels when None
 ) -> Tensor: # (...) dB
-    "Peak signal-to-noise ratio of each picture, over the pixels of `mask` if given; nan where the mask is empty."
-    err = (image.clamp(0, 1) - truth).square().mean(-1)
-    if mask is None: mse = err.mean((-2, -1))
-    else: mse = (err*mask).sum((-2, -1))/mask.sum((-2, -1))
+    "Peak signal-to-noise ratio of each image, over the pixels of `mask` if given; nan where the mask is empty."
+    squared_error = (image.clamp(0, 1) - truth).square().mean(-1)
+    if mask is None: mse = squared_error.mean((-2, -1))
+    else: mse = (squared_error*mask).sum((-2, -1))/mask.sum((-2, -1))
     return -10*mse.clamp(min=1e-10).log10()
 
 def iou(
@@ -27,32 +27,49 @@ def iou(
     truth:Tensor, # (..., H, W)
 ) -> Tensor: # (...)
     "Intersection over union of the silhouettes at one half; nan when both are empty."
-    a, b = alpha > .5, truth > .5
-    return (a & b).sum((-2, -1))/(a | b).sum((-2, -1))
+    rendered, true = alpha > .5, truth > .5
+    return (rendered & true).sum((-2, -1))/(rendered | true).sum((-2, -1))
 
-def ssim(image:Tensor, truth:Tensor) -> Tensor: # (...)
-    "Structural similarity (Wang et al. 2004; Gaussian window 11, σ 1.5), by torchmetrics, of each picture (..., H, W, 3)."
-    from torchmetrics.functional.image import structural_similarity_index_measure as f
-    a, b = (x.flatten(0, -4).movedim(-1, 1) for x in (image.clamp(0, 1), truth))
-    return f(a, b, data_range=1., reduction="none").view(image.shape[:-3])
+def ssim(
+    image:Tensor, # (..., H, W, 3) clipped to [0, 1] here
+    truth:Tensor, # (..., H, W, 3)
+) -> Tensor: # (...)
+    "Structural similarity (Wang et al. 2004; Gaussian window 11, σ 1.5) of each image, by torchmetrics."
+    from torchmetrics.functional.image import structural_similarity_index_measure
+    channels_first = [x.flatten(0, -4).movedim(-1, 1) for x in (image.clamp(0, 1), truth)]
+    values = structural_similarity_index_measure(*channels_first, data_range=1., reduction="none")
+    return values.view(image.shape[:-3])
 
 # %% ../nbs/05_metrics.ipynb #f60059a5
 def image_scores(
-    image:Tensor, alpha:Tensor, # rendered, (V, H, W, 3) and (V, H, W)
-    truth:Tensor, truth_alpha:Tensor, # the same of the truth, on white
-) -> list[dict]: # one per picture
-    "psnr, psnr_fg, ssim, iou and psnr_white of each picture, with its size."
-    cols = dict(psnr=psnr(image, truth), psnr_fg=psnr(image, truth, truth_alpha > .5), ssim=ssim(image, truth), iou=iou(alpha, truth_alpha), psnr_white=psnr(torch.ones_like(truth), truth))
-    H, W = truth_alpha.shape[-2:]
-    return [{**{k: float(v[i]) for k, v in cols.items()}, "width": W, "height": H} for i in range(len(truth))]
+    image:Tensor, # (V, H, W, 3) rendered
+    alpha:Tensor, # (V, H, W) rendered
+    truth:Tensor, # (V, H, W, 3) on white
+    truth_alpha:Tensor, # (V, H, W)
+) -> list[dict]: # one per image
+    "psnr, psnr_fg, ssim, iou and psnr_white of each image, with its size."
+    columns = dict(
+        psnr=psnr(image, truth), psnr_fg=psnr(image, truth, truth_alpha > .5), ssim=ssim(image, truth),
+        iou=iou(alpha, truth_alpha), psnr_white=psnr(torch.ones_like(truth), truth),
+    )
+    height, width = truth_alpha.shape[-2:]
+    rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(len(truth))]
+    return [dict(row, width=width, height=height) for row in rows]
 
 def mean_scores(records:list[dict]) -> dict:
-    "Means over per-picture values, numbers only."
-    keys = ("psnr", "psnr_fg", "ssim", "iou", "psnr_white")
-    return {k: sum(r[k] for r in records)/len(records) for k in keys}
+    "Means of the scores of all images."
+    names = ("psnr", "psnr_fg", "ssim", "iou", "psnr_white")
+    return {name: sum(record[name] for record in records)/len(records) for name in names}
 
 # %% ../nbs/05_metrics.ipynb #d3f84618
-def reconstruction_loss(image:Tensor, alpha:Tensor, truth:Tensor, truth_alpha:Tensor, alpha_weight:float=.2) -> dict:
-    "`loss` and its parts, over (..., H, W, 3) pictures not clipped."
-    l2, la = (image - truth).square().mean(), (alpha - truth_alpha).square().mean()
-    return dict(loss=l2 + alpha_weight*la, l2=l2, alpha=la)
+def reconstruction_loss(
+    image:Tensor, # (..., H, W, 3) rendered, not clipped
+    alpha:Tensor, # (..., H, W) rendered
+    truth:Tensor, # (..., H, W, 3) on white
+    truth_alpha:Tensor, # (..., H, W)
+    alpha_weight:float=.2,
+) -> dict:
+    "`loss` and its parts `l2` and `alpha`."
+    color_mse = (image - truth).square().mean()
+    alpha_mse = (alpha - truth_alpha).square().mean()
+    return dict(loss=color_mse + alpha_weight*alpha_mse, l2=color_mse, alpha=alpha_mse)

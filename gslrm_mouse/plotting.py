@@ -15,19 +15,21 @@ from torch import Tensor
 __all__ = ['thumbnail', 'picture', 'save_figure']
 
 # %% ../nbs/03_plotting.ipynb #57d54ba3
-def thumbnail(*pictures:Tensor) -> str: # (H, W, 3) each, of one height
-    "Pictures side by side as a small PNG in base64."
-    x = Image.fromarray((torch.cat([p.detach().cpu() for p in pictures], 1)*255).round().to(torch.uint8).numpy()).quantize(32)
-    f = io.BytesIO()
-    x.save(f, "PNG", optimize=True)
-    return base64.b64encode(f.getvalue()).decode()
+def thumbnail(*pictures:Tensor) -> str: # (H, W, 3) in [0, 1], all of one height
+    "Images side by side as a small PNG in base64."
+    strip = torch.cat([image.detach().cpu() for image in pictures], 1)
+    pixels = (strip*255).round().to(torch.uint8).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).quantize(32).save(buffer, "PNG", optimize=True)
+    return base64.b64encode(buffer.getvalue()).decode()
 
 def picture(text:str) -> np.ndarray: # (H, W, 3) uint8
-    "What `thumbnail` wrote."
+    "The image that `thumbnail` encoded."
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(text))).convert("RGB"))
 
 # %% ../nbs/03_plotting.ipynb #d592e04a
 def save_figure(fig, path):
+    "Write a figure and close it."
     import matplotlib.pyplot as plt
     fig.savefig(path, dpi=100)
     plt.close(fig)

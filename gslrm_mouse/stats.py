@@ -4,41 +4,83 @@
 
 # %% ../nbs/02_stats.ipynb #f1238746
 from __future__ import annotations
+from dataclasses import dataclass
+from html import escape
 import numpy as np
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['weighted_quantile', 'bootstrap_ci', 'bootstrap_groups', 'markdown_table', 'ci_text']
+__all__ = ['weighted_quantile', 'bootstrap_ci', 'bootstrap_groups', 'ci_text', 'html_text', 'Table', 'markdown_table']
 
 # %% ../nbs/02_stats.ipynb #5fd372bf
 def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
     "The least value of `x` under which a share `q` of the weight lies."
     order = x.argsort()
-    c = w[order].double().cumsum(0)
-    return x[order][torch.searchsorted(c, q*c[-1:]).clamp(max=len(x) - 1)[0]]
+    cumulative = w[order].double().cumsum(0)
+    index = torch.searchsorted(cumulative, q*cumulative[-1:]).clamp(max=len(x) - 1)[0]
+    return x[order][index]
 
 # %% ../nbs/02_stats.ipynb #1a3d35d8
 def bootstrap_ci(x, seed:int=0, n:int=2000) -> tuple[float, float]:
     "95 % bootstrap interval of the mean of `x`."
     x = np.asarray(x, float)
-    return tuple(np.quantile(np.random.default_rng(seed).choice(x, (n, len(x))).mean(1), [.025, .975]).tolist())
+    means = np.random.default_rng(seed).choice(x, (n, len(x))).mean(1)
+    return tuple(np.quantile(means, [.025, .975]).tolist())
 
 # %% ../nbs/02_stats.ipynb #3ec143e9
 def bootstrap_groups(
-    values:dict, # frame → list of per-picture values
+    values:dict, # frame → list of per-image values
     n:int=2000, seed:int=0,
 ) -> tuple[float, float, float]: # mean, 2.5 % and 97.5 %
-    "Mean over pictures and its 95 % interval by resampling frames."
-    per = [np.asarray(v, float) for v in values.values()]
-    r = np.random.default_rng(seed)
-    mean = float(np.concatenate(per).mean())
-    draws = [np.concatenate([per[i] for i in r.integers(0, len(per), len(per))]).mean() for _ in range(n)]
+    "Mean over images and its 95 % interval by resampling frames."
+    frames = [np.asarray(v, float) for v in values.values()]
+    rng = np.random.default_rng(seed)
+    mean = float(np.concatenate(frames).mean())
+
+    def resampled_mean():
+        picked = rng.integers(0, len(frames), len(frames))
+        return np.concatenate([frames[i] for i in picked]).mean()
+
+    draws = [resampled_mean() for _ in range(n)]
     return mean, float(np.quantile(draws, .025)), float(np.quantile(draws, .975))
 
+def ci_text(
+    x, # mean, lower and upper end
+    digits:int=3,
+) -> str:
+    "A mean with its interval; the mean alone where the interval is empty, as for a single scene."
+    mean, low, high = x
+    if not high > low: return f"{mean:.{digits}f}"
+    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
 # %% ../nbs/02_stats.ipynb #d27171da
+def html_text(text) -> str:
+    "Escaped text; what stands between backticks becomes `<code>`."
+    parts = [escape(part) for part in str(text).split("`")]
+    parts[1::2] = [f"<code>{part}</code>" for part in parts[1::2]]
+    return "".join(parts)
+
+@dataclass(frozen=True)
+class Table:
+    "A table: the names of its columns and rows of cells."
+    head:tuple
+    rows:tuple # of sequences as long as `head`
+
+    def markdown(self) -> str:
+        "For notebooks and terminals."
+        lines = [self.head, ["---"]*len(self.head), *self.rows]
+        return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
+
+    def html(self) -> str:
+        "For a web page: it scrolls by itself, and columns with long cells are set as text."
+        head = "".join(f"<th>{html_text(cell)}</th>" for cell in self.head)
+        rows = ["".join(f"<td>{html_text(cell)}</td>" for cell in row) for row in self.rows]
+        body = "".join(f"<tr>{row}</tr>" for row in rows)
+        has_long_cells = any(len(str(cell)) > 90 for row in (self.head, *self.rows) for cell in row[1:])
+        kind = "wide words" if has_long_cells else "wide"
+        return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
 def markdown_table(head, rows) -> str:
     "A table in Markdown."
-    return "\n".join("| " + " | ".join(map(str, r)) + " |" for r in (head, ["---"]*len(head), *rows))
-
-def ci_text(x, digits=3): return f"{x[0]:.{digits}f}" + (f" [{x[1]:.{digits}f}, {x[2]:.{digits}f}]" if x[2] > x[1] else "") # one scene has no interval
+    return Table(head, rows).markdown()

@@ -12,6 +12,7 @@ import numpy as np
 from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
 from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
+from ..files import MAX_DEPTH, MAX_ENTRIES, one_line
 
 # %% auto #0
 __all__ = ['load_arrays', 'is_mammal', 'read_mammal', 'mammal_to_bytes']
@@ -28,78 +29,101 @@ class _Dtype:
     "Replaces `numpy.dtype`: plain numbers only."
     __slots__ = ("text", "order")
     def __init__(self, text, *_):
-        if not re.fullmatch(r"[<>=|]?([fiu][1248]|b1)", str(text)):
-            raise ValueError(f"it holds an array of type {text!r}, which is no plain number")
+        if not isinstance(text, str): raise ValueError("the type of an array is no text")
+        if not re.fullmatch(r"[<>=|]?([fiu][1248]|b1)", text):
+            raise ValueError(f"it holds an array of type {text[:20]!r}, which is no plain number")
         self.text, self.order = text.lstrip("<>=|"), "<"
     def __setstate__(self, state): self.order = ">" if state[1] == ">" else "<"
+
+class _Dict(dict):
+    "Replaces `dict`: the keys are texts and small whole numbers, of which none takes long to compare."
+    __slots__ = ()
+    def __setitem__(self, key, value):
+        if not isinstance(key, str) and not (type(key) is int and abs(key) < 10**9):
+            raise ValueError(f"it holds a {type(key).__name__} as the key of a dict")
+        super().__setitem__(key, value)
 
 # %% ../../nbs/calibration/01_mammal.ipynb #e67a53df
 class _Array:
     "Replaces `numpy.ndarray`; `value` is the array once its bytes are known."
-    __slots__ = ("value",)
+    __slots__ = ("encode", "value")
+    def __init__(self, encode): self.encode = encode # text to bytes
 
     def __setstate__(self, state):
         _, shape, dtype, is_fortran, raw = state[:5]
         self.fill(raw, dtype, shape, "F" if is_fortran else "C")
 
     def fill(self, raw, dtype, shape, order="C"):
-        if isinstance(raw, str): raw = raw.encode("latin1")
+        if isinstance(raw, str): raw = self.encode(raw)
         if not isinstance(raw, (bytes, bytearray)) or not isinstance(dtype, _Dtype):
             raise ValueError("it holds an array of Python objects")
-        self.value = np.frombuffer(bytes(raw), dtype.order + dtype.text).reshape(shape, order=order)
+        self.value = np.frombuffer(raw, dtype.order + dtype.text).reshape(shape, order=order)
         return self
 
-def _encode(text, encoding="latin1") -> bytes:
-    "Replaces `_codecs.encode`."
-    if encoding not in ("latin1", "latin-1"): raise ValueError(f"it holds bytes written as {encoding!r}")
-    return text.encode("latin1")
-
-def _empty_array(*_) -> _Array: return _Array()
-def _filled_array(*args) -> _Array: return _Array().fill(*args)
-def _scalar(dtype, raw): return _Array().fill(raw, dtype, ()).value.item()
-def _no_bytes() -> bytes: return b""
-
 # %% ../../nbs/calibration/01_mammal.ipynb #d7b94a52
-_ALLOWED = {
-    ("numpy", "ndarray"): _empty_array, ("numpy", "dtype"): _Dtype,
-    ("_codecs", "encode"): _encode, ("collections", "OrderedDict"): dict}
+_ALLOWED = { # to the name of a method of `_ArrayUnpickler`
+    ("numpy", "ndarray"): "empty_array", ("numpy", "dtype"): "dtype",
+    ("_codecs", "encode"): "encode", ("collections", "OrderedDict"): "empty_dict"}
 for _core in ("numpy.core", "numpy._core"):
-    _ALLOWED[_core + ".multiarray", "_reconstruct"] = _empty_array
-    _ALLOWED[_core + ".multiarray", "scalar"] = _scalar
-    _ALLOWED[_core + ".numeric", "_frombuffer"] = _filled_array
-for _module in ("builtins", "__builtin__"):
-    for _container in (list, tuple, dict, set, frozenset): _ALLOWED[_module, _container.__name__] = _container
-    _ALLOWED[_module, "bytes"] = _no_bytes
+    _ALLOWED[_core + ".multiarray", "_reconstruct"] = "empty_array"
+    _ALLOWED[_core + ".multiarray", "scalar"] = "scalar"
+    _ALLOWED[_core + ".numeric", "_frombuffer"] = "filled_array"
+for _module in ("builtins", "__builtin__"): _ALLOWED[_module, "bytes"] = "no_bytes"
+
+_INSTRUCTIONS = frozenset("""
+PROTO FRAME STOP MARK BINPUT LONG_BINPUT MEMOIZE BINGET LONG_BINGET GLOBAL STACK_GLOBAL REDUCE BUILD
+NONE NEWTRUE NEWFALSE BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINSTRING BINSTRING SHORT_BINUNICODE BINUNICODE
+BINUNICODE8 SHORT_BINBYTES BINBYTES BINBYTES8 BYTEARRAY8 EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+""".split())
 
 # %% ../../nbs/calibration/01_mammal.ipynb #9f8f8fd5
 class _NotAllowed(ValueError):
     "A pickle asked for something that is no array and no container."
 
-class _ArrayUnpickler(pickle.Unpickler):
+class _ArrayUnpickler(pickle._Unpickler): # Python's own in Python: the one in C makes dicts with any keys
     "An unpickler that knows only arrays and plain containers."
+    dispatch = pickle._Unpickler.dispatch | {pickle.EMPTY_DICT[0]: lambda self: self.append(_Dict())}
+
+    def __init__(self, data:bytes):
+        super().__init__(io.BytesIO(data), encoding="latin1")
+        self.encoded = {} # text: bytes
+
     def find_class(self, module, name):
         if (module, name) not in _ALLOWED:
             raise _NotAllowed(f"the pickle asks for {module}.{name}, but a rig needs arrays and plain containers only, "
                               "so it was not run")
-        return _Callable(_ALLOWED[module, name])
+        return _Callable(getattr(self, _ALLOWED[module, name]))
+
+    def encode(self, text, encoding="latin1") -> bytes: # replaces `_codecs.encode`
+        if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
+            raise ValueError("it holds bytes in another form than as text in latin1")
+        if text not in self.encoded: self.encoded[text] = text.encode("latin1")
+        return self.encoded[text]
+
+    def dtype(self, *args): return _Dtype(*args)
+    def empty_array(self, *_): return _Array(self.encode)
+    def filled_array(self, raw, dtype, shape, order="C"): return _Array(self.encode).fill(raw, dtype, shape, order)
+    def scalar(self, dtype, raw): return self.filled_array(raw, dtype, ()).value.item()
+    def empty_dict(self): return _Dict()
+    def no_bytes(self): return b""
 
 # %% ../../nbs/calibration/01_mammal.ipynb #e7c43baa
-_MAX_ENTRIES, _MAX_DEPTH = 100000, 20
-
 def _check_instructions(data:bytes):
-    for op, argument, _ in pickletools.genops(data):
-        is_large_memo = "PUT" in op.name and (argument or 0) > len(data)
-        is_external = op.name.startswith("EXT") or "PERSID" in op.name
-        if is_large_memo or is_external: raise ValueError(f"instruction {op.name} {argument} has no place in it")
+    for i, (op, argument, _) in enumerate(pickletools.genops(data)):
+        if op.name not in _INSTRUCTIONS:
+            raise ValueError(f"instruction {op.name} {str(argument or '')[:20]} has no place in it")
+        if i > 5*MAX_ENTRIES: raise ValueError(f"it has more than {5*MAX_ENTRIES} instructions")
 
 def _plain(x, depth=0, left=None):
     "`x` with its arrays in place of their replacements; ValueError where it has too many entries."
-    if left is None: left = iter(range(_MAX_ENTRIES)) # shared by all levels
-    if depth > _MAX_DEPTH or next(left, None) is None:
-        raise ValueError(f"it is nested more than {_MAX_DEPTH} deep or has more than {_MAX_ENTRIES} entries")
+    if left is None: left = iter(range(MAX_ENTRIES)) # shared by all levels
+    if depth > MAX_DEPTH or next(left, None) is None:
+        raise ValueError(f"it is nested more than {MAX_DEPTH} deep or has more than {MAX_ENTRIES} entries")
     if isinstance(x, _Array): return x.value
     if isinstance(x, dict): return {key: _plain(value, depth + 1, left) for key, value in x.items()}
     if isinstance(x, (list, tuple)): return type(x)(_plain(value, depth + 1, left) for value in x)
+    if isinstance(x, (_Callable, _Dtype)): raise ValueError("it holds a function where a value belongs")
     return x
 
 def load_arrays(
@@ -109,11 +133,11 @@ def load_arrays(
     "The arrays and plain containers in a pickle; ValueError for anything else, and nothing of it is run."
     try:
         _check_instructions(data)
-        return _plain(_ArrayUnpickler(io.BytesIO(data), encoding="latin1").load())
-    except _NotAllowed as e: raise ValueError(f"{name}: {e}") from None
+        return _plain(_ArrayUnpickler(data).load())
+    except _NotAllowed as e: raise ValueError(f"{name}: {one_line(e)}") from None
     except Exception as e:
         raise ValueError(f"{name}: no readable pickle of arrays in its {len(data)} bytes, "
-                         f"it is cut off or damaged ({e})") from e
+                         f"it is cut off or damaged ({one_line(e)})") from e
 
 # %% ../../nbs/calibration/01_mammal.ipynb #b0acf00d
 _DISTORTION_KEYS = "dist", "D", "distCoeffs", "distortion"

@@ -12,20 +12,18 @@ import re
 import struct
 import subprocess
 import sys
+from pathlib import Path
 import numpy as np
 from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
 from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
-from ..files import natural_sort
+from ..files import MAX_ENTRIES, MAX_MEMORY, MAX_SECONDS, natural_sort
 
 # %% auto #0
 __all__ = ['is_dannce', 'read_dannce_files', 'read_dannce', 'dannce_bytes', 'is_pose_splatter', 'read_pose_splatter',
            'pose_splatter_bytes']
 
 # %% ../../nbs/calibration/04_matlab_hdf5.ipynb #c5e3d8fb
-_CHILD_MEMORY = 2*2**30 # bytes of address space
-_CHILD_SECONDS = 20 # of processor time
-
 _CHILD_LIMITS = r'''
 import io, json, struct, sys
 try:
@@ -33,9 +31,10 @@ try:
     limits = (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0)
     for limit, value in limits: resource.setrlimit(limit, (value, value))
 except ImportError: pass
+sys.path.append(PACKAGES) # isolated, Python does not look into every folder where the libraries may be
 import numpy as np
 
-def plain(x, most=100000):
+def plain(x, most=ENTRIES):
     x = np.asarray(x)
     if x.dtype.kind not in "fiub" or x.size > most:
         raise ValueError(f"{x.dtype} of shape {x.shape} where a few numbers belong")
@@ -77,7 +76,7 @@ def read(data):
     if isinstance(group, h5py.Group):
         for key in keys:
             if not is_stored_here(group, key): continue
-            if group[key].size is None or group[key].size > 100000:
+            if group[key].size is None or group[key].size > ENTRIES:
                 raise ValueError(f"{key} of shape {group[key].shape} where a few numbers belong")
             numbers[key] = plain(group[key][()])
     return dict(found=[str(key) for key in list(group) or list(file)][:20], **numbers)
@@ -96,13 +95,14 @@ def _read_in_child(
     "The numbers that `library` finds in files, read where a crash does no harm; ValueError where it finds none."
     names = ", ".join(files)[:300]
     _check_installed(library, "to read it", f"{names}: ")
-    limits = _CHILD_LIMITS.replace("MEMORY", str(_CHILD_MEMORY)).replace("SECONDS", str(_CHILD_SECONDS))
-    code = limits + read + "print(json.dumps([read(x) for x in files()]))"
+    packages = str(Path(np.__file__).parents[1])
+    limits = f"MEMORY, SECONDS, ENTRIES, PACKAGES = {MAX_MEMORY}, {MAX_SECONDS}, {MAX_ENTRIES}, {packages!r}\n"
+    code = limits + _CHILD_LIMITS + read + "print(json.dumps([read(x) for x in files()]))"
     sent = b"".join(struct.pack("<Q", len(data)) + data for data in files.values())
     environment = os.environ | {"OPENBLAS_NUM_THREADS": "1"}
     try:
-        child = subprocess.run([sys.executable, "-c", code], input=sent, capture_output=True,
-                               timeout=3*_CHILD_SECONDS, env=environment)
+        child = subprocess.run([sys.executable, "-I", "-c", code], input=sent, capture_output=True,
+                               timeout=3*MAX_SECONDS, env=environment)
     except subprocess.TimeoutExpired:
         raise ValueError(f"{names}: {library} did not come to an end with it, it is damaged") from None
     if child.returncode:

@@ -23,74 +23,109 @@ from ..scenes.tracer import raytrace
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['ZOOMS', 'CHOICES', 'WAYS', 'score_cloud', 'rig_and_novel_views', 'score_cloud_in', 'zero_shot', 'head_scores',
+__all__ = ['ZOOMS', 'CHOICES', 'WAYS', 'score_cloud', 'score_cloud_in', 'rig_and_novel_views', 'zero_shot', 'head_scores',
            'mouse_scores', 'mean_of']
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #74efe9c6
-def score_cloud(g:Gaussians, truth:Views) -> dict: # means over the views
-    "psnr, psnr_fg, iou and psnr_white of a cloud against true views, as everywhere but without the SSIM, which would take a third of the time."
-    image, alpha = render(g, truth.cameras)
-    x = truth.images
-    return {k: v.mean().item() for k, v in dict(psnr=psnr(image, x), psnr_fg=psnr(image, x, truth.alpha > .5), iou=iou(alpha, truth.alpha), psnr_white=psnr(torch.ones_like(x), x)).items()}
+def score_cloud(gaussians:Gaussians, truth:Views) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
+    "Scores of Gaussians against ground-truth views."
+    image, alpha = render(gaussians, truth.cameras)
+    scores = dict(
+        psnr=psnr(image, truth.images),
+        psnr_fg=psnr(image, truth.images, truth.alpha > .5),
+        iou=iou(alpha, truth.alpha),
+        psnr_white=psnr(torch.ones_like(truth.images), truth.images))
+    return {name: values.mean().item() for name, values in scores.items()}
 
-# %% ../../nbs/evaluation/00_scoring.ipynb #36701e70
+def score_cloud_in(gaussians:Gaussians, truths) -> dict: # mean scores
+    "Scores in images of one size or of several: `Views` with as many cameras each."
+    scores = [score_cloud(gaussians, truth) for truth in truths]
+    return {name: sum(s[name] for s in scores)/len(scores) for name in scores[0]}
+
 def rig_and_novel_views(i:int) -> tuple[Views, Views]:
-    "Mouse `i` in the rig, at half its size, and in the study's novel cameras."
+    "Mouse `i` in the rig, at half its size, and in the study's novel views."
     rig = mouse_rig()
-    return raytrace(mouse_scene(i), rig.resized(rig.width//2, rig.height//2), 2), raytrace(mouse_scene(i), asked_cameras(), 3)
-
-def score_cloud_in(g:Gaussians, truths) -> dict: # mean scores
-    "Scores of a cloud in pictures of one size or of several: `Views` with as many cameras each."
-    x = [score_cloud(g, t) for t in truths]
-    return {k: sum(r[k] for r in x)/len(x) for k in x[0]}
+    rig = rig.resized(rig.width//2, rig.height//2)
+    return raytrace(mouse_scene(i), rig, 2), raytrace(mouse_scene(i), asked_cameras(), 3)
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #02174209
 ZOOMS = (.7, .85, 1., 1.15, 1.25, 1.4, 1.6, 1.8, 2., 2.3, 2.6)
 CHOICES = ("distance", "size", "coverage", "zoom", "equal_distances")
-WAYS = {**METHODS, "pixel_based_as_was": partial(pixel_based, as_was=True), **{f"choose {c}": partial(canonicalize, choose=c) for c in CHOICES},
-        **{f"{c} {z:g}": partial(canonicalize, choose=c, zoom=z) for c in ("zoom", "coverage") for z in ZOOMS}}
+WAYS = {
+    **METHODS,
+    "pixel_based_as_was": partial(pixel_based, as_was=True),
+    **{f"choose {choice}": partial(canonicalize, choose=choice) for choice in CHOICES},
+    **{f"{choice} {zoom:g}": partial(canonicalize, choose=choice, zoom=zoom)
+       for choice in ("zoom", "coverage") for zoom in ZOOMS},
+}
 
 def zero_shot(
-    model, domain,
-    way:str, # of `WAYS`
-    film:Views, truths, # millimetres, for `score_cloud_in`
-) -> dict: # "novel", "sized" and "input": mean scores
-    "Scores of the frozen network on an animal prepared in one way, as given and with its grains resized, and of the input views in the cameras it was told."
-    p = WAYS[way](film, domain)
-    told = p.views.cameras
-    g = predict(model, replace(p, to_source=IDENTITY), training_blur(domain)).to("cpu")
-    s = resize_to_pixels(g, told, domain)
-    parts = dict(novel=score_cloud_in(g.transform(p.to_source), truths), sized=score_cloud_in(s.transform(p.to_source), truths), input=score_cloud(g, p.views))
-    cut = getattr(p, "certificate", None)
-    return dict(arm=way, coverage=round(p.views.alpha.gt(.5).double().mean((1, 2)).sqrt().mean().item(), 4), cut=round(max(v.cut for v in cut.views), 4) if cut else None, **{k: {q: round(v, 4) for q, v in x.items()} for k, x in parts.items()})
+    model,
+    domain:CameraDomain, # of the model
+    way:str, # preprocessing method, of `WAYS`
+    film:Views, # input views in millimetres
+    truths, # novel views in millimetres, as `score_cloud_in` takes them
+) -> dict: # mean scores: "novel", "sized" (the same with footprint-corrected scales), "input"
+    "Scores of the frozen network on one animal, in novel views and in the input views as the network was told them."
+    prepared = WAYS[way](film, domain)
+    gaussians = predict(model, replace(prepared, to_source=IDENTITY), training_blur(domain)).to("cpu")
+    sized = resize_to_pixels(gaussians, prepared.views.cameras, domain)
+    scores = dict(
+        novel=score_cloud_in(gaussians.transform(prepared.to_source), truths),
+        sized=score_cloud_in(sized.transform(prepared.to_source), truths),
+        input=score_cloud(gaussians, prepared.views))
+    rounded = {part: {name: round(v, 4) for name, v in values.items()} for part, values in scores.items()}
+    coverage = prepared.views.alpha.gt(.5).double().mean((1, 2)).sqrt().mean().item()
+    certificate = getattr(prepared, "certificate", None)
+    cut = round(max(view.cut for view in certificate.views), 4) if certificate else None
+    return dict(arm=way, coverage=round(coverage, 4), cut=cut, **rounded)
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #9777cd7d
 @lru_cache(maxsize=64)
-def _head(i, size, elevation): return scene_views(HELD_OUT + i, "head", size, 8, elevation)
+def _head_views(i, size, elevation): return scene_views(HELD_OUT + i, "head", size, 8, elevation)
 
 @lru_cache(maxsize=24)
-def _mouse(i): return rig_and_novel_views(i)
+def _mouse_views(i): return rig_and_novel_views(i)
 
 @torch.no_grad()
-def head_scores(model, n:int=16, elevation=(-5., 50.)) -> dict: # psnr, psnr_fg, iou, psnr_white: means over pictures
-    "Novel views of held-out heads in canonical cameras, four views given."
-    size, records = model.config.image_size, []
-    device = next(model.parameters()).device
+def head_scores(
+    model,
+    n:int=16, # heads
+    elevation=(-5., 50.), # degrees
+) -> dict: # psnr, psnr_fg, iou, psnr_white: means over images
+    "Novel views of held-out heads in canonical cameras; the first four of eight views are inputs."
+    size, device = model.config.image_size, next(model.parameters()).device
+    scores = []
     for i in range(n):
-        v = _head(i, size, tuple(elevation))
-        c = v.cameras[:4]
-        g = model(v.images[None, :4].to(device), replace(c, K=c.K[None], w2c=c.w2c[None]).to(device)).scene(0).to("cpu")
-        records.append(score_cloud(g, v[4:]))
-    return {k: float(np.mean([r[k] for r in records])) for k in records[0]}
+        views = _head_views(i, size, tuple(elevation))
+        cameras = views.cameras[:4]
+        batch = replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None]).to(device)
+        gaussians = model(views.images[None, :4].to(device), batch).scene(0).to("cpu")
+        scores.append(score_cloud(gaussians, views[4:]))
+    return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}
 
-def mouse_scores(model, domain:CameraDomain, scenes, way:str="choose distance") -> list[dict]: # scene, novel, sized, input
-    "What a network makes of mice in the rig, prepared in one of `zoom.WAYS`."
-    return [dict(scene=i, **{k: v for k, v in zero_shot(model, domain, way, _mouse(i)[0], _mouse(i)[1:]).items() if k != "arm"}) for i in scenes]
+def mouse_scores(
+    model,
+    domain:CameraDomain, # of the model
+    scenes, # numbers of mice
+    way:str="choose distance", # preprocessing method, of `WAYS`
+) -> list[dict]: # scene, relative object size, scores in novel and input views
+    "Scores of a network on mice in the rig."
+    out = []
+    for i in scenes:
+        inputs, truth = _mouse_views(i)
+        scores = zero_shot(model, domain, way, inputs, [truth])
+        del scores["arm"]
+        out.append(dict(scene=i, **scores))
+    return out
 
-# %% ../../nbs/evaluation/00_scoring.ipynb #3c051e07
-def mean_of(records:list[dict], kind:str="mouse", part:str="novel") -> dict: # score: mean
-    "Means of the last step."
+def mean_of(
+    records:list[dict],
+    kind:str="mouse", # "mouse" | "head"
+    part:str="novel", # of records that have parts: "novel" | "sized" | "input"
+) -> dict: # psnr, psnr_fg, iou, psnr_white
+    "Mean scores of the last optimisation step."
     rows = [r for r in records if r["kind"] == kind]
-    rows = [r for r in rows if r["step"] == max(x["step"] for x in rows)]
-    rows = [r.get(part, r) for r in rows]
-    return {k: float(np.mean([r[k] for r in rows])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")}
+    last = max((r["step"] for r in rows), default=0)
+    scores = [r.get(part, r) for r in rows if r["step"] == last]
+    return {name: float(np.mean([s[name] for s in scores])) for name in ("psnr", "psnr_fg", "iou", "psnr_white")}

@@ -10,6 +10,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
@@ -38,20 +39,21 @@ __all__ = ['KINDS', 'PERTURBATIONS', 'rig_within', 'Trial', 'trial', 'Perturbati
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #e295f9cc
 def rig_within(
     domain:CameraDomain, # of the checkpoint
-    n:int, seed:int, # cameras, and which
+    n:int, # cameras
+    seed:int,
     size:int=None, # pixels; the checkpoint's own when None
     elevation:tuple=None, # degrees; the checkpoint's own range when None
 ) -> Cameras:
-    "`n` cameras of the format a checkpoint knows, spread evenly around the origin with jitter."
+    "`n` cameras of the format a checkpoint was trained on, spread evenly around the origin with jitter."
     size = size or domain.image_size
-    c = at_distance(canonical_cameras(n, size, seed, elevation or domain.elevation), domain.mean_distance)
-    return replace(c, K=domain.K(size).expand(n, 3, 3).clone())
+    cameras = canonical_cameras(n, size, seed, elevation or domain.elevation)
+    return replace(at_distance(cameras, domain.mean_distance), K=domain.K(size).expand(n, 3, 3).clone())
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #ede9138f
 @dataclass(frozen=True)
 class Trial:
-    "A scene about the origin, the rig that films it, and what is true in cameras the network is not shown."
-    subject:str # "head" (the checkpoint's own world) or "mouse" (the target)
+    "A scene at the origin, the rig that records it, and ground truth in cameras the network is not given."
+    subject:str # "head" (the source domain) or "mouse" (the target)
     seed:int
     domain:CameraDomain
     scene:Scene
@@ -59,144 +61,289 @@ class Trial:
     truth:Views # novel views
 
 def trial(
-    subject:str, seed:int, # which scene; from HELD_OUT on it was never trained on
+    subject:str, # "head" | "mouse"
+    seed:int, # which scene; from HELD_OUT on it was never trained on
     domain:CameraDomain,
     n_views:int=6, # input cameras
-    size:int=None, # of the truth, pixels; twice the checkpoint's when None, as in the study
+    size:int=None, # of the ground truth, pixels; twice the checkpoint's when None, as in the study
 ) -> Trial:
     "One held-out scene in undisturbed cameras."
     scene = canonical_scene(subject, seed)
-    return Trial(subject, seed, domain, scene, rig_within(domain, n_views, seed), raytrace(scene, rig_within(domain, 4, seed + 500, size or 2*domain.image_size)))
+    novel = rig_within(domain, 4, seed + 500, size or 2*domain.image_size)
+    return Trial(
+        subject=subject,
+        seed=seed,
+        domain=domain,
+        scene=scene,
+        cameras=rig_within(domain, n_views, seed),
+        truth=raytrace(scene, novel))
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #8a06c797
 @dataclass(frozen=True)
 class Perturbation:
-    "One way in which a rig can differ from the cameras a checkpoint knows."
-    says:str # axis label
+    "One way in which a rig can differ from the cameras of training."
+    label:str # of an axis
     values:tuple # at which it is measured
-    turn:Callable # (trial, value) → (cameras that film, similarity of the world)
-    home:float|None # the value of an undisturbed rig, None where it has none of its own
-    kinds:tuple = ("honest", "lie") # of `KINDS`, those that mean something here
-    log:bool = False # a factor: curves are straight between logarithms
-    hides:Callable = None # value → how much larger the lie makes the object
+    apply:Callable # (trial, value) → (cameras that record, similarity of the world)
+    neutral:float|None # the value of an undisturbed rig, None where it has none of its own
+    kinds:tuple = ("honest", "lie") # those of `KINDS` that apply
+    log:bool = False # a factor: curves are straight over logarithms
+    magnification:Callable = None # value → how much larger the object looks under the stale calibration
 
-KINDS = {"honest": "honest", "lie": "lie: undisturbed K and pose", "sized": "honest, Gaussians resized to the pixel", "scaled": "lie, cloud scaled back"}
-
-def _size_ratio(t): return raytrace(t.scene, t.cameras, 2).alpha.mean((-2, -1)).sqrt().mean().item()
-
-def _direction(t):
-    d = np.random.default_rng([t.seed, 17]).normal(size=3)
-    return torch.from_numpy(d/np.linalg.norm(d))
-
-def _in_world(t, sim): return sim.cameras(t.cameras), sim
-
-# %% ../../nbs/evaluation/01_sensitivity.ipynb #6e8dc988
-_TRUE, _ALL, _SIZED = ("honest",), tuple(KINDS), ("honest", "lie", "sized")
-_SHIFT, _SPREAD, _DISTANCE = (-.125, -.1, -.0625, 0., .0625, .1, .125), (0., .05, .1, .2, .3), (1.5, 1.8, 2.1, 2.4, 2.7, 3., 3.4, 4.)
-PERTURBATIONS = {
-    "focal": Perturbation("focal length / the checkpoint's", (.5, .63, .8, .9, 1., 1.12, 1.25, 1.41, 1.6, 2.), lambda t, v: (zoomed(t.cameras, v), IDENTITY), 1., _ALL, True, lambda v: v),
-    "focal_spread": Perturbation("spread of the focal lengths (CV)", _SPREAD, lambda t, v: (zoomed(t.cameras, spread_factors(len(t.cameras), v, t.seed)), IDENTITY), 0., _SIZED),
-    "aspect": Perturbation("fy / fx, their product kept", (.85, .9, .95, 1., 1.05, 1.1, 1.15), lambda t, v: (zoomed(t.cameras, v**-.5, v**.5), IDENTITY), 1.),
-    "principal_x": Perturbation("principal point to the right (of width)", _SHIFT, lambda t, v: (shifted(t.cameras, v, 0.), IDENTITY), 0.),
-    "principal_y": Perturbation("principal point down (of height)", _SHIFT, lambda t, v: (shifted(t.cameras, 0., v), IDENTITY), 0.),
-    "principal": Perturbation("principal point right and down", _SHIFT, lambda t, v: (shifted(t.cameras, v, v), IDENTITY), 0.),
-    "distance": Perturbation("distance, same lens (model units)", _DISTANCE, lambda t, v: (at_distance(t.cameras, v), IDENTITY), 2.7, _ALL, hides=lambda v: 2.7/v),
-    "dolly": Perturbation("distance, lens zoomed to match", _DISTANCE, lambda t, v: (zoomed(at_distance(t.cameras, v), v/2.7), IDENTITY), 2.7),
-    "distance_spread": Perturbation("spread of the distances (CV)", _SPREAD, lambda t, v: (at_distance(t.cameras, t.domain.mean_distance*spread_factors(len(t.cameras), v, t.seed)), IDENTITY), 0., _SIZED),
-    "aim": Perturbation("aim error (degrees)", (0., 1., 2., 4., 7., 10.), lambda t, v: (turned(t.cameras, v, t.seed), IDENTITY), 0.),
-    "origin": Perturbation("object off the world's origin (model units)", (0., .05, .1, .2, .4, .8, 1.2, 1.8), lambda t, v: _in_world(t, Similarity(1., None, v*_direction(t))), 0., _TRUE),
-    "coverage": Perturbation("size ratio of the object", (.1, .15, .2, .3, .4, .5, .55, .6, .7, .8), lambda t, v: (t.cameras, Similarity(v/_size_ratio(t))), None, _TRUE, True),
-    "views": Perturbation("input views", (1, 2, 3, 4, 5, 6, 7, 8), lambda t, v: (rig_within(t.domain, int(v), t.seed), IDENTITY), 6, _TRUE),
-    "elevation": Perturbation("elevation of all cameras (degrees)", (-20., -5., 10., 20., 35., 50., 60.), lambda t, v: (rig_within(t.domain, len(t.cameras), t.seed, elevation=(v, v)), IDENTITY), None, _TRUE),
-    "unit": Perturbation("length called 1 / the checkpoint's unit", (.12, .3, .5, .7, .85, 1., 1.2, 1.5, 2., 3., 10., 30., 120.), lambda t, v: _in_world(t, Similarity(v)), 1., ("honest", "sized"), True),
+KINDS = {
+    "honest": "consistent calibration",
+    "lie": "stale K and pose",
+    "sized": "consistent, footprint-corrected scales",
+    "scaled": "stale, Gaussians scaled back",
 }
 
-def perturbed_views(t:Trial, knob:str, value:float) -> tuple[Views, Similarity]:
-    "What the rig films with one knob turned, and the similarity from the undisturbed world to the one its cameras are written in."
-    if knob not in PERTURBATIONS: raise ValueError(f"a knob is one of {', '.join(PERTURBATIONS)}, got {knob!r}")
-    cams, sim = PERTURBATIONS[knob].turn(t, value)
-    return raytrace(t.scene.transform(sim), cams), sim
+def _object_size(trial): # relative to the image
+    return raytrace(trial.scene, trial.cameras, 2).alpha.mean((-2, -1)).sqrt().mean().item()
+
+def _direction(trial): # a random unit vector
+    x = np.random.default_rng([trial.seed, 17]).normal(size=3)
+    return torch.from_numpy(x/np.linalg.norm(x))
+
+def _in_world(trial, similarity): return similarity.cameras(trial.cameras), similarity
+
+# %% ../../nbs/evaluation/01_sensitivity.ipynb #6e8dc988
+_SHIFTS = (-.125, -.1, -.0625, 0., .0625, .1, .125)
+_SPREADS = (0., .05, .1, .2, .3)
+_DISTANCES = (1.5, 1.8, 2.1, 2.4, 2.7, 3., 3.4, 4.)
+
+def _with_focal_spread(trial, cv):
+    return zoomed(trial.cameras, spread_factors(len(trial.cameras), cv, trial.seed)), IDENTITY
+
+def _with_distance_spread(trial, cv):
+    distances = trial.domain.mean_distance*spread_factors(len(trial.cameras), cv, trial.seed)
+    return at_distance(trial.cameras, distances), IDENTITY
+
+def _at_elevation(trial, degrees):
+    return rig_within(trial.domain, len(trial.cameras), trial.seed, elevation=(degrees, degrees)), IDENTITY
+
+_INTRINSICS = {
+    "focal": Perturbation(
+        label="focal length / the checkpoint's",
+        values=(.5, .63, .8, .9, 1., 1.12, 1.25, 1.41, 1.6, 2.),
+        apply=lambda trial, v: (zoomed(trial.cameras, v), IDENTITY),
+        neutral=1.,
+        kinds=tuple(KINDS),
+        log=True,
+        magnification=lambda v: v),
+    "focal_spread": Perturbation(
+        label="spread of the focal lengths (CV)",
+        values=_SPREADS,
+        apply=_with_focal_spread,
+        neutral=0.,
+        kinds=("honest", "lie", "sized")),
+    "aspect": Perturbation(
+        label="fy / fx, their product kept",
+        values=(.85, .9, .95, 1., 1.05, 1.1, 1.15),
+        apply=lambda trial, v: (zoomed(trial.cameras, v**-.5, v**.5), IDENTITY),
+        neutral=1.),
+    "principal_x": Perturbation(
+        label="principal point to the right (of width)",
+        values=_SHIFTS,
+        apply=lambda trial, v: (shifted(trial.cameras, v, 0.), IDENTITY),
+        neutral=0.),
+    "principal_y": Perturbation(
+        label="principal point down (of height)",
+        values=_SHIFTS,
+        apply=lambda trial, v: (shifted(trial.cameras, 0., v), IDENTITY),
+        neutral=0.),
+    "principal": Perturbation(
+        label="principal point right and down",
+        values=_SHIFTS,
+        apply=lambda trial, v: (shifted(trial.cameras, v, v), IDENTITY),
+        neutral=0.),
+}
+_EXTRINSICS = {
+    "distance": Perturbation(
+        label="distance, same intrinsics (model units)",
+        values=_DISTANCES,
+        apply=lambda trial, v: (at_distance(trial.cameras, v), IDENTITY),
+        neutral=2.7,
+        kinds=tuple(KINDS),
+        magnification=lambda v: 2.7/v),
+    "dolly": Perturbation(
+        label="distance, focal length to match",
+        values=_DISTANCES,
+        apply=lambda trial, v: (zoomed(at_distance(trial.cameras, v), v/2.7), IDENTITY),
+        neutral=2.7),
+    "distance_spread": Perturbation(
+        label="spread of the distances (CV)",
+        values=_SPREADS,
+        apply=_with_distance_spread,
+        neutral=0.,
+        kinds=("honest", "lie", "sized")),
+    "aim": Perturbation(
+        label="aim error (degrees)",
+        values=(0., 1., 2., 4., 7., 10.),
+        apply=lambda trial, v: (turned(trial.cameras, v, trial.seed), IDENTITY),
+        neutral=0.),
+}
+_SCENE = {
+    "origin": Perturbation(
+        label="object off the world's origin (model units)",
+        values=(0., .05, .1, .2, .4, .8, 1.2, 1.8),
+        apply=lambda trial, v: _in_world(trial, Similarity(1., None, v*_direction(trial))),
+        neutral=0.,
+        kinds=("honest",)),
+    "coverage": Perturbation(
+        label="relative object size",
+        values=(.1, .15, .2, .3, .4, .5, .55, .6, .7, .8),
+        apply=lambda trial, v: (trial.cameras, Similarity(v/_object_size(trial))),
+        neutral=None,
+        kinds=("honest",),
+        log=True),
+    "views": Perturbation(
+        label="input views",
+        values=(1, 2, 3, 4, 5, 6, 7, 8),
+        apply=lambda trial, v: (rig_within(trial.domain, int(v), trial.seed), IDENTITY),
+        neutral=6,
+        kinds=("honest",)),
+    "elevation": Perturbation(
+        label="elevation of all cameras (degrees)",
+        values=(-20., -5., 10., 20., 35., 50., 60.),
+        apply=_at_elevation,
+        neutral=None,
+        kinds=("honest",)),
+    "unit": Perturbation(
+        label="length called 1 / the checkpoint's unit",
+        values=(.12, .3, .5, .7, .85, 1., 1.2, 1.5, 2., 3., 10., 30., 120.),
+        apply=lambda trial, v: _in_world(trial, Similarity(v)),
+        neutral=1.,
+        kinds=("honest", "sized"),
+        log=True),
+}
+PERTURBATIONS = {**_INTRINSICS, **_EXTRINSICS, **_SCENE}
+
+# %% ../../nbs/evaluation/01_sensitivity.ipynb #a6d0ef98
+def perturbed_views(
+    trial:Trial,
+    knob:str, # name of the perturbation
+    value:float,
+) -> tuple[Views, Similarity]:
+    "The views of the perturbed rig, and the similarity from the undisturbed world to that of its cameras."
+    if knob not in PERTURBATIONS:
+        raise ValueError(f"a camera perturbation is one of {', '.join(PERTURBATIONS)}, got {knob!r}")
+    cameras, similarity = PERTURBATIONS[knob].apply(trial, value)
+    return raytrace(trial.scene.transform(similarity), cameras), similarity
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #d9da7f26
 def score_perturbation(
-    model, t:Trial, knob:str, value:float,
+    model,
+    trial:Trial,
+    knob:str, # name of the perturbation
+    value:float,
     smooth:bool=True, # with the training camera's blur, as in the study
-) -> dict: # kind → mean scores over the novel views, with the size ratio in the input pictures
-    "Every kind of answer of one frozen network to one knob of one trial."
-    views, sim = perturbed_views(t, knob, value)
-    k = PERTURBATIONS[knob]
-    blur = training_blur(t.domain)*smooth
-    told = lambda cams: predict_cloud(model, ModelInput(replace(views, cameras=cams), IDENTITY, ""), blur).to("cpu")
-    clouds = {"honest": told(views.cameras)}
-    if "sized" in k.kinds: clouds["sized"] = resize_to_pixels(clouds["honest"], views.cameras, t.domain)
-    if "lie" in k.kinds: clouds["lie"] = told(t.cameras)
-    if "scaled" in k.kinds: clouds["scaled"] = clouds["lie"].transform(Similarity(1/k.hides(value)))
-    size = views.alpha.mean((-2, -1)).sqrt().mean().item()
-    return {kind: {**score_cloud(g.transform(sim.inverse), t.truth), "coverage": size} for kind, g in clouds.items()}
+) -> dict: # kind → mean scores in novel views, and the relative object size in the input views ("coverage")
+    "All kinds of prediction of a frozen network for one perturbation of one trial."
+    views, similarity = perturbed_views(trial, knob, value)
+    perturbation = PERTURBATIONS[knob]
+    blur = training_blur(trial.domain)*smooth
+
+    def predicted(cameras):
+        conditioned = ModelInput(replace(views, cameras=cameras), IDENTITY, "")
+        return predict_cloud(model, conditioned, blur).to("cpu")
+
+    clouds = {"honest": predicted(views.cameras)}
+    if "sized" in perturbation.kinds:
+        clouds["sized"] = resize_to_pixels(clouds["honest"], views.cameras, trial.domain)
+    if "lie" in perturbation.kinds:
+        clouds["lie"] = predicted(trial.cameras)
+    if "scaled" in perturbation.kinds:
+        clouds["scaled"] = clouds["lie"].transform(Similarity(1/perturbation.magnification(value)))
+    coverage = views.alpha.mean((-2, -1)).sqrt().mean().item()
+    back = similarity.inverse
+    return {kind: {**score_cloud(cloud.transform(back), trial.truth), "coverage": coverage}
+            for kind, cloud in clouds.items()}
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #74b46c96
 def sensitivity(
-    model, card:ModelCard,
+    model,
+    card:ModelCard,
     scenes:int=12, # held-out scenes of each subject
     seed:int=0, # of the bootstrap
-    subjects=("head", "mouse"), knobs=tuple(PERTURBATIONS),
+    *,
+    subjects=("head", "mouse"),
+    knobs=tuple(PERTURBATIONS), # names of perturbations
     n_views:int=6, # input cameras of the undisturbed rig
-    size:int=None, # of the scored pictures; twice the checkpoint's when None
+    size:int=None, # of the scored images; twice the checkpoint's when None
     smooth:bool=True, # with the training camera's blur
-    values:dict=None, # knob → values, where not all
-) -> list[dict]: # one record per subject, knob, kind and value
-    "Turn every knob through its values and score every kind of answer in undisturbed cameras."
-    seen, values = {}, values or {}
-    points = [(k, v) for k in knobs for v in values.get(k, PERTURBATIONS[k].values)]
+    values:dict=None, # perturbation → values, where not all
+) -> list[dict]: # one record per subject, perturbation, kind and value
+    "Measure every perturbation at all its values, with every kind of prediction."
+    values = values or {}
+    points = [(knob, value) for knob in knobs for value in values.get(knob, PERTURBATIONS[knob].values)]
+    collected = {}
     with tqdm(total=len(subjects)*scenes*len(points), desc="sensitivity", mininterval=1) as bar:
-        for subject in subjects:
-            for i in range(HELD_OUT, HELD_OUT + scenes):
-                t = trial(subject, i, card.domain, n_views, size)
-                home = score_perturbation(model, t, "aim", 0., smooth)["honest"]["iou"]
-                for knob, value in points:
-                    bar.set_postfix_str(f"{subject} {i - HELD_OUT}, {knob}", refresh=False)
-                    bar.update()
-                    for kind, r in score_perturbation(model, t, knob, value, smooth).items(): seen.setdefault((subject, knob, kind, value), []).append({**r, "home": home})
-    return [_row(*key, r, seed) for key, r in seen.items()]
+        for subject, i in product(subjects, range(scenes)):
+            held_out = trial(subject, HELD_OUT + i, card.domain, n_views, size)
+            undisturbed = score_perturbation(model, held_out, "aim", 0., smooth)["honest"]["iou"]
+            for knob, value in points:
+                bar.set_postfix_str(f"{subject} {i}, {knob}", refresh=False)
+                bar.update()
+                for kind, scores in score_perturbation(model, held_out, knob, value, smooth).items():
+                    record = {**scores, "undisturbed": undisturbed}
+                    collected.setdefault((subject, knob, kind, value), []).append(record)
+    return [_row(*key, records, seed) for key, records in collected.items()]
 
-def _row(subject, knob, kind, value, r, seed):
-    mean = lambda k: round(float(np.mean([x[k] for x in r])), 4)
-    per = [round(x["iou"], 4) for x in r]
-    low, high = bootstrap_ci(per, seed)
-    return dict(subject=subject, knob=knob, kind=kind, value=value, n=len(r), iou=mean("iou"), low=round(low, 4), high=round(high, 4), iou_undisturbed=mean("home"),
-                **{k: mean(k) for k in ("psnr", "psnr_fg", "psnr_white", "coverage")}, scenes=per)
+def _row(subject, knob, kind, value, records, seed) -> dict:
+    def mean(score): return round(float(np.mean([r[score] for r in records])), 4)
+    per_scene = [round(r["iou"], 4) for r in records]
+    low, high = bootstrap_ci(per_scene, seed)
+    return dict(
+        subject=subject, knob=knob, kind=kind, value=value, n=len(records),
+        iou=mean("iou"), low=round(low, 4), high=round(high, 4), iou_undisturbed=mean("undisturbed"),
+        psnr=mean("psnr"), psnr_fg=mean("psnr_fg"), psnr_white=mean("psnr_white"), coverage=mean("coverage"),
+        scenes=per_scene)
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #59b49260
 def sensitivity_file(checkpoint) -> Path:
     "Where the table of a checkpoint lies: beside it."
     return Path(checkpoint).with_suffix(".sensitivity.json")
 
-def measure_sensitivity(
-    checkpoint=None, # a file with a camera card; the shipped one when None
+def measure_sensitivity( # noqa: PLR0917 the command passes seven by position
+    checkpoint=None, # a file with camera metadata; the shipped one when None
     out=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
     scenes:int=12, # held-out scenes of each subject
-    seed:int=0, device:str="cpu",
+    seed:int=0, # of the bootstrap
+    device:str="cpu",
     overwrite:bool=False, # replace an existing table
-    command:str="", # noted in the table
+    command:str="", # recorded in the table
     **kwargs, # of `sensitivity`
 ) -> Path:
-    "Measure the sensitivity table of a checkpoint and write it, whole or not at all."
+    "Measure the sensitivity table of a checkpoint and write it as a whole."
     path = checkpoint_path(checkpoint)
     out = Path(out or sensitivity_file(path))
-    temp = out.with_name(out.name + ".part")
-    if out.exists() and not overwrite: raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
+    if out.exists() and not overwrite:
+        raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
     model, card = load_checkpoint(path)
-    t = time.perf_counter()
+    begun = time.perf_counter()
     rows = sensitivity(model.to(device), card, scenes, seed, **kwargs)
-    facts = dict(checkpoint=checkpoint_hash(path), file=path.name, world=WORLD, command=command or "measure_sensitivity()", seed=seed, scenes=[HELD_OUT, HELD_OUT + scenes], n_views=kwargs.get("n_views", 6),
-                 input_px=card.domain.image_size, scored_px=kwargs.get("size") or 2*card.domain.image_size, smooth=kwargs.get("smooth", True), seconds=round(time.perf_counter() - t), threads=torch.get_num_threads())
-    temp.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + ",\n".join(json.dumps(r) for r in rows) + "\n]}\n")
-    os.replace(temp, out)
+    facts = dict(
+        checkpoint=checkpoint_hash(path),
+        file=path.name,
+        world=WORLD,
+        command=command or "measure_sensitivity()",
+        seed=seed,
+        scenes=[HELD_OUT, HELD_OUT + scenes],
+        n_views=kwargs.get("n_views", 6),
+        input_px=card.domain.image_size,
+        scored_px=kwargs.get("size") or 2*card.domain.image_size,
+        smooth=kwargs.get("smooth", True),
+        seconds=round(time.perf_counter() - begun),
+        threads=torch.get_num_threads())
+    unfinished = out.with_name(out.name + ".part")
+    row_lines = ",\n".join(json.dumps(row) for row in rows)
+    unfinished.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + row_lines + "\n]}\n")
+    os.replace(unfinished, out)
     return out
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #d930dea4
 class Prediction(NamedTuple):
-    "What the table says a rig will score."
+    "The score that the table predicts for a rig."
     iou:float # nan outside the measured range
     low:float
     high:float # 95 % over scenes
@@ -205,7 +352,7 @@ class Prediction(NamedTuple):
 @dataclass(frozen=True)
 class Sensitivity:
     "The measured curves of one checkpoint."
-    facts:dict # checkpoint hash, world, command, seeds, sizes
+    facts:dict # checkpoint hash, scene generator, command, seeds, sizes
     rows:tuple[dict, ...]
 
 def load_sensitivity(
@@ -215,84 +362,113 @@ def load_sensitivity(
     "The table of exactly this checkpoint; ValueError for the table of another."
     checkpoint = checkpoint_path(checkpoint)
     path = Path(path or sensitivity_file(checkpoint))
-    if not path.is_file(): raise FileNotFoundError(f"no sensitivity table at {path}; measure_sensitivity({str(checkpoint)!r}) makes one in some minutes")
+    if not path.is_file():
+        raise FileNotFoundError(f"no sensitivity table at {path}; measure_sensitivity({str(checkpoint)!r}) makes one "
+                                "in some minutes")
     try:
         facts = json.loads(path.read_text())
         rows = tuple(facts.pop("rows"))
-        theirs = facts["checkpoint"]
-    except (ValueError, KeyError, TypeError, AttributeError) as e: raise ValueError(f"{path} is not a sensitivity table ({type(e).__name__}: {e})") from None
-    if theirs != (mine := checkpoint_hash(checkpoint)): raise ValueError(f"{path} was measured with checkpoint {theirs}, {checkpoint.name} is {mine}: curves of another network predict nothing here")
+        measured = facts["checkpoint"]
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise ValueError(f"{path} is not a sensitivity table ({type(e).__name__}: {e})") from None
+    current = checkpoint_hash(checkpoint)
+    if measured != current:
+        raise ValueError(f"{path} was measured with checkpoint {measured}, {checkpoint.name} is {current}: "
+                         "curves of another network predict nothing here")
     return Sensitivity(facts, rows)
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #ce203665
 @patch
 def curve(self:Sensitivity, knob:str, kind:str="honest", subject:str="mouse") -> list[dict]:
     "The rows of one curve, by value; ValueError where none was measured."
-    rows = sorted((r for r in self.rows if (r["knob"], r["kind"], r["subject"]) == (knob, kind, subject)), key=lambda r: r["value"])
-    have = sorted({(r["knob"], r["kind"], r["subject"]) for r in self.rows})
-    if not rows: raise ValueError(f"no curve {knob!r} {kind!r} {subject!r} in the table; it has {', '.join(dict.fromkeys(k for k, _, _ in have))}, {knob} as {', '.join(dict.fromkeys(k for n, k, _ in have if n == knob)) or 'nothing'}")
-    return rows
+    rows = [r for r in self.rows if (r["knob"], r["kind"], r["subject"]) == (knob, kind, subject)]
+    if rows: return sorted(rows, key=lambda r: r["value"])
+    knobs = sorted({r["knob"] for r in self.rows})
+    kinds = sorted({r["kind"] for r in self.rows if r["knob"] == knob})
+    raise ValueError(f"no curve {knob!r} {kind!r} {subject!r} in the table; it has {', '.join(knobs)}, "
+                     f"{knob} as {', '.join(kinds) or 'nothing'}")
 
 @patch
 def predict(self:Sensitivity, knob:str, value:float, kind:str="honest", subject:str="mouse") -> Prediction:
     "IoU with its interval at `value`, interpolated between measured points, never beyond them."
     rows = self.curve(knob, kind, subject)
     x = [r["value"] for r in rows]
-    said = PERTURBATIONS[knob].says
+    label = PERTURBATIONS[knob].label
     if not x[0] <= value <= x[-1]:
         end = rows[0] if value < x[0] else rows[-1]
-        return Prediction(math.nan, math.nan, math.nan, f"{said}: {value:g} lies outside the measured {x[0]:g} to {x[-1]:g}; at {end['value']:g} it was {end['iou']:.3f}, beyond nobody has looked")
-    way = np.log if PERTURBATIONS[knob].log else np.asarray
-    at = lambda k: float(np.interp(way(value), way(x), [r[k] for r in rows]))
-    return Prediction(at("iou"), at("low"), at("high"), f"{said}: {'measured at' if value in x else 'interpolated to'} {value:g}, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}")
+        return Prediction(math.nan, math.nan, math.nan, (
+            f"{label}: {value:g} lies outside the measured {x[0]:g} to {x[-1]:g}; at {end['value']:g} it was "
+            f"{end['iou']:.3f}, beyond nothing was measured"))
+    scale = np.log if PERTURBATIONS[knob].log else np.asarray
 
+    def interpolated(score): return float(np.interp(scale(value), scale(x), [r[score] for r in rows]))
+
+    source = "measured at" if value in x else "interpolated to"
+    return Prediction(interpolated("iou"), interpolated("low"), interpolated("high"), (
+        f"{label}: {source} {value:g}, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}"))
+
+# %% ../../nbs/evaluation/01_sensitivity.ipynb #668df728
 @patch
-def predict_joint(self:Sensitivity,
-    values:dict, # knob → value
-    kind:str="honest", subject:str="mouse", # `kind` where a knob has it, honest elsewhere
+def predict_joint(
+    self:Sensitivity,
+    values:dict, # perturbation → value
+    kind:str="honest", # where a perturbation has it, "honest" elsewhere
+    subject:str="mouse",
 ) -> Prediction:
-    "Several knobs at once, as if each cost its share independently; focal length and distance count as a dolly and what zoom is left."
-    v = dict(values)
-    if {"focal", "distance"} <= v.keys():
-        v["dolly"] = v.pop("distance")
-        v["focal"] *= PERTURBATIONS["dolly"].home/v["dolly"]
-    base = next(r["iou_undisturbed"] for r in self.rows if r["subject"] == subject)
-    out = np.full(3, base)
+    "Several perturbations, as if each cost its share independently; focal length and distance are taken together."
+    values = dict(values)
+    if {"focal", "distance"} <= values.keys(): # as a dolly and the zoom that is left
+        values["dolly"] = values.pop("distance")
+        values["focal"] *= PERTURBATIONS["dolly"].neutral/values["dolly"]
+    undisturbed = next(r["iou_undisturbed"] for r in self.rows if r["subject"] == subject)
+    total = np.full(3, undisturbed)
     parts = []
-    for k, x in v.items():
-        p = self.predict(k, x, kind if kind in PERTURBATIONS[k].kinds else "honest", subject)
-        out *= np.array(p[:3])/base
-        parts.append(f"{k} {x:.3g}: ×{p.iou/base:.2f}" if math.isfinite(p.iou) else p.said)
-    return Prediction(*out.tolist(), f"undisturbed {base:.3f}; " + "; ".join(parts))
+    for knob, value in values.items():
+        single = self.predict(knob, value, kind if kind in PERTURBATIONS[knob].kinds else "honest", subject)
+        total *= np.array(single[:3])/undisturbed
+        is_measured = math.isfinite(single.iou)
+        parts.append(f"{knob} {value:.3g}: ×{single.iou/undisturbed:.2f}" if is_measured else single.said)
+    return Prediction(*total.tolist(), f"undisturbed {undisturbed:.3f}; " + "; ".join(parts))
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #9efe4f24
-def draw_sensitivity(s:Sensitivity, knobs=tuple(PERTURBATIONS)):
-    "One panel per knob, one line per subject and kind; returns the figure."
+def _plot_curves(ax, table, knob):
+    "One perturbation: a line for each subject and kind."
+    perturbation = PERTURBATIONS[knob]
+    styles = dict(zip(KINDS, ("-", "--", ":", "-.")))
+    for subject, color in (("head", "C1"), ("mouse", "C0")):
+        for kind in perturbation.kinds:
+            rows = table.curve(knob, kind, subject)
+            x = [r["value"] for r in rows]
+            ax.plot(x, [r["iou"] for r in rows], styles[kind], color=color, lw=1.2, marker=".", ms=3)
+            ax.fill_between(x, [r["low"] for r in rows], [r["high"] for r in rows], color=color, alpha=.12, lw=0)
+        ax.axhline(rows[0]["iou_undisturbed"], color=color, lw=.4)
+    if perturbation.neutral is not None: ax.axvline(perturbation.neutral, color="k", lw=.4)
+    if perturbation.log:
+        ticks = [v for v in (.1, .2, .5, 1, 2, 5, 10, 30, 100) if x[0] <= v <= x[-1]]
+        ax.set_xscale("log")
+        ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
+        ax.minorticks_off()
+    ax.set_title(knob, fontsize=8)
+    ax.set_xlabel(perturbation.label, fontsize=7)
+    ax.tick_params(labelsize=7)
+    ax.set_ylim(0, 1)
+
+def draw_sensitivity(
+    table:Sensitivity,
+    knobs=tuple(PERTURBATIONS), # names of perturbations
+): # figure
+    "One panel per perturbation, one line per subject and kind."
     import matplotlib.pyplot as plt
-    n = min(5, len(knobs))
-    fig, axs = plt.subplots(-(-len(knobs)//n), n, figsize=(2.7*n, 2.2*-(-len(knobs)//n)), squeeze=False, sharey=True)
-    style = dict(zip(KINDS, ("-", "--", ":", "-.")))
-    for ax, knob in zip(axs.flat, knobs):
-        k = PERTURBATIONS[knob]
-        for subject, color in (("head", "C1"), ("mouse", "C0")):
-            for kind in k.kinds:
-                r = s.curve(knob, kind, subject)
-                x = [q["value"] for q in r]
-                ax.plot(x, [q["iou"] for q in r], style[kind], color=color, lw=1.2, marker=".", ms=3)
-                ax.fill_between(x, [q["low"] for q in r], [q["high"] for q in r], color=color, alpha=.12, lw=0)
-            ax.axhline(r[0]["iou_undisturbed"], color=color, lw=.4)
-        if k.home is not None: ax.axvline(k.home, color="k", lw=.4)
-        if k.log:
-            ticks = [v for v in (.1, .2, .5, 1, 2, 5, 10, 30, 100) if x[0] <= v <= x[-1]]
-            ax.set_xscale("log")
-            ax.set_xticks(ticks, [f"{v:g}" for v in ticks])
-            ax.minorticks_off()
-        ax.set_title(knob, fontsize=8)
-        ax.set_xlabel(k.says, fontsize=7)
-        ax.tick_params(labelsize=7)
-        ax.set_ylim(0, 1)
-    for a in axs[:, 0]: a.set_ylabel("novel IoU", fontsize=7)
-    for a in axs.flat[len(knobs):]: a.axis("off")
-    fig.legend(handles=[plt.Line2D([], [], color=c, label=l) for c, l in (("C0", "mouse"), ("C1", "head"))] + [plt.Line2D([], [], color="k", ls=style[k], label=v) for k, v in KINDS.items()], fontsize=7, ncols=6, loc="upper center")
+    n_columns = min(5, len(knobs))
+    n_rows = -(-len(knobs)//n_columns)
+    size = 2.7*n_columns, 2.2*n_rows
+    fig, axs = plt.subplots(n_rows, n_columns, figsize=size, squeeze=False, sharey=True)
+    for ax, knob in zip(axs.flat, knobs): _plot_curves(ax, table, knob)
+    for ax in axs[:, 0]: ax.set_ylabel("novel IoU", fontsize=7)
+    for ax in axs.flat[len(knobs):]: ax.axis("off")
+    handles = [plt.Line2D([], [], color=color, label=subject) for color, subject in (("C0", "mouse"), ("C1", "head"))]
+    styles = zip(("-", "--", ":", "-."), KINDS.values())
+    handles += [plt.Line2D([], [], color="k", ls=style, label=label) for style, label in styles]
+    fig.legend(handles=handles, fontsize=7, ncols=6, loc="upper center")
     fig.tight_layout(rect=(0, 0, 1, .96))
     return fig

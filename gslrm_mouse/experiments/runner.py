@@ -7,64 +7,121 @@ from __future__ import annotations
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial, partialmethod
 from multiprocessing import get_context
 from pathlib import Path
 import torch
-from .base import Experiment, append_result, load_results
+from tqdm import tqdm
+from .base import Arm, Experiment, append_result, load_results
 from .plan import Plan
-from .registry import EXPERIMENTS, RECORDING_EXPERIMENTS, experiments
+from .registry import EXPERIMENTS, RECORDING_EXPERIMENTS, experiment_title, experiments
 from ..models.checkpoint import checkpoint_hash
 
 # %% auto #0
-__all__ = ['planned_arms', 'run_arms', 'Section', 'collect_section', 'stored_parts', 'own_folder']
+__all__ = ['planned_arms', 'duration_text', 'count_text', 'run_arms', 'Section', 'collect_section', 'stored_parts', 'own_folder']
 
 # %% ../../nbs/experiments/16_runner.ipynb #4d3d00d5
-def planned_arms(plan:Plan, cache=None, known:dict=None) -> list[tuple]: # (Experiment, arms)
-    "Every experiment of a plan with the arms that were asked for; ValueError where no arm has a seed that was."
-    out = [(e, e.arms(plan.full, plan.checkpoint)) for e in experiments(plan, cache, known)]
-    have = sorted({a.seed for _, arms in out for a in arms})
-    if plan.seeds and not set(plan.seeds) & set(have): raise ValueError(f"no arm has one of the seeds {', '.join(map(str, plan.seeds))}; there are {', '.join(map(str, have))}")
-    return [(e, [a for a in arms if not plan.seeds or a.seed in plan.seeds]) for e, arms in out]
+def planned_arms(plan:Plan, cache=None, known:dict=None) -> list[tuple]: # (Experiment, its conditions)
+    "Every experiment of a plan with its conditions; ValueError where no condition has one of the seeds."
+    planned = [(e, e.arms(plan.full, plan.checkpoint)) for e in experiments(plan, cache, known)]
+    if not plan.seeds: return planned
+    seeds = sorted({arm.seed for _, arms in planned for arm in arms})
+    if not set(plan.seeds) & set(seeds):
+        wanted, there = (", ".join(map(str, numbers)) for numbers in (plan.seeds, seeds))
+        raise ValueError(f"no arm has one of the seeds {wanted}; there are {there}")
+    return [(e, [arm for arm in arms if arm.seed in plan.seeds]) for e, arms in planned]
 
-def _one(plan, name, arm, cache, known, threads): # in a process of its own: (records, seconds)
+# %% ../../nbs/experiments/16_runner.ipynb #490e43c0
+def duration_text(seconds:float) -> str:
+    "A duration in the unit that suits it."
+    if seconds < 90: return f"{seconds:.0f} s"
+    if seconds < 5400: return f"{seconds/60:.0f} min"
+    return f"{seconds/3600:.1f} h"
+
+def count_text(n:int, noun:str) -> str:
+    "A number of things in words: 1 condition, 2 conditions."
+    return f"{n} {noun}" if n == 1 else f"{n} {noun}s"
+
+class _Progress:
+    "A line for each condition that ends, and one bar for all of them."
+    def __init__(self, total:int, say):
+        self.say = say
+        self.begun = time.perf_counter()
+        self.bar = tqdm(total=total, desc="study", unit=" conditions", disable=None) # none where the output is a file
+        self.ended = 0
+
+    def end(self, name:str, arm:Arm, outcome:str):
+        self.ended += 1
+        self.bar.update()
+        total = self.bar.total
+        left = (time.perf_counter() - self.begun)/self.ended*(total - self.ended)
+        remaining = f"about {duration_text(left)} left" if self.ended < total else "finished"
+        condition = f"{experiment_title(name)}: {arm.name}, seed {arm.seed}"
+        with tqdm.external_write_mode(): self.say(f"{self.ended:4}/{total} · {condition} · {outcome} · {remaining}")
+
+@contextmanager
+def _without_bars():
+    "No bar is drawn inside."
+    original = tqdm.__init__
+    tqdm.__init__ = partialmethod(original, disable=True)
+    try: yield
+    finally: tqdm.__init__ = original
+
+# %% ../../nbs/experiments/16_runner.ipynb #fc78c2c4
+def _run_one(plan, name, arm, cache, known, threads) -> tuple: # records, seconds
     torch.set_num_threads(threads)
-    e = next(e for e in experiments(plan, cache, known) if e.name == name)
-    t = time.perf_counter()
-    return e.run(arm, plan.checkpoint, Path(cache)), time.perf_counter() - t
+    experiment = next(e for e in experiments(plan, cache, known) if e.name == name)
+    begun = time.perf_counter()
+    with _without_bars(): records = experiment.run(arm, plan.checkpoint, Path(cache))
+    return records, time.perf_counter() - begun
+
+def _outcomes(todo, jobs, plan, cache, known, threads):
+    "Run conditions; as each ends: its experiment's name, the condition, and a function that returns what came of it."
+    if jobs == 1:
+        for name, arm in todo: yield name, arm, partial(_run_one, plan, name, arm, cache, known, threads)
+        return
+    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    try:
+        futures = {}
+        for name, arm in todo:
+            future = pool.submit(_run_one, plan, name, arm, str(cache), known, threads)
+            futures[future] = name, arm
+        for future in as_completed(futures): yield *futures[future], future.result
+    finally: pool.shutdown(cancel_futures=True)
 
 def run_arms(
     plan:Plan,
-    results, cache, # folders: a file of JSON lines per experiment; run folders and pictures
-    jobs:int=1, # arms at a time
-    threads:int=1, # of each
+    results, # folder: a file of JSON lines for each experiment
+    cache, # folder: training runs and images
+    jobs:int=1, # conditions at a time
+    threads:int=1, # CPU threads of each
+    *,
     known:dict=None, # see `experiments`
-    say=print, # a line per arm
-) -> list[tuple]: # (experiment, arm, what went wrong)
-    "Run the arms that are not kept yet."
-    results, begun = Path(results), time.perf_counter()
-    asked = [(e.name, a) for e, arms in planned_arms(plan, cache, known) for a in arms]
-    have = {n: {x["key"] for x in load_results(results/f"{n}.jsonl")} for n in {n for n, _ in asked}}
-    left = [(n, a) for n, a in asked if a.key not in have[n]]
-    failed = []
-    say(f"{len(asked)} arms of {len(have)} experiments, {len(asked) - len(left)} of them finished before; {min(jobs, max(1, len(left)))} at a time")
-    def ended(i, n, a, result):
+    say=print, # called with a line for each condition
+) -> list[tuple]: # (experiment, condition, traceback) of those that failed
+    "Run the conditions that are not stored yet."
+    results = Path(results)
+    planned = [(e.name, arm) for e, arms in planned_arms(plan, cache, known) for arm in arms]
+    names = {name for name, _ in planned}
+    stored = {name: {line["key"] for line in load_results(results/f"{name}.jsonl")} for name in names}
+    todo = [(name, arm) for name, arm in planned if arm.key not in stored[name]]
+    at_a_time = min(jobs, max(1, len(todo)))
+    say(f"{count_text(len(planned), 'condition')} of {count_text(len(names), 'experiment')}, "
+        f"{len(planned) - len(todo)} of them stored; {at_a_time} at a time")
+    if not todo: return []
+    progress, failed = _Progress(len(todo), say), []
+    for name, arm, result in _outcomes(todo, jobs, plan, cache, known, threads):
         try:
             records, seconds = result()
-            append_result(results/f"{n}.jsonl", a, records, seconds)
-            said = f"{seconds:.0f} s"
+            append_result(results/f"{name}.jsonl", arm, records, seconds)
+            outcome = duration_text(seconds)
         except Exception as e:
-            failed.append((n, a, "".join(traceback.format_exception(e))))
-            said = f"FAILED: {type(e).__name__}: {e}"
-        say(f"{i:4}/{len(left)} · {n} · {a.name}, seed {a.seed} · {said} · {(time.perf_counter() - begun)/60:.1f} min so far")
-    if jobs == 1:
-        for i, (n, a) in enumerate(left, 1): ended(i, n, a, lambda: _one(plan, n, a, cache, known, threads))
-    elif left:
-        pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
-        try:
-            futures = {pool.submit(_one, plan, n, a, str(cache), known, threads): (n, a) for n, a in left}
-            for i, f in enumerate(as_completed(futures), 1): ended(i, *futures[f], f.result)
-        finally: pool.shutdown(cancel_futures=True)
+            failed.append((name, arm, "".join(traceback.format_exception(e))))
+            outcome = f"FAILED: {type(e).__name__}: {e}"
+        progress.end(name, arm, outcome)
+    progress.bar.close()
     return failed
 
 # %% ../../nbs/experiments/16_runner.ipynb #becf97cd
@@ -72,50 +129,70 @@ def run_arms(
 class Section:
     "An experiment in a report."
     experiment:Experiment
-    done:list # finished arms
-    asked:int # arms that there should be
-    others:dict = field(default_factory=dict) # arms left out: reason → number
-    command:str = ""
+    done:list # finished conditions
+    asked:int # number of conditions of the plan
+    others:dict = field(default_factory=dict) # excluded conditions: reason → number
+    command:str = "" # that runs the experiment
 
-def collect_section(e:Experiment, path, keys:list, mine:str, command:str="") -> Section: # mine: hash of the checkpoint
-    "The arms of a file that were asked for, and how many others it has."
-    have = load_results(path)
-    kept = {x["key"]: x for x in have}
-    done = [kept[k] for k in keys if k in kept]
+def collect_section(
+    experiment:Experiment,
+    path, # of its JSON lines
+    keys:list, # of the conditions that belong to it
+    checkpoint:str, # hash of the checkpoint
+    command:str="",
+) -> Section:
+    "The conditions of a file that belong to a section, and how many others it has."
+    lines = load_results(path)
+    by_key = {line["key"]: line for line in lines}
     others = {}
-    for x in have:
-        if x["key"] in keys: continue
-        c = x["settings"].get("checkpoint", mine)
-        why = "other settings" if c == mine else f"checkpoint {c}"
-        others[why] = others.get(why, 0) + 1
-    return Section(e, done, len(keys), others, command)
+    for line in lines:
+        if line["key"] in keys: continue
+        theirs = line["settings"].get("checkpoint", checkpoint)
+        reason = "other settings" if theirs == checkpoint else f"checkpoint {theirs}"
+        others[reason] = others.get(reason, 0) + 1
+    done = [by_key[key] for key in keys if key in by_key]
+    return Section(experiment=experiment, done=done, asked=len(keys), others=others, command=command)
+
+# %% ../../nbs/experiments/16_runner.ipynb #d15804ec
+def _stored_section(name, results, checkpoint, known) -> Section: # of an experiment on procedural mice
+    e = experiments(Plan(str(checkpoint), only=(name,)), None, known)[0]
+    path = Path(results)/f"{e.name}.jsonl"
+    stored = {line["key"] for line in load_results(path)}
+    full, quick = ([arm.key for arm in e.arms(is_full, checkpoint)] for is_full in (True, False))
+    keys = []
+    if stored & set(quick): keys = quick
+    if stored & set(full): keys = full
+    option = "--full " if keys == full else ""
+    return collect_section(e, path, keys, checkpoint_hash(checkpoint), f"gslrm_mouse study {option}--only {name}")
+
+def _recorded_section(name, results, checkpoint, recorded) -> Section: # of an experiment on a recording
+    e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]
+    path = Path(results)/f"{e.name}.jsonl"
+    lines = load_results(path, checkpoint=checkpoint_hash(checkpoint))
+    last = lines[-1]["settings"] if lines else dict(recording=None, called="")
+    keys = [line["key"] for line in lines if line["settings"]["recording"] == last["recording"]]
+    command = f"gslrm_mouse study --recording {last['called']} --only {name}"
+    return collect_section(e, path, keys, checkpoint_hash(checkpoint), command)
 
 def stored_parts(
     results, # folder of JSON lines
-    checkpoint, # whose arms are shown
-    only=(), known:dict=None, recorded:dict=None, # see `experiments`
+    checkpoint, # whose conditions are shown
+    only=(), # names of experiments; all, and those of recordings, when empty
+    known:dict=None, # see `experiments`
+    recorded:dict=None, # the same for recordings
 ) -> list[Section]:
-    "Every experiment a folder has results of: full arms where there are any, else the quick ones; a recording's by what its lines say."
-    out, mine = [], checkpoint_hash(checkpoint)
-    known, recorded = known or EXPERIMENTS, RECORDING_EXPERIMENTS if recorded is None else recorded
-    for name in only or known:
-        e = experiments(Plan(str(checkpoint), only=(name,)), None, known)[0]
-        path = Path(results)/f"{e.name}.jsonl"
-        have = {x["key"] for x in load_results(path)}
-        keys = next((k for full in (True, False) if have & set(k := [a.key for a in e.arms(full, checkpoint)])), [])
-        full = keys == [a.key for a in e.arms(True, checkpoint)]
-        out.append(collect_section(e, path, keys, mine, f"gslrm_mouse study {'--full '*full}--only {name}"))
-    for name in recorded if not only else ():
-        e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]
-        path = Path(results)/f"{e.name}.jsonl"
-        same = load_results(path, checkpoint=mine)
-        film = same[-1]["settings"]["recording"] if same else None
-        out.append(collect_section(e, path, [x["key"] for x in same if x["settings"]["recording"] == film], mine, f"gslrm_mouse study --recording {same[-1]['settings']['called'] if same else ''} --only {name}"))
-    return out
+    "A section for every experiment, with what a folder has of it."
+    known = known or EXPERIMENTS
+    recorded = RECORDING_EXPERIMENTS if recorded is None else recorded
+    sections = [_stored_section(name, results, checkpoint, known) for name in only or known]
+    if only: return sections
+    return sections + [_recorded_section(name, results, checkpoint, recorded) for name in recorded]
 
 # %% ../../nbs/experiments/16_runner.ipynb #9121e8b8
 def own_folder(out) -> Path:
-    "The folder of a study, new or an earlier one's; FileExistsError for a folder of something else."
+    "The folder of a new or an earlier study; FileExistsError for a folder with other contents."
     out = Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir()) and not (out/"study.json").is_file()): raise FileExistsError(f"{out} exists and is no study's (study.json was looked for); choose another folder")
-    return out
+    if not out.exists(): return out
+    is_free = out.is_dir() and (not any(out.iterdir()) or (out/"study.json").is_file())
+    if is_free: return out
+    raise FileExistsError(f"{out} exists and is no study's (study.json was looked for); choose another folder")

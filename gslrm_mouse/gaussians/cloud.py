@@ -4,7 +4,6 @@
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #6e23ce80
 from __future__ import annotations
-import math
 from dataclasses import dataclass, replace
 import torch
 from fastcore.basics import patch
@@ -31,17 +30,18 @@ class Gaussians:
 # %% ../../nbs/gaussians/00_cloud.ipynb #9e9a0003
 @patch
 def __repr__(self:Gaussians) -> str:
-    "Count and harmonics degree in one line."
-    batch = " × ".join(map(str, self.means.shape[:-1]))
-    return f"Gaussians({batch}, SH degree {math.isqrt(self.sh.shape[-2]) - 1}, {self.means.device})"
+    "Count and SH degree in one line."
+    shape = " × ".join(map(str, self.means.shape[:-1]))
+    return f"Gaussians({shape}, SH degree {self.sh_degree}, {self.means.device})"
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #72914cef
-_tensors = ("means", "quats", "scales", "opacities", "sh")
-
 @patch
 def map(self:Gaussians, f) -> Gaussians:
     "`f` applied to each tensor."
-    return replace(self, **{k: f(getattr(self, k)) for k in _tensors})
+    return Gaussians(
+        means=f(self.means), quats=f(self.quats), scales=f(self.scales), opacities=f(self.opacities), sh=f(self.sh),
+        unit=self.unit,
+    )
 
 @patch
 def __len__(self:Gaussians): return self.means.shape[-2]
@@ -58,7 +58,7 @@ def scene(self:Gaussians, i:int) -> Gaussians:
 
 @patch
 def select(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
-    "Those Gaussians of an unbatched cloud for which `mask` holds."
+    "Those of unbatched Gaussians for which `mask` holds."
     return self.map(lambda x: x[mask])
 
 @patch(as_prop=True)
@@ -86,12 +86,29 @@ def sh_basis(
     "Real spherical harmonics in INRIA's order and sign."
     if not 0 <= degree <= 3: raise ValueError(f"spherical harmonics go from degree 0 to 3, got {degree}")
     x, y, z = dirs.unbind(-1)
-    b = [torch.full_like(x, C0)]
-    if degree > 0: b += [-.4886025119029199*y, .4886025119029199*z, -.4886025119029199*x]
-    if degree > 1: b += [1.0925484305920792*x*y, -1.0925484305920792*y*z, .31539156525252005*(2*z*z - x*x - y*y), -1.0925484305920792*x*z, .5462742152960396*(x*x - y*y)]
-    if degree > 2: b += [-.5900435899266435*y*(3*x*x - y*y), 2.890611442640554*x*y*z, -.4570457994644658*y*(4*z*z - x*x - y*y), .3731763325901154*z*(2*z*z - 3*x*x - 3*y*y),
-                         -.4570457994644658*x*(4*z*z - x*x - y*y), 1.445305721320277*z*(x*x - y*y), -.5900435899266435*x*(x*x - 3*y*y)]
-    return torch.stack(b, -1)
+    basis = [torch.full_like(x, C0)]
+    if degree > 0: basis += [
+        -.4886025119029199*y,
+        .4886025119029199*z,
+        -.4886025119029199*x,
+    ]
+    if degree > 1: basis += [
+        1.0925484305920792*x*y,
+        -1.0925484305920792*y*z,
+        .31539156525252005*(2*z*z - x*x - y*y),
+        -1.0925484305920792*x*z,
+        .5462742152960396*(x*x - y*y),
+    ]
+    if degree > 2: basis += [
+        -.5900435899266435*y*(3*x*x - y*y),
+        2.890611442640554*x*y*z,
+        -.4570457994644658*y*(4*z*z - x*x - y*y),
+        .3731763325901154*z*(2*z*z - 3*x*x - 3*y*y),
+        -.4570457994644658*x*(4*z*z - x*x - y*y),
+        1.445305721320277*z*(x*x - y*y),
+        -.5900435899266435*x*(x*x - 3*y*y),
+    ]
+    return torch.stack(basis, -1)
 
 def rotate_sh(
     sh:Tensor, # (..., K, 3) coefficients
@@ -101,14 +118,20 @@ def rotate_sh(
     K = sh.shape[-2]
     degree = round(K**.5) - 1
     if degree == 0: return sh
-    d = torch.nn.functional.normalize(torch.randn(8*K, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64), dim=-1)
-    D = torch.linalg.lstsq(sh_basis(d @ Q.double().cpu().T, degree), sh_basis(d, degree)).solution
+    rng = torch.Generator().manual_seed(0)
+    dirs = torch.nn.functional.normalize(torch.randn(8*K, 3, generator=rng, dtype=torch.float64), dim=-1)
+    rotated_dirs = dirs @ Q.double().cpu().T
+    D = torch.linalg.lstsq(sh_basis(rotated_dirs, degree), sh_basis(dirs, degree)).solution
     return D.to(sh) @ sh
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #fa1a06ad
 @patch
 def transform(self:Gaussians, sim:Similarity) -> Gaussians:
-    "The cloud in the target world of `sim`."
-    if sim.source != self.unit: raise ValueError(f"a similarity from {sim.source!r} was given Gaussians in {self.unit!r}")
-    q = matrix_to_quat(sim.Q).to(self.quats)
-    return replace(self, means=sim(self.means), quats=quaternion_product(q, self.quats), scales=self.scales*sim.scale, sh=rotate_sh(self.sh, sim.Q), unit=sim.target)
+    "These Gaussians in the target world of `sim`."
+    if sim.source != self.unit:
+        raise ValueError(f"a similarity from {sim.source!r} was given Gaussians in {self.unit!r}")
+    rotation = matrix_to_quat(sim.Q).to(self.quats)
+    return replace(
+        self, means=sim(self.means), quats=quaternion_product(rotation, self.quats), scales=self.scales*sim.scale,
+        sh=rotate_sh(self.sh, sim.Q), unit=sim.target,
+    )

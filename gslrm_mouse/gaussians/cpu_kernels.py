@@ -14,73 +14,145 @@ from torch import Tensor
 from ..threads import current_threads, run_jobs
 
 # %% auto #0
-__all__ = ['TILE', 'ALPHA_MIN', 'T_MIN', 'SIGMA_MAX', 'MEAN2D_MAX', 'RasterSettings', 'rasterize']
+__all__ = ['TILE', 'ALPHA_MIN', 'T_MIN', 'RasterSettings', 'rasterize']
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #178c1ac3
 TILE = 8 # pixels along the side of a tile
 ALPHA_MIN = np.float32(1/255) # a pixel skips a Gaussian that covers less of it
 T_MIN = np.float32(1e-4) # a pixel is finished before its transmittance falls to this
-SIGMA_MAX = np.float32(6) # exp(-6) < 1/255: nothing opaque enough lies beyond
-MEAN2D_MAX = 1e9 # pixels; a mean farther out has no float32 digits left
+_SIGMA_MAX = np.float32(6) # exp(-6) < 1/255: nothing opaque enough lies beyond
+_MEAN2D_MAX = 1e9 # pixels; a mean farther out has no float32 digits left
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #27128198
-_jit = dict(nogil=True, cache='__file__' in globals())
-_fast = dict(fastmath={'contract', 'reassoc', 'nsz', 'arcp'}, error_model='numpy', **_jit)
-_exact = dict(error_model='numpy', **_jit)
+_jit = dict(nogil=True, cache="__file__" in globals())
+_fast = dict(fastmath={"contract", "reassoc", "nsz", "arcp"}, error_model="numpy", **_jit)
+_exact = dict(error_model="numpy", **_jit)
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #c98a09b3
-_zero, _one, _half, _quarter, _mid = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.25), np.float32(0.75)
-_E0, _E1, _E2, _E3, _E4, _E5, _E6, _E7 = [np.float32(c) for c in (0.4723665416240692, 0.472366601228714, 0.23618373274803162, 0.07872702926397324,
+_zero, _one, _half, _quarter = np.float32(0), np.float32(1), np.float32(0.5), np.float32(0.25)
+_middle = np.float32(0.75) # of sigma/4
+_E0, _E1, _E2, _E3, _E4, _E5, _E6, _E7 = [np.float32(c) for c in (
+    0.4723665416240692, 0.472366601228714, 0.23618373274803162, 0.07872702926397324,
     0.019677596166729927, 0.003938715439289808, 0.0006689505535177886, 9.226930706063285e-05)]
 
 def _exp_neg(x): return np.exp(-x)
 
 @overload(_exp_neg)
-def _typed(x):
-    if x != types.float32: return lambda x: math.exp(-x)
-    def poly(x):
-        y = _mid - min(x, SIGMA_MAX)*_quarter
+def _exp_neg_compiled(x):
+    def exact(x): return math.exp(-x)
+    def polynomial(x):
+        y = _middle - min(x, _SIGMA_MAX)*_quarter
         p = _E0 + y*(_E1 + y*(_E2 + y*(_E3 + y*(_E4 + y*(_E5 + y*(_E6 + y*_E7))))))
         p = p*p
         return p*p
-    return poly
+    return polynomial if x == types.float32 else exact
 
-# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #39d9aea3
-@njit(**_exact)
-def _ellipse(x, y, z, # camera coordinates of the mean
-             S00, S01, S02, S11, S12, S22, # world covariance
-             cam): # (20,) a row of `_camera_rows`
-    "Clamped x and y, the 2×3 `J R` and the 2D covariance, before blur."
-    fx, fy = cam[12], cam[13]
-    tx, ty = z*min(cam[17], max(-cam[16], x/z)), z*min(cam[19], max(-cam[18], y/z))
-    a, b, c, d = fx/z, -fx*tx/(z*z), fy/z, -fy*ty/(z*z)
-    q00, q01, q02 = a*cam[0] + b*cam[6], a*cam[1] + b*cam[7], a*cam[2] + b*cam[8]
-    q10, q11, q12 = c*cam[3] + d*cam[6], c*cam[4] + d*cam[7], c*cam[5] + d*cam[8]
-    u0, u1, u2 = S00*q00 + S01*q01 + S02*q02, S01*q00 + S11*q01 + S12*q02, S02*q00 + S12*q01 + S22*q02
-    v0, v1, v2 = S00*q10 + S01*q11 + S02*q12, S01*q10 + S11*q11 + S12*q12, S02*q10 + S12*q11 + S22*q12
-    cxx, cxy, cyy = q00*u0 + q01*u1 + q02*u2, q10*u0 + q11*u1 + q12*u2, q10*v0 + q11*v1 + q12*v2
-    return tx, ty, q00, q01, q02, q10, q11, q12, u0, u1, u2, v0, v1, v2, cxx, cxy, cyy
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #12c438ea
+class _Camera(NamedTuple):
+    "A camera as the kernels read it."
+    r0:tuple # first row of the rotation
+    r1:tuple # second row
+    r2:tuple # third row
+    t:tuple # translation
+    fx:float # pixels
+    fy:float # pixels
+    cx:float # pixels
+    cy:float # pixels
+    left:float # x/z is clamped to -left … right in the Jacobian
+    right:float
+    top:float # y/z is clamped to -top … bottom in the Jacobian
+    bottom:float
+
+def _camera_rows(viewmats, Ks, width, height):
+    "(I, 20) float64: the fields of `_Camera` in their order, one row per camera."
+    V, K = viewmats.detach().double().reshape(-1, 4, 4), Ks.detach().double().reshape(-1, 3, 3)
+    fx, fy, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]
+    margin_x, margin_y = 0.15*width/fx, 0.15*height/fy
+    left, right = cx/fx + margin_x, (width - cx)/fx + margin_x
+    top, bottom = cy/fy + margin_y, (height - cy)/fy + margin_y
+    intrinsics = torch.stack([fx, fy, cx, cy, left, right, top, bottom], 1)
+    return torch.cat([V[:, :3, :3].reshape(-1, 9), V[:, :3, 3], intrinsics], 1).numpy()
+
+@njit(forceinline=True, **_exact)
+def _camera(row):
+    return _Camera(
+        (row[0], row[1], row[2]), (row[3], row[4], row[5]), (row[6], row[7], row[8]), (row[9], row[10], row[11]),
+        row[12], row[13], row[14], row[15], row[16], row[17], row[18], row[19])
+
+@njit(forceinline=True, **_exact)
+def _to_camera(mean, cam):
+    "A world point in camera axes."
+    x = cam.r0[0]*mean[0] + cam.r0[1]*mean[1] + cam.r0[2]*mean[2] + cam.t[0]
+    y = cam.r1[0]*mean[0] + cam.r1[1]*mean[1] + cam.r1[2]*mean[2] + cam.t[1]
+    z = cam.r2[0]*mean[0] + cam.r2[1]*mean[1] + cam.r2[2]*mean[2] + cam.t[2]
+    return x, y, z
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #2ed79c57
+@njit(forceinline=True, **_exact)
+def _dot(a, b): return a[0]*b[0] + a[1]*b[1] + a[2]*b[2]
+
+@njit(forceinline=True, **_exact)
+def _combine(a, u, b, v):
+    "The vector `a u + b v`."
+    return a*u[0] + b*v[0], a*u[1] + b*v[1], a*u[2] + b*v[2]
+
+@njit(**_exact)
+def _scaled_dot(a, b, s): return a[0]*b[0]*s[0] + a[1]*b[1]*s[1] + a[2]*b[2]*s[2]
+
+@njit(forceinline=True, **_exact)
+def _symmetric_times(S, v):
+    "`S v`, where `S` is a symmetric matrix given by its entries 00, 01, 02, 11, 12, 22."
+    return (S[0]*v[0] + S[1]*v[1] + S[2]*v[2],
+            S[1]*v[0] + S[3]*v[1] + S[4]*v[2],
+            S[2]*v[0] + S[4]*v[1] + S[5]*v[2])
+
 @njit(**_exact)
 def _rotation(w, x, y, z):
-    "The nine entries of the rotation matrix of a unit quaternion, row by row."
-    return (1 - 2*(y*y + z*z), 2*(x*y - w*z), 2*(x*z + w*y),
-            2*(x*y + w*z), 1 - 2*(x*x + z*z), 2*(y*z - w*x),
-            2*(x*z - w*y), 2*(y*z + w*x), 1 - 2*(x*x + y*y))
+    "The three rows of the rotation matrix of a unit quaternion."
+    return ((1 - 2*(y*y + z*z), 2*(x*y - w*z), 2*(x*z + w*y)),
+            (2*(x*y + w*z), 1 - 2*(x*x + z*z), 2*(y*z - w*x)),
+            (2*(x*z - w*y), 2*(y*z + w*x), 1 - 2*(x*x + y*y)))
 
 @njit(**_exact)
 def _covariance(quat, scale):
-    "Six entries of `R S Sᵀ Rᵀ`, the rotation, and the normalized quaternion with its length."
+    "Six entries of `R S Sᵀ Rᵀ`, the rows of R, and the normalized quaternion with its length."
     w, x, y, z = float(quat[0]), float(quat[1]), float(quat[2]), float(quat[3])
-    n = max(math.sqrt(w*w + x*x + y*y + z*z), 1e-12)
-    w, x, y, z = w/n, x/n, y/n, z/n
-    r = _rotation(w, x, y, z)
-    s0, s1, s2 = float(scale[0])**2, float(scale[1])**2, float(scale[2])**2
-    S = (r[0]*r[0]*s0 + r[1]*r[1]*s1 + r[2]*r[2]*s2, r[0]*r[3]*s0 + r[1]*r[4]*s1 + r[2]*r[5]*s2,
-         r[0]*r[6]*s0 + r[1]*r[7]*s1 + r[2]*r[8]*s2, r[3]*r[3]*s0 + r[4]*r[4]*s1 + r[5]*r[5]*s2,
-         r[3]*r[6]*s0 + r[4]*r[7]*s1 + r[5]*r[8]*s2, r[6]*r[6]*s0 + r[7]*r[7]*s1 + r[8]*r[8]*s2)
-    return S, r, (w, x, y, z), n
+    norm = max(math.sqrt(w*w + x*x + y*y + z*z), 1e-12)
+    w, x, y, z = w/norm, x/norm, y/norm, z/norm
+    R = _rotation(w, x, y, z)
+    variances = float(scale[0])**2, float(scale[1])**2, float(scale[2])**2
+    S = (_scaled_dot(R[0], R[0], variances), _scaled_dot(R[0], R[1], variances), _scaled_dot(R[0], R[2], variances),
+         _scaled_dot(R[1], R[1], variances), _scaled_dot(R[1], R[2], variances), _scaled_dot(R[2], R[2], variances))
+    return S, R, (w, x, y, z), norm
+
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #39d9aea3
+class _Footprint(NamedTuple):
+    "The 2D covariance of a Gaussian before blur, and the steps to it."
+    tx:float # clamped x at which the Jacobian is taken
+    ty:float # clamped y
+    q0:tuple # first row of Q = J R
+    q1:tuple # second row
+    u0:tuple # first row of Q S, S the world covariance
+    u1:tuple # second row
+    xx:float # entries of Q S Qᵀ, square pixels
+    xy:float
+    yy:float
+
+@njit(forceinline=True, **_exact)
+def _footprint(x, y, z, S, cam): # `S`: six entries of the world covariance
+    tx = z*min(cam.right, max(-cam.left, x/z))
+    ty = z*min(cam.bottom, max(-cam.top, y/z))
+    q0 = _combine(cam.fx/z, cam.r0, -cam.fx*tx/(z*z), cam.r2)
+    q1 = _combine(cam.fy/z, cam.r1, -cam.fy*ty/(z*z), cam.r2)
+    u0, u1 = _symmetric_times(S, q0), _symmetric_times(S, q1)
+    return _Footprint(tx, ty, q0, q1, u0, u1, _dot(q0, u0), _dot(q1, u0), _dot(q1, u1))
+
+@njit(forceinline=True, **_exact)
+def _factor(cxx, cxy, cyy): # blurred 2D covariance, square pixels
+    "Entries xx, xy, yy of the Cholesky factor of its inverse."
+    det = cxx*cyy - cxy*cxy
+    a = math.sqrt(cyy/det)
+    return a, -cxy/(det*a), 1/math.sqrt(cyy)
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #8bb99da5
 @njit(**_exact)
@@ -91,259 +163,467 @@ def _finite(a):
     return ok
 
 @njit(**_exact)
-def _span(m, e, size):
-    "First and one-past-last pixel whose centre lies within `e` of `m`."
-    return int(max(0., math.ceil(m - e - 0.5))), int(min(float(size), math.floor(m + e - 0.5) + 1))
+def _span(center, extent, size):
+    "First and one-past-last pixel whose centre lies within `extent` of `center`."
+    first, last = math.ceil(center - extent - 0.5), math.floor(center + extent - 0.5)
+    return int(max(0., first)), int(min(float(size), last + 1))
+
+@njit(**_exact)
+def _write_tile_box(record, width, height, box):
+    "Tiles x0, x1, y0, y1 that a Gaussian reaches; `box` stays as it is where no pixel is reached."
+    x0, x1 = _span(record[0], record[6], width)
+    y0, y1 = _span(record[1], record[7], height)
+    if x0 < x1 and y0 < y1:
+        box[0], box[1] = x0//TILE, (x1 - 1)//TILE + 1
+        box[2], box[3] = y0//TILE, (y1 - 1)//TILE + 1
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #01af2f24
+class _Projection(NamedTuple):
+    "The numbers of `RasterSettings` that the projection reads."
+    width:int
+    height:int
+    near:float
+    far:float
+    radius_clip:float
+    eps2d:float
+    antialiased:bool
+    depth:bool
+
+@njit(forceinline=True, **_exact)
+def _write_record(mean, S, opacity, cam, st, record):
+    "Mean, factor, opacity and half-extents; returns depth and radii, all zero for a Gaussian that is not drawn."
+    x, y, z = _to_camera(mean, cam)
+    if not (z >= st.near and z <= st.far and z > 0): return 0., 0., 0.
+    f = _footprint(x, y, z, S, cam)
+    cxx, cxy, cyy = f.xx + st.eps2d, f.xy, f.yy + st.eps2d
+    det = cxx*cyy - cxy*cxy
+    if not (det > 0 and det < math.inf and cyy > 0): return 0., 0., 0.
+    mx, my = cam.fx*x/z + cam.cx, cam.fy*y/z + cam.cy
+    if not (abs(mx) < _MEAN2D_MAX and abs(my) < _MEAN2D_MAX): return 0., 0., 0.
+
+    if st.antialiased: opacity *= math.sqrt(max(0., (f.xx*f.yy - f.xy*f.xy)/det))
+    if not opacity >= ALPHA_MIN: return 0., 0., 0.
+    deviations = min(3.33, math.sqrt(2*math.log(opacity/ALPHA_MIN)))
+    extent_x, extent_y = deviations*math.sqrt(cxx), deviations*math.sqrt(cyy)
+    rx, ry = math.ceil(extent_x), math.ceil(extent_y)
+    if rx <= st.radius_clip and ry <= st.radius_clip: return 0., 0., 0.
+    if not (mx + rx > 0 and mx - rx < st.width and my + ry > 0 and my - ry < st.height): return 0., 0., 0.
+
+    record[0], record[1] = mx, my
+    record[2], record[3], record[4] = _factor(cxx, cxy, cyy)
+    record[5] = opacity
+    record[6], record[7] = extent_x*1.0001 + 0.01, extent_y*1.0001 + 0.01
+    return z, float(rx), float(ry)
+
 @njit(**_exact)
-def _project(means, quats, scales, opacities, colors, cams, width, height, near, far, radius_clip, eps2d, antialiased, depth_channel,
-             begin, end, rec, depths, radii, boxes):
+def _project(
+    means, # (N, 3)
+    quats, # (N, 4)
+    scales, # (N, 3)
+    opacities, # (N,)
+    colors, # (1 or C, N, D)
+    cams, # (C, 20) rows of `_camera_rows`
+    st, # a `_Projection`
+    begin, end, # Gaussians of this job
+    records, # (C, N, columns), written
+    depths, # (C, N), written
+    radii, # (C, N, 2), written
+    boxes, # (C, N, 4) tiles x0, x1, y0, y1, written
+):
     "Write a record, a depth, radii and a box of tiles for every Gaussian in `begin:end` and every camera."
-    C, D = cams.shape[0], colors.shape[2]
+    D = colors.shape[2]
     for n in range(begin, end):
-        o = float(opacities[n])
-        drawn = o >= ALPHA_MIN and math.isfinite(o) and _finite(means[n]) and _finite(quats[n]) and _finite(scales[n])
-        S, r, q, _ = _covariance(quats[n], scales[n])
-        for c in range(C):
-            if drawn and (c == 0 or colors.shape[0] > 1): seen = _finite(colors[c, n])
-            elif not drawn: seen = False
-            out, cam = rec[c, n], cams[c]
-            out[:] = 0
+        opacity = float(opacities[n])
+        valid = opacity >= ALPHA_MIN and math.isfinite(opacity)
+        valid = valid and _finite(means[n]) and _finite(quats[n]) and _finite(scales[n])
+        S, _, _, _ = _covariance(quats[n], scales[n])
+        for c in range(cams.shape[0]):
+            record = records[c, n]
+            record[:] = 0
             depths[c, n] = 0
             radii[c, n, :] = 0
             boxes[c, n, :] = 0
-            if not seen: continue
-            x = cam[0]*means[n, 0] + cam[1]*means[n, 1] + cam[2]*means[n, 2] + cam[9]
-            y = cam[3]*means[n, 0] + cam[4]*means[n, 1] + cam[5]*means[n, 2] + cam[10]
-            z = cam[6]*means[n, 0] + cam[7]*means[n, 1] + cam[8]*means[n, 2] + cam[11]
-            if not (z >= near and z <= far and z > 0): continue
-            e = _ellipse(x, y, z, S[0], S[1], S[2], S[3], S[4], S[5], cam)
-            cxx, cxy, cyy = e[14] + eps2d, e[15], e[16] + eps2d
-            det = cxx*cyy - cxy*cxy
-            if not (det > 0 and det < math.inf and cyy > 0): continue
-            mx, my = cam[12]*x/z + cam[14], cam[13]*y/z + cam[15]
-            if not (abs(mx) < MEAN2D_MAX and abs(my) < MEAN2D_MAX): continue
-            a = o
-            if antialiased: a *= math.sqrt(max(0., (e[14]*e[16] - e[15]*e[15])/det))
-            if not a >= ALPHA_MIN: continue
-            k = min(3.33, math.sqrt(2*math.log(a/ALPHA_MIN)))
-            ex, ey = k*math.sqrt(cxx), k*math.sqrt(cyy)
-            rx, ry = math.ceil(ex), math.ceil(ey)
-            if rx <= radius_clip and ry <= radius_clip: continue
-            if not (mx + rx > 0 and mx - rx < width and my + ry > 0 and my - ry < height): continue
-            a0 = math.sqrt(cyy/det)
-            out[0], out[1], out[2], out[3], out[4], out[5] = mx, my, a0, -cxy/(det*a0), 1/math.sqrt(cyy), a
-            out[6], out[7] = ex*1.0001 + 0.01, ey*1.0001 + 0.01
-            cc = c if colors.shape[0] > 1 else 0
-            for d in range(D): out[8 + d] = colors[cc, n, d]
-            if depth_channel: out[8 + D] = z
+            color = colors[c if colors.shape[0] > 1 else 0, n]
+            if not (valid and _finite(color)): continue
+            z, rx, ry = _write_record(means[n], S, opacity, _camera(cams[c]), st, record)
+            if z == 0: continue
+            for d in range(D): record[8 + d] = color[d]
+            if st.depth: record[8 + D] = z
             depths[c, n] = z
             radii[c, n, 0], radii[c, n, 1] = int(min(rx, 2.**30)), int(min(ry, 2.**30))
-            x0, x1 = _span(out[0], out[6], width)
-            y0, y1 = _span(out[1], out[7], height)
-            if x0 < x1 and y0 < y1:
-                boxes[c, n, 0], boxes[c, n, 1] = x0//TILE, (x1 - 1)//TILE + 1
-                boxes[c, n, 2], boxes[c, n, 3] = y0//TILE, (y1 - 1)//TILE + 1
+            _write_tile_box(record, st.width, st.height, boxes[c, n])
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #429702c7
 @njit(**_exact)
 def _sorted_by_depth(keys, ids):
     "Stable radix sort of `ids` by the unsigned `keys`, eleven bits at a time."
-    n, count = ids.shape[0], np.empty(2048, np.int64)
-    keys2, ids2 = np.empty_like(keys), np.empty_like(ids)
+    count = np.empty(2048, np.int64)
+    next_keys, next_ids = np.empty_like(keys), np.empty_like(ids)
     for shift in (np.uint32(0), np.uint32(11), np.uint32(22)):
         count[:] = 0
-        for i in range(n): count[(keys[i] >> shift) & np.uint32(2047)] += 1
+        for i in range(len(ids)): count[(keys[i] >> shift) & np.uint32(2047)] += 1
         total = 0
-        for b in range(2048):
-            total += count[b]
-            count[b] = total - count[b]
-        for i in range(n):
-            b = (keys[i] >> shift) & np.uint32(2047)
-            j = count[b]
-            count[b] = j + 1
-            keys2[j], ids2[j] = keys[i], ids[i]
-        keys, keys2, ids, ids2 = keys2, keys, ids2, ids
+        for digit in range(2048): # from counts to the first position of each digit
+            total += count[digit]
+            count[digit] = total - count[digit]
+        for i in range(len(ids)):
+            digit = (keys[i] >> shift) & np.uint32(2047)
+            position = count[digit]
+            count[digit] = position + 1
+            next_keys[position], next_ids[position] = keys[i], ids[i]
+        keys, next_keys, ids, next_ids = next_keys, keys, next_ids, ids
     return ids
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #df045d7d
 @njit(**_exact)
-def _bin(keys, # (N,) depth bits, uint32
-         boxes, # (N, 4) tiles x0, x1, y0, y1
-         tiles_x, tiles_y):
-    "Per tile, the Gaussians which reach it from near to far, and for each such pair its slot in the gradient table."
-    N = keys.shape[0]
-    first, seen, total = np.empty(N + 1, np.int32), 0, 0
+def _first_slots(boxes):
+    "(N + 1,) first slot of each Gaussian in the gradient table, the number of slots, the number of Gaussians with any."
+    N = boxes.shape[0]
+    first, total, visible = np.empty(N + 1, np.int32), 0, 0
     first[0] = 0
     for n in range(N):
-        k = (boxes[n, 1] - boxes[n, 0])*(boxes[n, 3] - boxes[n, 2])
-        total += k
+        tiles = (boxes[n, 1] - boxes[n, 0])*(boxes[n, 3] - boxes[n, 2])
+        total += tiles
         first[n + 1] = total
-        seen += k > 0
-    if total >= 2**31: return np.empty(0, np.int64), np.empty((0, 2), np.int32), first
-    k, ids, sub = 0, np.empty(seen, np.int32), np.empty(seen, np.uint32)
-    for n in range(N):
+        visible += tiles > 0
+    return first, total, visible
+
+@njit(**_exact)
+def _visible_by_depth(keys, first, visible):
+    "(visible,) Gaussians that reach a tile, nearest first."
+    k, ids, visible_keys = 0, np.empty(visible, np.int32), np.empty(visible, np.uint32)
+    for n in range(len(keys)):
         if first[n + 1] > first[n]:
-            ids[k], sub[k] = n, keys[n]
+            ids[k], visible_keys[k] = n, keys[n]
             k += 1
-    ids = _sorted_by_depth(sub, ids)
+    return _sorted_by_depth(visible_keys, ids)
+
+@njit(**_exact)
+def _tile_starts(ids, boxes, tiles_x, tiles_y):
+    "(tiles + 1,) where the list of each tile begins."
     start = np.zeros(tiles_x*tiles_y + 1, np.int64)
-    for i in range(seen):
-        x0, x1, y0, y1 = boxes[ids[i]]
+    for n in ids:
+        x0, x1, y0, y1 = boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3]
         for ty in range(y0, y1):
             for tx in range(x0, x1): start[ty*tiles_x + tx + 1] += 1
-    for t in range(tiles_x*tiles_y): start[t + 1] += start[t]
-    cursor = start[:-1].copy()
-    pairs = np.empty((total, 2), np.int32)
-    for i in range(seen):
-        n = ids[i]
-        x0, x1, y0, y1 = boxes[n]
+    for tile in range(tiles_x*tiles_y): start[tile + 1] += start[tile]
+    return start
+
+@njit(**_exact)
+def _bin(
+    keys, # (N,) bits of the depth, uint32
+    boxes, # (N, 4) tiles x0, x1, y0, y1
+    tiles_x, tiles_y, # tiles in the image
+):
+    "Start of each tile's list, the lists as pairs (Gaussian, slot in the gradient table), first slot of each Gaussian."
+    first, total, visible = _first_slots(boxes)
+    if total >= 2**31: return np.empty(0, np.int64), np.empty((0, 2), np.int32), first
+    ids = _visible_by_depth(keys, first, visible)
+    start = _tile_starts(ids, boxes, tiles_x, tiles_y)
+    cursor, pairs = start[:-1].copy(), np.empty((total, 2), np.int32)
+    for n in ids:
+        x0, x1, y0, y1 = boxes[n, 0], boxes[n, 1], boxes[n, 2], boxes[n, 3]
         slot = first[n]
         for ty in range(y0, y1):
             for tx in range(x0, x1):
-                j = cursor[ty*tiles_x + tx]
-                cursor[ty*tiles_x + tx] = j + 1
-                pairs[j, 0], pairs[j, 1] = n, slot
+                position = cursor[ty*tiles_x + tx]
+                cursor[ty*tiles_x + tx] = position + 1
+                pairs[position, 0], pairs[position, 1] = n, slot
                 slot += 1
     return start, pairs, first
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #9f53430d
-_A = TILE*TILE # pixels of a tile: the length of a row of the scratch array
-_N, _PX, _PY, _T, _LAST, _W, _S, _M, _GX, _C = [np.uint64(i*_A) for i in (1, 0, 1, 2, 3, 4, 5, 6, 7, 8)]
+_PIXELS = TILE*TILE # pixels of a tile: the length of a row of the scratch array
 _BATCH = 32 # records fetched at a time
+_ROW = np.uint64(_PIXELS)
+# Where the rows of the scratch array begin: pixel centres, transmittance, last contributor, weight of the present
+# Gaussian, what is blended behind it, its gradient from channels after the third; then one row per channel.
+_X, _Y, _T, _LAST, _WEIGHT, _BEHIND, _REST, _C = [np.uint64(i*_PIXELS) for i in range(8)]
+_FIXED_ROWS = 7 # before the channels
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #6c7c6f80
 @njit(**_exact)
 def _rows(my, ey, y0, y1):
-    "First pixel in the tile and number of pixels, whole rows, which `my ± ey` reaches between the rows `y0:y1`."
-    a, b = max(y0, int(math.ceil(my - ey - _half))), min(y1, int(math.floor(my + ey - _half)) + 1)
-    return np.uint64((a - y0)*TILE), np.uint64(max(b - a, 0)*TILE)
+    "First pixel in the tile and number of pixels, in whole rows, which `my ± ey` reaches between the rows `y0:y1`."
+    first = max(y0, int(math.ceil(my - ey - _half)))
+    end = min(y1, int(math.floor(my + ey - _half)) + 1)
+    return np.uint64((first - y0)*TILE), np.uint64(max(end - first, 0)*TILE)
+
+@njit(**_exact)
+def _tile_bounds(tile, tiles_x, width, height):
+    "Pixels x0, x1, y0, y1 of a tile."
+    x0, y0 = tile % tiles_x*TILE, tile//tiles_x*TILE
+    return x0, min(x0 + TILE, width), y0, min(y0 + TILE, height)
+
+@njit(**_exact)
+def _pixel(x, y): # in the tile
+    return np.uint64(y*TILE + x)
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #c6b23e4f
 @njit(**_fast)
-def _blend(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, height, image, trans, last):
-    "Blend the tiles `t0:t1` of one image, front to back; keep the final transmittance and the last contributor of each pixel."
+def _begin_tile(s, x0, x1, y0):
+    "Pixel centres, a transmittance of one, no contributor; pixels right of the image count as finished."
+    s[:] = 0
+    for y in range(TILE):
+        for x in range(TILE):
+            p = _pixel(x, y)
+            s[_X + p], s[_Y + p] = x0 + x + _half, y0 + y + _half
+            s[_T + p] = _one if x0 + x < x1 else -_one
+            s[_LAST + p] = -_one
+
+@njit(**_fast)
+def _unfinished(s, pixels):
+    "How many of the first `pixels` pixels of a tile still have a positive transmittance."
+    count = 0
+    for p in range(np.uint64(pixels)): count += s[_T + p] > _zero
+    return count
+
+@njit(forceinline=True, **_fast)
+def _blend_gaussian(records, j, here, max_alpha, y0, y1, D, s):
+    "Blend the record `j`, at position `here` in its tile's list, over the rows `y0:y1`."
+    mx, my, fa, fb, fc = records[j, 0], records[j, 1], records[j, 2], records[j, 3], records[j, 4]
+    opacity, c0, c1, c2 = records[j, 5], records[j, 8], records[j, 9], records[j, 10]
+    first, pixels = _rows(my, records[j, 7], y0, y1)
+    for i in range(pixels):
+        p = first + i
+        dx, dy, T = mx - s[_X + p], my - s[_Y + p], s[_T + p]
+        e, h = fa*dx + fb*dy, fc*dy
+        sigma = _half*(e*e + h*h)
+        alpha = min(opacity*_exp_neg(sigma), max_alpha)
+        T_behind = T - alpha*T
+        counts = (sigma < _SIGMA_MAX) & (alpha >= ALPHA_MIN)
+        blended = counts & (T_behind > T_MIN)
+        weight = alpha*T if blended else _zero
+        T_unblended = -abs(T) if counts else T
+        s[_T + p] = T_behind if blended else T_unblended
+        s[_LAST + p] = here if blended else s[_LAST + p]
+        s[_WEIGHT + p] = weight
+        s[_C + p] += weight*c0
+        s[_C + _ROW + p] += weight*c1
+        s[_C + _ROW + _ROW + p] += weight*c2
+    for d in range(3, D):
+        color, row = records[j, 8 + d], _C + np.uint64(d)*_ROW
+        for i in range(pixels): s[row + first + i] += s[_WEIGHT + first + i]*color
+
+@njit(**_fast)
+def _end_tile(s, x0, x1, y0, y1, background, image, trans, last):
+    "Write a tile's pixels: colour over the background, transmittance, last contributor."
     D = image.shape[2]
-    s, buf = np.empty((8 + max(D, 3))*_A, rec.dtype), np.empty((_BATCH, rec.shape[1]), rec.dtype)
-    for tile in range(t0, t1):
-        x0, y0 = tile % tiles_x*TILE, tile//tiles_x*TILE
-        x1, y1 = min(x0 + TILE, width), min(y0 + TILE, height)
-        used = (y1 - y0)*TILE
-        s[:] = 0
-        for p in range(_A):
-            s[p], s[_A + p] = x0 + p % TILE + _half, y0 + p//TILE + _half
-            s[2*_A + p], s[3*_A + p] = (_one if x0 + p % TILE < x1 else -_one), -_one
-        pos, end, alive = start[tile], start[tile + 1], 1
-        while pos < end and alive > 0:
-            n = min(_BATCH, end - pos)
-            for j in range(n): buf[j] = rec[pairs[pos + j, 0]]
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            p = _pixel(x - x0, y - y0)
+            T = abs(s[_T + p])
+            trans[y, x], last[y, x] = T, int(s[_LAST + p])
+            for d in range(D): image[y, x, d] = s[_C + np.uint64(d)*_ROW + p] + T*background[d]
+
+@njit(**_fast)
+def _blend(
+    records, # (N, columns) of one view
+    start, # (tiles + 1,) where the list of each tile begins
+    pairs, # (P, 2) Gaussian, slot
+    background, # (D,)
+    max_alpha, # most that one Gaussian covers of a pixel
+    begin, end, # tiles of this job
+    tiles_x, # tiles along a row of the image
+    width, height, # pixels
+    image, # (H, W, D), written
+    trans, # (H, W) final transmittance, written
+    last, # (H, W) position of the last contributor in its tile's list, written
+):
+    "Blend the tiles `begin:end` of one image, front to back."
+    D = image.shape[2]
+    s = np.empty((_FIXED_ROWS + max(D, 3))*_PIXELS, records.dtype)
+    batch = np.empty((_BATCH, records.shape[1]), records.dtype)
+    for tile in range(begin, end):
+        x0, x1, y0, y1 = _tile_bounds(tile, tiles_x, width, height)
+        _begin_tile(s, x0, x1, y0)
+        position, alive = start[tile], 1
+        while position < start[tile + 1] and alive > 0:
+            n = min(_BATCH, start[tile + 1] - position)
+            for j in range(n): batch[j] = records[pairs[position + j, 0]]
             for j in range(n):
-                mx, my, fa, fb, fc, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
-                here = np.float32(pos + j - start[tile])
-                p0, k = _rows(my, buf[j, 7], y0, y1)
-                for i in range(k):
-                    p = p0 + i
-                    dx, dy, t = mx - s[_PX + p], my - s[_PY + p], s[_T + p]
-                    e, h = fa*dx + fb*dy, fc*dy
-                    q = _half*(e*e + h*h)
-                    a = min(o*_exp_neg(q), max_alpha)
-                    t2 = t - a*t
-                    ok = (q < SIGMA_MAX) & (a >= ALPHA_MIN)
-                    go = ok & (t2 > T_MIN)
-                    w = a*t if go else _zero
-                    s[_T + p] = t2 if go else (-abs(t) if ok else t)
-                    s[_LAST + p] = here if go else s[_LAST + p]
-                    s[_W + p] = w
-                    s[_C + p] += w*c0
-                    s[_C + _N + p] += w*c1
-                    s[_C + _N + _N + p] += w*c2
-                for d in range(3, D):
-                    cd, at = buf[j, 8 + d], _C + np.uint64(d)*_N
-                    for i in range(k): s[at + p0 + i] += s[_W + p0 + i]*cd
-            pos += n
-            alive = 0
-            for p in range(used): alive += s[2*_A + p] > _zero
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                p = (y - y0)*TILE + x - x0
-                t = abs(s[2*_A + p])
-                trans[y, x], last[y, x] = t, int(s[3*_A + p])
-                for d in range(D): image[y, x, d] = s[(8 + d)*_A + p] + t*background[d]
+                here = np.float32(position + j - start[tile])
+                _blend_gaussian(batch, j, here, max_alpha, y0, y1, D, s)
+            position += n
+            alive = _unfinished(s, (y1 - y0)*TILE)
+        _end_tile(s, x0, x1, y0, y1, background, image, trans, last)
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #14cb6cce
 @njit(**_fast)
-def _blend_backward(rec, start, pairs, background, max_alpha, t0, t1, tiles_x, width, height, g_image, g_alpha, trans, last, table):
-    "Walk the tiles `t0:t1` back to front and write one row of gradients per pair: mean2d, second moments, opacity, channels."
+def _begin_tile_backward(s, x0, x1, y0, y1, background, g_image, g_alpha, trans, last):
+    "Fill the scratch array with a tile's final state and gradients; returns the last position that contributed."
+    D, stop = g_image.shape[2], -1
+    s[:] = 0
+    for y in range(TILE):
+        for x in range(TILE):
+            p = _pixel(x, y)
+            s[_X + p], s[_Y + p], s[_LAST + p] = x0 + x + _half, y0 + y + _half, -_one
+    for y in range(y0, y1):
+        for x in range(x0, x1):
+            p, T, S = _pixel(x - x0, y - y0), trans[y, x], -g_alpha[y, x]
+            stop = max(stop, last[y, x])
+            for d in range(D):
+                s[(_FIXED_ROWS + d)*_PIXELS + (y - y0)*TILE + x - x0] = g_image[y, x, d]
+                S += background[d]*g_image[y, x, d]
+            s[_T + p], s[_LAST + p], s[_BEHIND + p] = T, last[y, x], S*T
+    return stop
+
+@njit(forceinline=True, **_fast)
+def _sum_other_channels(records, j, first, pixels, D, s):
+    "Product of colour and image gradient over the channels after the third."
+    for i in range(pixels): s[_REST + first + i] = _zero
+    for d in range(3, D):
+        color, row = records[j, 8 + d], _C + np.uint64(d)*_ROW
+        for i in range(pixels): s[_REST + first + i] += s[row + first + i]*color
+
+@njit(forceinline=True, **_fast)
+def _blend_gaussian_backward(records, j, here, max_alpha, y0, y1, D, s, table, slot):
+    "Gradients of the record `j` from the rows `y0:y1` of a tile, written to the row `slot` of the gradient table."
+    mx, my, fa, fb, fc = records[j, 0], records[j, 1], records[j, 2], records[j, 3], records[j, 4]
+    opacity, c0, c1, c2 = records[j, 5], records[j, 8], records[j, 9], records[j, 10]
+    first, pixels = _rows(my, records[j, 7], y0, y1)
+    if D > 3: _sum_other_channels(records, j, first, pixels, D, s)
+    zero = mx*_zero # of the records' precision
+    m0, mE, mH, mEE, mEH, mHH, g0, g1, g2 = zero, zero, zero, zero, zero, zero, zero, zero, zero
+    for i in range(pixels):
+        p = first + i
+        dx, dy, T, S = mx - s[_X + p], my - s[_Y + p], s[_T + p], s[_BEHIND + p]
+        e, h = fa*dx + fb*dy, fc*dy
+        sigma = _half*(e*e + h*h)
+        unclamped = opacity*_exp_neg(sigma)
+        alpha = min(unclamped, max_alpha)
+        blended = (sigma < _SIGMA_MAX) & (alpha >= ALPHA_MIN) & (here <= s[_LAST + p])
+        alpha = alpha if blended else _zero
+        inverse = _one/(_one - alpha)
+        T = T*inverse # in front of this Gaussian
+        G = c0*s[_C + p] + c1*s[_C + _ROW + p] + c2*s[_C + _ROW + _ROW + p] + s[_REST + p]
+        weight = alpha*T
+        moment = alpha*(S*inverse - T*G)
+        moment = moment if unclamped <= max_alpha else _zero
+        s[_T + p], s[_BEHIND + p], s[_WEIGHT + p] = T, S + weight*G, weight
+        m0 += moment
+        mE += moment*e
+        mH += moment*h
+        mEE += moment*e*e
+        mEH += moment*e*h
+        mHH += moment*h*h
+        g0 += weight*s[_C + p]
+        g1 += weight*s[_C + _ROW + p]
+        g2 += weight*s[_C + _ROW + _ROW + p]
+    table[slot, 0], table[slot, 1] = fa*mE, fb*mE + fc*mH
+    table[slot, 2], table[slot, 3], table[slot, 4], table[slot, 5] = mEE, mEH, mHH, -m0/opacity
+    table[slot, 6], table[slot, 7], table[slot, 8] = g0, g1, g2
+    for d in range(3, D):
+        g, row = zero, _C + np.uint64(d)*_ROW
+        for i in range(pixels): g += s[_WEIGHT + first + i]*s[row + first + i]
+        table[slot, 6 + d] = g
+
+@njit(**_fast)
+def _blend_backward(
+    records, start, pairs, background, max_alpha, begin, end, tiles_x, width, height, # as in `_blend`
+    g_image, # (H, W, D)
+    g_alpha, # (H, W)
+    trans, # (H, W), of `_blend`
+    last, # (H, W), of `_blend`
+    table, # (P, R), written
+):
+    "Walk the tiles `begin:end` back to front and write a row per pair: mean2d, second moments, opacity, channels."
     D = g_image.shape[2]
-    s, buf = np.empty((8 + max(D, 3))*_A, rec.dtype), np.empty((_BATCH, rec.shape[1]), rec.dtype)
-    for tile in range(t0, t1):
-        x0, y0 = tile % tiles_x*TILE, tile//tiles_x*TILE
-        x1, y1 = min(x0 + TILE, width), min(y0 + TILE, height)
-        s[:] = 0
-        stop = -1
-        for p in range(_A):
-            s[p], s[_A + p], s[3*_A + p] = x0 + p % TILE + _half, y0 + p//TILE + _half, -_one
-        for y in range(y0, y1):
-            for x in range(x0, x1):
-                p, t, S = (y - y0)*TILE + x - x0, trans[y, x], -g_alpha[y, x]
-                stop = max(stop, last[y, x])
-                for d in range(D):
-                    s[(8 + d)*_A + p] = g_image[y, x, d]
-                    S += background[d]*g_image[y, x, d]
-                s[2*_A + p], s[3*_A + p], s[5*_A + p] = t, last[y, x], S*t
-        begin, end = start[tile], start[tile + 1]
-        pos = begin + stop + 1
-        for j in range(pos, end): table[pairs[j, 1]] = 0
-        while pos > begin:
-            n = min(_BATCH, pos - begin)
-            for j in range(n): buf[j] = rec[pairs[pos - 1 - j, 0]]
+    s = np.empty((_FIXED_ROWS + max(D, 3))*_PIXELS, records.dtype)
+    batch = np.empty((_BATCH, records.shape[1]), records.dtype)
+    for tile in range(begin, end):
+        x0, x1, y0, y1 = _tile_bounds(tile, tiles_x, width, height)
+        stop = _begin_tile_backward(s, x0, x1, y0, y1, background, g_image, g_alpha, trans, last)
+        position = start[tile] + stop + 1
+        for j in range(position, start[tile + 1]): table[pairs[j, 1]] = 0
+        while position > start[tile]:
+            n = min(_BATCH, position - start[tile])
+            for j in range(n): batch[j] = records[pairs[position - 1 - j, 0]]
             for j in range(n):
-                mx, my, fa, fb, fc, o, c0, c1, c2 = buf[j, 0], buf[j, 1], buf[j, 2], buf[j, 3], buf[j, 4], buf[j, 5], buf[j, 8], buf[j, 9], buf[j, 10]
-                here = np.float32(pos - 1 - j - start[tile])
-                p0, k = _rows(my, buf[j, 7], y0, y1)
-                if D > 3:
-                    for i in range(k): s[_GX + p0 + i] = _zero
-                    for d in range(3, D):
-                        cd, at = buf[j, 8 + d], _C + np.uint64(d)*_N
-                        for i in range(k): s[_GX + p0 + i] += s[at + p0 + i]*cd
-                m = mx*_zero
-                m0, mE, mH, mEE, mEH, mHH, g0, g1, g2 = m, m, m, m, m, m, m, m, m
-                for i in range(k):
-                    p = p0 + i
-                    dx, dy, t, S = mx - s[_PX + p], my - s[_PY + p], s[_T + p], s[_S + p]
-                    e, h = fa*dx + fb*dy, fc*dy
-                    q = _half*(e*e + h*h)
-                    raw = o*_exp_neg(q)
-                    a = min(raw, max_alpha)
-                    ok = (q < SIGMA_MAX) & (a >= ALPHA_MIN) & (here <= s[_LAST + p])
-                    a = a if ok else _zero
-                    inv = _one/(_one - a)
-                    t = t*inv
-                    G = c0*s[_C + p] + c1*s[_C + _N + p] + c2*s[_C + _N + _N + p] + s[_GX + p]
-                    w = a*t
-                    u = a*(S*inv - t*G)
-                    u = u if raw <= max_alpha else _zero
-                    s[_T + p], s[_S + p], s[_W + p] = t, S + w*G, w
-                    m0 += u
-                    mE += u*e
-                    mH += u*h
-                    mEE += u*e*e
-                    mEH += u*e*h
-                    mHH += u*h*h
-                    g0 += w*s[_C + p]
-                    g1 += w*s[_C + _N + p]
-                    g2 += w*s[_C + _N + _N + p]
-                row = table[pairs[pos - 1 - j, 1]]
-                row[0], row[1], row[2], row[3], row[4], row[5] = fa*mE, fb*mE + fc*mH, mEE, mEH, mHH, -m0/o
-                row[6], row[7], row[8] = g0, g1, g2
-                for d in range(3, D):
-                    g, at = m, _C + np.uint64(d)*_N
-                    for i in range(k): g += s[_W + p0 + i]*s[at + p0 + i]
-                    row[6 + d] = g
-            pos -= n
+                here = np.float32(position - 1 - j - start[tile])
+                slot = pairs[position - 1 - j, 1]
+                _blend_gaussian_backward(batch, j, here, max_alpha, y0, y1, D, s, table, slot)
+            position -= n
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #442bc8bc
+@njit(**_exact)
+def _sum_slots(table, first, begin, end, rows):
+    "A Gaussian's slots of one view, its tiles, added up to its row of `rows` (N, R)."
+    total = np.empty(rows.shape[1])
+    for n in range(begin, end):
+        if first[n] == first[n + 1]: continue
+        total[:] = 0
+        for slot in range(first[n], first[n + 1]):
+            for d in range(len(total)): total[d] += table[slot, d]
+        for d in range(len(total)): rows[n, d] = total[d]
+
+@njit(forceinline=True, **_exact)
+def _covariance2d_backward(row, cxx, cxy, cyy):
+    "Entries 00, 01, 11 of H, the gradient of the blurred 2D covariance, from the second moments in `row`."
+    a, b, c = _factor(cxx, cxy, cyy)
+    ml0, ml1 = row[2]*b + row[3]*c, row[3]*b + row[4]*c # second column of M L
+    return -a*a*row[2]/2, -a*ml0/2, -(b*ml0 + c*ml1)/2
+
+@njit(forceinline=True, **_exact)
+def _dimming_backward(row, opacity, f, eps2d, H): # `f`: a `_Footprint`
+    "Gradient of the opacity and H where blurred Gaussians are dimmed by the square root of det/blurred det."
+    cxx, cxy, cyy = f.xx + eps2d, f.xy, f.yy + eps2d
+    det = cxx*cyy - cxy*cxy
+    dimming = math.sqrt(max(0., (f.xx*f.yy - f.xy*f.xy)/det))
+    h00, h01, h11 = H
+    if dimming > 0:
+        g = row[5]*opacity/(2*dimming*det)
+        h00 += g*(f.yy - dimming*dimming*cyy)
+        h11 += g*(f.xx - dimming*dimming*cxx)
+        h01 += g*(dimming*dimming*cxy - f.xy)
+    return row[5]*dimming, (h00, h01, h11)
+
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #356fe1b2
+@njit(forceinline=True, **_exact)
+def _point_backward(x, y, iz, f, gq0, gq1, cam, row, g_depth): # `iz`: 1/z
+    "Gradient of the point in camera axes: through its pixel, its depth and the Jacobian that is taken at it."
+    fx, fy = cam.fx, cam.fy
+    j00, j02 = _dot(gq0, cam.r0), _dot(gq0, cam.r2) # gradient of J: g_Q Rᵀ
+    j11, j12 = _dot(gq1, cam.r1), _dot(gq1, cam.r2)
+    iz2 = iz*iz
+    gx, gy = fx*iz*row[0], fy*iz*row[1]
+    gz = -(fx*x*row[0] + fy*y*row[1])*iz2 + g_depth
+    if x*iz <= cam.right and x*iz >= -cam.left: gx -= fx*iz2*j02
+    else: gz -= fx*f.tx*iz2*iz*j02
+    if y*iz <= cam.bottom and y*iz >= -cam.top: gy -= fy*iz2*j12
+    else: gz -= fy*f.ty*iz2*iz*j12
+    gz += iz2*(-fx*j00 - fy*j11 + 2*iz*(fx*f.tx*j02 + fy*f.ty*j12))
+    return gx, gy, gz
+
+@njit(forceinline=True, **_exact)
+def _add_view(mean, S, opacity, cam, row, eps2d, antialiased, g_depth, g_mean, g_S, g_view):
+    "Add one view's gradients to those of mean (3,), covariance (3, 3; upper half) and camera (12,); returns the opacity's."
+    x, y, z = _to_camera(mean, cam)
+    f = _footprint(x, y, z, S, cam)
+    H, g_opacity = _covariance2d_backward(row, f.xx + eps2d, f.xy, f.yy + eps2d), float(row[5])
+    if antialiased: g_opacity, H = _dimming_backward(row, opacity, f, eps2d, H)
+    h00, h01, h11 = H
+
+    hq0, hq1 = _combine(h00, f.q0, h01, f.q1), _combine(h01, f.q0, h11, f.q1) # rows of H Q
+    for i in range(3):
+        for j in range(i, 3): g_S[i, j] += f.q0[i]*hq0[j] + f.q1[i]*hq1[j] # Qᵀ H Q
+    gq0, gq1 = _combine(2*h00, f.u0, 2*h01, f.u1), _combine(2*h01, f.u0, 2*h11, f.u1) # rows of g_Q = 2 H Q S
+
+    iz = 1/z
+    gx, gy, gz = _point_backward(x, y, iz, f, gq0, gq1, cam, row, g_depth)
+    j00, j02 = cam.fx*iz, -cam.fx*f.tx*(iz*iz)
+    j11, j12 = cam.fy*iz, -cam.fy*f.ty*(iz*iz)
+    for i in range(3):
+        g_mean[i] += cam.r0[i]*gx + cam.r1[i]*gy + cam.r2[i]*gz
+        g_view[i] += gx*mean[i] + j00*gq0[i] # g_R = g_xyz meanᵀ + Jᵀ g_Q
+        g_view[3 + i] += gy*mean[i] + j11*gq1[i]
+        g_view[6 + i] += gz*mean[i] + j02*gq0[i] + j12*gq1[i]
+    g_view[9] += gx
+    g_view[10] += gy
+    g_view[11] += gz
+    return g_opacity
+
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #281d5122
 @njit(**_exact)
 def _quat_backward(g, q, norm, out):
     "Gradient of the nine rotation entries `g` to the raw quaternion behind the unit `q`, written to `out`."
@@ -355,114 +635,51 @@ def _quat_backward(g, q, norm, out):
     dot = gw*w + gx*x + gy*y + gz*z
     out[0], out[1], out[2], out[3] = (gw - dot*w)/norm, (gx - dot*x)/norm, (gy - dot*y)/norm, (gz - dot*z)/norm
 
+@njit(**_exact)
+def _covariance_backward(g_S, R, q, norm, scale, g_R, g_quat, g_scale):
+    "From the gradient of the covariance to quaternion and scales: g_M = 2 g_S M with M = R diag(scale)."
+    g_S[1, 0], g_S[2, 0], g_S[2, 1] = g_S[0, 1], g_S[0, 2], g_S[1, 2]
+    for j in range(3):
+        sj, total = float(scale[j]), 0.
+        for i in range(3):
+            g_M = 2*sj*(g_S[i, 0]*R[0][j] + g_S[i, 1]*R[1][j] + g_S[i, 2]*R[2][j])
+            total += g_M*R[i][j]
+            g_R[3*i + j] = g_M*sj
+        g_scale[j] = total
+    _quat_backward(g_R, q, norm, g_quat)
+
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #d8596572
 @njit(**_exact)
-def _sum_slots(table, first, begin, end, rows):
-    "A Gaussian's slots of one view, its tiles, added up to its row of `rows` (N, R)."
-    row = np.empty(rows.shape[1])
-    for n in range(begin, end):
-        if first[n] == first[n + 1]: continue
-        row[:] = 0
-        for j in range(first[n], first[n + 1]):
-            for d in range(row.shape[0]): row[d] += table[j, d]
-        for d in range(row.shape[0]): rows[n, d] = row[d]
-
-@njit(**_exact)
-def _project_backward(means, quats, scales, opacities, colors, cams, eps2d, antialiased, depth_channel, begin, end,
-                      firsts, rows, g_means, g_quats, g_scales, g_opacities, g_colors, g_views):
-    "Take each Gaussian's `rows` (C, N, R) back through the projection and sum over cameras; `g_views` (C, 12) sums over `begin:end`."
+def _project_backward(
+    means, quats, scales, opacities, colors, cams, # as in `_project`
+    eps2d, antialiased, depth, # of the settings
+    begin, end, # Gaussians of this job
+    firsts, # (C, N + 1) first slot of each Gaussian
+    rows, # (C, N, R) of `_sum_slots`
+    g_means, g_quats, g_scales, g_opacities, g_colors, # written
+    g_views, # (C, 12) rotation and translation, summed over this job, written
+):
+    "Take each Gaussian's rows back through the projection and sum over cameras."
     C, D = cams.shape[0], colors.shape[2]
-    gm, gS, gR, gV = np.empty(3), np.empty((3, 3)), np.empty(9), np.zeros((C, 12))
+    g_mean, g_S, g_R, g_camera = np.empty(3), np.empty((3, 3)), np.empty(9), np.zeros((C, 12))
     for n in range(begin, end):
-        gm[:], gS[:] = 0, 0
-        go, touched = 0., False
-        S, r, q, norm = _covariance(quats[n], scales[n])
+        g_mean[:], g_S[:] = 0, 0
+        g_opacity, touched = 0., False
+        S, R, q, norm = _covariance(quats[n], scales[n])
         g_colors[:, n] = 0
         for c in range(C):
             if firsts[c, n] == firsts[c, n + 1]: continue
-            touched, row = True, rows[c, n]
-            cc = c if colors.shape[0] > 1 else 0
-            for d in range(D): g_colors[cc, n, d] += row[6 + d]
-            cam = cams[c]
-            x = cam[0]*means[n, 0] + cam[1]*means[n, 1] + cam[2]*means[n, 2] + cam[9]
-            y = cam[3]*means[n, 0] + cam[4]*means[n, 1] + cam[5]*means[n, 2] + cam[10]
-            z = cam[6]*means[n, 0] + cam[7]*means[n, 1] + cam[8]*means[n, 2] + cam[11]
-            tx, ty, q00, q01, q02, q10, q11, q12, u0, u1, u2, v0, v1, v2, dxx, dxy, dyy = _ellipse(x, y, z, S[0], S[1], S[2], S[3], S[4], S[5], cam)
-            cxx, cxy, cyy = dxx + eps2d, dxy, dyy + eps2d
-            det = cxx*cyy - cxy*cxy
-            fa = math.sqrt(cyy/det)
-            fb, fc = -cxy/(det*fa), 1/math.sqrt(cyy)
-            m0, m1 = row[2]*fb + row[3]*fc, row[3]*fb + row[4]*fc # M L, second column
-            h00, h01, h11 = -fa*fa*row[2]/2, -fa*m0/2, -(fb*m0 + fc*m1)/2
-            if antialiased:
-                det0 = dxx*dyy - dxy*dxy
-                k = math.sqrt(max(0., det0/det))
-                gk = row[5]*opacities[n]
-                go += row[5]*k
-                if k > 0:
-                    gk = gk/(2*k*det)
-                    h00 += gk*(dyy - k*k*cyy)
-                    h11 += gk*(dxx - k*k*cxx)
-                    h01 += gk*(k*k*cxy - dxy)
-            else: go += row[5]
-            # g_Sigma += QᵀHQ,  g_Q = 2 H Q Sigma  (u, v are the rows of Q Sigma)
-            a0, a1, a2 = h00*q00 + h01*q10, h00*q01 + h01*q11, h00*q02 + h01*q12
-            b0, b1, b2 = h01*q00 + h11*q10, h01*q01 + h11*q11, h01*q02 + h11*q12
-            gS[0, 0] += q00*a0 + q10*b0
-            gS[0, 1] += q00*a1 + q10*b1
-            gS[0, 2] += q00*a2 + q10*b2
-            gS[1, 1] += q01*a1 + q11*b1
-            gS[1, 2] += q01*a2 + q11*b2
-            gS[2, 2] += q02*a2 + q12*b2
-            e0, e1, e2 = 2*(h00*u0 + h01*v0), 2*(h00*u1 + h01*v1), 2*(h00*u2 + h01*v2)
-            f0, f1, f2 = 2*(h01*u0 + h11*v0), 2*(h01*u1 + h11*v1), 2*(h01*u2 + h11*v2)
-            # g_J = g_Q Rᵀ
-            j00, j02 = e0*cam[0] + e1*cam[1] + e2*cam[2], e0*cam[6] + e1*cam[7] + e2*cam[8]
-            j11, j12 = f0*cam[3] + f1*cam[4] + f2*cam[5], f0*cam[6] + f1*cam[7] + f2*cam[8]
-            fx, fy = cam[12], cam[13]
-            iz = 1/z
-            iz2 = iz*iz
-            gx, gy = fx*iz*row[0], fy*iz*row[1]
-            gz = -(fx*x*row[0] + fy*y*row[1])*iz2
-            if depth_channel: gz += row[6 + D]
-            if x*iz <= cam[17] and x*iz >= -cam[16]: gx -= fx*iz2*j02
-            else: gz -= fx*tx*iz2*iz*j02
-            if y*iz <= cam[19] and y*iz >= -cam[18]: gy -= fy*iz2*j12
-            else: gz -= fy*ty*iz2*iz*j12
-            gz += iz2*(-fx*j00 - fy*j11 + 2*iz*(fx*tx*j02 + fy*ty*j12))
-            gm[0] += cam[0]*gx + cam[3]*gy + cam[6]*gz
-            gm[1] += cam[1]*gx + cam[4]*gy + cam[7]*gz
-            gm[2] += cam[2]*gx + cam[5]*gy + cam[8]*gz
-            # g_R = g_xyz meanᵀ + Jᵀ g_Q
-            J00, J02, J11, J12 = fx*iz, -fx*tx*iz2, fy*iz, -fy*ty*iz2
-            v = gV[c]
-            v[0] += gx*means[n, 0] + J00*e0
-            v[1] += gx*means[n, 1] + J00*e1
-            v[2] += gx*means[n, 2] + J00*e2
-            v[3] += gy*means[n, 0] + J11*f0
-            v[4] += gy*means[n, 1] + J11*f1
-            v[5] += gy*means[n, 2] + J11*f2
-            v[6] += gz*means[n, 0] + J02*e0 + J12*f0
-            v[7] += gz*means[n, 1] + J02*e1 + J12*f1
-            v[8] += gz*means[n, 2] + J02*e2 + J12*f2
-            v[9] += gx
-            v[10] += gy
-            v[11] += gz
-        g_opacities[n] = go
-        for d in range(3): g_means[n, d] = gm[d]
+            touched, row, color_row = True, rows[c, n], c if colors.shape[0] > 1 else 0
+            for d in range(D): g_colors[color_row, n, d] += row[6 + d]
+            g_depth = float(row[6 + D]) if depth else 0.
+            g_opacity += _add_view(means[n], S, opacities[n], _camera(cams[c]), row, eps2d, antialiased, g_depth,
+                                   g_mean, g_S, g_camera[c])
+        g_opacities[n] = g_opacity
+        for d in range(3): g_means[n, d] = g_mean[d]
         g_quats[n], g_scales[n] = 0, 0
-        if not touched: continue
-        gS[1, 0], gS[2, 0], gS[2, 1] = gS[0, 1], gS[0, 2], gS[1, 2]
-        for j in range(3): # g_M = 2 g_Sigma M, M = R diag(scale)
-            sj, gs = float(scales[n, j]), 0.
-            for i in range(3):
-                gM = 2*sj*(gS[i, 0]*r[j] + gS[i, 1]*r[3 + j] + gS[i, 2]*r[6 + j])
-                gs += gM*r[3*i + j]
-                gR[3*i + j] = gM*sj
-            g_scales[n, j] = gs
-        _quat_backward(gR, q, norm, g_quats[n])
+        if touched: _covariance_backward(g_S, R, q, norm, scales[n], g_R, g_quats[n], g_scales[n])
     for c in range(C):
-        for d in range(12): g_views[c, d] = gV[c, d]
+        for d in range(12): g_views[c, d] = g_camera[c, d]
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #7252c79f
 class RasterSettings(NamedTuple):
@@ -473,23 +690,70 @@ class RasterSettings(NamedTuple):
     far:float = 1e10 # depth in world units
     radius_clip:float = 0. # Gaussians of at most this radius are left out, pixels
     eps2d:float = 0.3 # blur added to the 2D covariance, square pixels
-    antialiased:bool = False # dim a Gaussian by what the blur enlarged it
+    antialiased:bool = False # reduce the opacity of a Gaussian by as much as the blur enlarges it
     depth:bool = False # append z as a last channel
     max_alpha:float = 0.999 # most that one Gaussian covers of a pixel
-    threads:int|None = None # worker threads; None: as `num_threads` or torch say
+    threads:int|None = None # worker threads; None: as set by `num_threads`, else torch's number
+
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #fc6b5c6f
+_CHUNK = 4096 # Gaussians of one projection job, whatever the number of threads
+
+def _chunks(N): return [(begin, min(begin + _CHUNK, N)) for begin in range(0, N, _CHUNK)]
+
+def _tile_counts(st): return -(-st.width//TILE), -(-st.height//TILE)
+
+def _bands(n_images, st):
+    "Jobs (image, first tile, end tile): whole images for one thread, bands of tile rows for more."
+    tiles_x, tiles_y = _tile_counts(st)
+    bands = 1 if st.threads == 1 else min(tiles_y, -(-4*st.threads//n_images))
+    cuts = [tiles_y*i//bands*tiles_x for i in range(bands + 1)]
+    return [(i, begin, end) for i in range(n_images) for begin, end in zip(cuts, cuts[1:])]
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #0b3d228c
-def _camera_rows(viewmats, Ks, width, height):
-    "(I, 20) doubles: rotation, translation, fx fy cx cy, and the bounds which x/z and y/z are clamped to in the Jacobian."
-    V, K = viewmats.detach().double().reshape(-1, 4, 4), Ks.detach().double().reshape(-1, 3, 3)
-    fx, fy, cx, cy = K[:, 0, 0], K[:, 1, 1], K[:, 0, 2], K[:, 1, 2]
-    mx, my = 0.15*width/fx, 0.15*height/fy
-    bounds = torch.stack([fx, fy, cx, cy, cx/fx + mx, (width - cx)/fx + mx, cy/fy + my, (height - cy)/fy + my], 1)
-    return torch.cat([V[:, :3, :3].reshape(-1, 9), V[:, :3, 3], bounds], 1).numpy()
+def _project_all(inputs, cams, st):
+    "Records, depths and radii as tensors (B, C, N, ...), and tile boxes (B*C, N, 4)."
+    means, quats, scales, opacities, colors = [x.numpy() for x in inputs]
+    (B, N), C, D = means.shape[:2], cams.shape[1], colors.shape[3] + st.depth
+    columns = 8 + max(1, -(-D//8))*8
+    records = torch.empty(B, C, N, columns, dtype=inputs[0].dtype)
+    depths = torch.empty(B, C, N, dtype=torch.float32)
+    radii = torch.empty(B, C, N, 2, dtype=torch.int32)
+    boxes = np.empty((B, C, N, 4), np.int16)
+    projection = _Projection(
+        width=st.width, height=st.height, near=float(st.near), far=float(st.far), radius_clip=float(st.radius_clip),
+        eps2d=float(st.eps2d), antialiased=st.antialiased, depth=st.depth)
+    r, z, R = records.numpy(), depths.numpy(), radii.numpy()
+    run_jobs([
+        (_project, means[b], quats[b], scales[b], opacities[b], colors[b], cams[b], projection, begin, end,
+         r[b], z[b], R[b], boxes[b])
+        for b in range(B) for begin, end in _chunks(N)], st.threads)
+    return records, depths, radii, boxes.reshape(B*C, N, 4)
+
+def _bin_all(depths, boxes, st):
+    "What `_bin` returns, for every image."
+    keys = depths.flatten(0, 1).numpy().view(np.uint32)
+    bins = run_jobs([(_bin, keys[i], boxes[i], *_tile_counts(st)) for i in range(len(boxes))], st.threads)
+    if any(len(start) == 0 for start, _, _ in bins):
+        raise ValueError("rasterize: a view has more than 2^31 pairs of a Gaussian and a tile; "
+                         "draw fewer or smaller Gaussians at a time")
+    return bins
+
+def _blend_all(records, bins, background, max_alpha, st):
+    "Images (I, H, W, D) and final transmittances (I, H, W) as tensors, and the last contributors (I, H, W)."
+    I, H, W = len(bins), st.height, st.width
+    dtype = torch.from_numpy(background).dtype
+    image = torch.empty(I, H, W, background.shape[1], dtype=dtype)
+    trans, last = torch.empty(I, H, W, dtype=dtype), np.empty((I, H, W), np.int32)
+    pixels, T = image.numpy(), trans.numpy()
+    run_jobs([
+        (_blend, records[i], bins[i][0], bins[i][1], background[i], max_alpha, begin, end, _tile_counts(st)[0], W, H,
+         pixels[i], T[i], last[i])
+        for i, begin, end in _bands(I, st)], st.threads)
+    return image, trans, last
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #84b3a27a
 @njit(**_exact)
-def _seen_background(trans, g_image, D):
+def _background_backward(trans, g_image, D):
     "(D,) gradient of a background: its weight in each pixel is the final transmittance."
     g = np.zeros(D)
     for y in range(trans.shape[0]):
@@ -497,102 +761,135 @@ def _seen_background(trans, g_image, D):
             for d in range(D): g[d] += float(trans[y, x])*g_image[y, x, d]
     return g
 
-# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #fc6b5c6f
-_CHUNK = 4096 # Gaussians of one projection job, whatever the number of threads
+class _Forward(NamedTuple):
+    "What the backward pass needs of the forward pass; arrays but for `inputs`."
+    inputs:list # contiguous tensors: means, quats, scales, opacities, colors
+    cams:np.ndarray # (B, C, 20)
+    records:np.ndarray # (B*C, N, columns)
+    bins:list # of `_bin`, per image
+    background:np.ndarray # (B*C, D)
+    max_alpha:np.number # of the dtype of the image
+    trans:np.ndarray # (B*C, H, W)
+    last:np.ndarray # (B*C, H, W)
 
-def _chunks(B, N): return [(b, i, min(i + _CHUNK, N)) for b in range(B) for i in range(0, N, _CHUNK)]
+def _rows_of_batch(saved, b, g_image, g_alpha, table, rows, st):
+    "Fill `rows` (C, N, R): per view and Gaussian of batch element `b` the gradients, summed over tiles."
+    C, N = rows.shape[:2]
+    for c in range(C):
+        i = b*C + c
+        start, pairs, first = saved.bins[i]
+        view_table = table[:len(pairs)]
+        run_jobs([
+            (_blend_backward, saved.records[i], start, pairs, saved.background[i], saved.max_alpha, begin, end,
+             _tile_counts(st)[0], st.width, st.height, g_image[i], g_alpha[i], saved.trans[i], saved.last[i], view_table)
+            for _, begin, end in _bands(1, st)], st.threads)
+        run_jobs([(_sum_slots, view_table, first, begin, end, rows[c]) for begin, end in _chunks(N)], st.threads)
 
-def _bands(I, tiles_x, tiles_y, n):
-    "Jobs (image, first tile, end tile): whole images for one thread, bands of tile rows for more."
-    k = 1 if n == 1 else min(tiles_y, -(-4*n//I))
-    cuts = [tiles_y*i//k*tiles_x for i in range(k + 1)]
-    return [(i, a, b) for i in range(I) for a, b in zip(cuts, cuts[1:])]
+def _backward_all(saved, g_image, g_alpha, st):
+    "Gradients of the inputs (tensors) and of the world-to-camera matrices (B, C, 4, 4)."
+    arrays = [x.numpy() for x in saved.inputs]
+    (B, C), N, D = saved.cams.shape[:2], arrays[0].shape[1], saved.background.shape[1]
+    grads, g_viewmats = [torch.empty_like(x) for x in saved.inputs], np.zeros((B, C, 4, 4))
+    rows = np.empty((C, N, 6 + max(D, 3)), arrays[0].dtype)
+    # The table holds one view at a time: tables of all views would be the largest thing in memory.
+    table = np.empty((max(len(pairs) for _, pairs, _ in saved.bins), rows.shape[2]), arrays[0].dtype)
+    chunks = _chunks(N)
+    for b in range(B):
+        _rows_of_batch(saved, b, g_image, g_alpha, table, rows, st)
+        firsts = np.stack([first for _, _, first in saved.bins[b*C:b*C + C]])
+        per_chunk = np.zeros((len(chunks), C, 12))
+        run_jobs([
+            (_project_backward, *[x[b] for x in arrays], saved.cams[b], float(st.eps2d), st.antialiased, st.depth,
+             begin, end, firsts, rows, *[g.numpy()[b] for g in grads], per_chunk[k])
+            for k, (begin, end) in enumerate(chunks)], st.threads)
+        for g_camera in per_chunk:
+            g_viewmats[b, :, :3, :3] += g_camera[:, :9].reshape(C, 3, 3)
+            g_viewmats[b, :, :3, 3] += g_camera[:, 9:]
+    return grads, g_viewmats
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #7d2896db
+def _as_array(gradient, shape, dtype): # of an output; None where the loss does not use it
+    if gradient is None: return torch.zeros(shape, dtype=dtype).numpy()
+    return gradient.to(dtype).contiguous().numpy().reshape(shape)
+
 class _Rasterize(torch.autograd.Function):
     @staticmethod
     def forward(ctx, means, quats, scales, opacities, colors, viewmats, backgrounds, Ks, st):
         inputs = [x.detach().contiguous() for x in (means, quats, scales, opacities, colors)]
-        m, q, s, o, c = [x.numpy() for x in inputs]
-        (B, N), C, D, W, H, dtype = m.shape[:2], viewmats.shape[1], c.shape[3] + st.depth, st.width, st.height, means.dtype
-        I, tiles_x, tiles_y = B*C, -(-W//TILE), -(-H//TILE)
-        cams = _camera_rows(viewmats, Ks, W, H)
-        new = lambda *shape, dtype=dtype: torch.empty(shape, dtype=dtype)
-        rec, depths, radii = new(B, C, N, 8 + -(-D//8)*8), new(B, C, N, dtype=torch.float32), new(B, C, N, 2, dtype=torch.int32)
-        r, z, R, boxes = rec.numpy(), depths.numpy(), radii.numpy(), np.empty((B, C, N, 4), np.int16)
-        cam = cams.reshape(B, C, 20)
-        run_jobs([(_project, m[b], q[b], s[b], o[b], c[b], cam[b], W, H, float(st.near), float(st.far), float(st.radius_clip), float(st.eps2d),
-                st.antialiased, st.depth, i, j, r[b], z[b], R[b], boxes[b]) for b, i, j in _chunks(B, N)], st.threads)
-        r, keys, boxes = r.reshape(I, N, r.shape[-1]), z.reshape(I, N).view(np.uint32), boxes.reshape(I, N, 4)
-        bins = run_jobs([(_bin, keys[i], boxes[i], tiles_x, tiles_y) for i in range(I)], st.threads)
-        if any(not len(start) for start, _, _ in bins): raise ValueError('rasterize: a view has more than 2^31 pairs of a Gaussian and a tile; draw fewer or smaller Gaussians at a time')
-        bg = np.zeros((I, D), m.dtype)
-        if backgrounds is not None: bg[:, :c.shape[3]] = backgrounds.detach().reshape(I, -1).numpy()
-        image, trans, last = new(B, C, H, W, D), new(B, C, H, W), np.empty((I, H, W), np.int32)
-        pic, T, top = image.numpy().reshape(I, H, W, D), trans.numpy().reshape(I, H, W), m.dtype.type(st.max_alpha)
-        run_jobs([(_blend, r[i], bins[i][0], bins[i][1], bg[i], top, a, b, tiles_x, W, H, pic[i], T[i], last[i])
-               for i, a, b in _bands(I, tiles_x, tiles_y, st.threads)], st.threads)
+        (B, C), n_colors, dtype = viewmats.shape[:2], colors.shape[3], means.dtype
+        cams = _camera_rows(viewmats, Ks, st.width, st.height).reshape(B, C, 20)
+        records, depths, radii, boxes = _project_all(inputs, cams, st)
+        bins = _bin_all(depths, boxes, st)
+
+        background = torch.zeros(B*C, n_colors + st.depth, dtype=dtype)
+        if backgrounds is not None: background[:, :n_colors] = backgrounds.detach().reshape(B*C, n_colors)
+        background = background.numpy()
+        max_alpha, flat_records = background.dtype.type(st.max_alpha), records.flatten(0, 1).numpy()
+        image, trans, last = _blend_all(flat_records, bins, background, max_alpha, st)
+
         ctx.save_for_backward(means, quats, scales, opacities, colors)
-        ctx.st, ctx.state, ctx.has_background = st, (inputs, cam, r, bins, bg, top, T, last), backgrounds is not None
-        ctx.mark_non_differentiable(rec, depths, radii)
-        ctx.set_materialize_grads(False)                           # or torch would fill a table as large as `rec` with zeros
-        return image, 1 - trans, rec, depths, radii
+        ctx.settings, ctx.has_background = st, backgrounds is not None
+        ctx.saved = _Forward(
+            inputs=inputs, cams=cams, records=flat_records, bins=bins, background=background, max_alpha=max_alpha,
+            trans=trans.numpy(), last=last)
+        ctx.mark_non_differentiable(records, depths, radii)
+        ctx.set_materialize_grads(False) # or torch would fill a table as large as `records` with zeros
+        return image.unflatten(0, (B, C)), 1 - trans.unflatten(0, (B, C)), records, depths, radii
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, g_image, g_alpha, *_):
         ctx.saved_tensors # raises if an input was changed in place
-        st, (inputs, cam, r, bins, bg, top, T, last) = ctx.st, ctx.state
-        m, q, s, o, c = [x.numpy() for x in inputs]
-        (B, C), N, D, W, H = cam.shape[:2], m.shape[1], bg.shape[1], st.width, st.height
-        I, tiles_x, tiles_y = B*C, -(-W//TILE), -(-H//TILE)
-        gi, ga = [np.zeros(shape, m.dtype) if g is None else g.to(inputs[0].dtype).contiguous().numpy().reshape(shape) for g, shape in ((g_image, (I, H, W, D)), (g_alpha, (I, H, W)))]
-        grads, jobs, rows = [torch.empty_like(x) for x in inputs], _chunks(1, N), np.empty((C, N, 6 + max(D, 3)), m.dtype)
-        g, g_view = [x.numpy() for x in grads], np.zeros((B, C, 4, 4))
-        tables = np.empty((max(len(k[1]) for k in bins), rows.shape[2]), m.dtype)  # of one view at a time: those of all would be the largest thing in memory
-        for b in range(B):
-            for v, i in enumerate(range(b*C, b*C + C)):
-                table = tables[:len(bins[i][1])]
-                run_jobs([(_blend_backward, r[i], bins[i][0], bins[i][1], bg[i], top, t0, t1, tiles_x, W, H, gi[i], ga[i], T[i], last[i], table)
-                       for _, t0, t1 in _bands(1, tiles_x, tiles_y, st.threads)], st.threads)
-                run_jobs([(_sum_slots, table, bins[i][2], n0, n1, rows[v]) for _, n0, n1 in jobs], st.threads)
-            firsts, views = np.stack([k[2] for k in bins[b*C:b*C + C]]), np.zeros((len(jobs), C, 12))
-            run_jobs([(_project_backward, m[b], q[b], s[b], o[b], c[b], cam[b], float(st.eps2d), st.antialiased, st.depth, n0, n1, firsts, rows,
-                    *[x[b] for x in g], views[k]) for k, (_, n0, n1) in enumerate(jobs)], st.threads)
-            for v in views:
-                g_view[b, :, :3, :3] += v[:, :9].reshape(C, 3, 3)
-                g_view[b, :, :3, 3] += v[:, 9:]
-        g_bg = np.stack([_seen_background(T[i], gi[i], D - st.depth) for i in range(I)]).reshape(B, C, D - st.depth) if ctx.has_background else None
-        to = lambda a: None if a is None else torch.from_numpy(a).to(inputs[0].dtype)
-        return *grads, to(g_view), to(g_bg), None, None
+        saved, st, dtype = ctx.saved, ctx.settings, ctx.saved.inputs[0].dtype
+        (B, C), D = saved.cams.shape[:2], saved.background.shape[1]
+        g_image = _as_array(g_image, (B*C, st.height, st.width, D), dtype)
+        g_alpha = _as_array(g_alpha, (B*C, st.height, st.width), dtype)
+        grads, g_viewmats = _backward_all(saved, g_image, g_alpha, st)
+        g_viewmats, g_backgrounds = torch.from_numpy(g_viewmats).to(dtype), None
+        if ctx.has_background:
+            n_colors = D - st.depth
+            per_image = [_background_backward(saved.trans[i], g_image[i], n_colors) for i in range(B*C)]
+            g_backgrounds = torch.from_numpy(np.stack(per_image)).to(dtype).reshape(B, C, n_colors)
+        return *grads, g_viewmats, g_backgrounds, None, None
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #7e99e074
-def _conics(rec):
+def _conics(records):
     "(..., 3) inverse 2D covariances xx, xy, yy from the factors in the records."
-    out = rec[..., 2:5].clone(memory_format=torch.contiguous_format)
+    out = records[..., 2:5].clone(memory_format=torch.contiguous_format)
     a, b, c = out.unbind(-1)
-    c.square_().addcmul_(b, b)
+    c.square_().addcmul_(b, b) # in place: at most one table more in memory
     b.mul_(a)
-    a.square_()            # in place: at most one table more in memory
+    a.square_()
     return out
+
+def _check_inputs(means, tensors, st):
+    "ValueError for what the kernels cannot take."
+    dtypes = {str(x.dtype) for x in tensors}
+    if len(dtypes) > 1 or means.dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"rasterize needs tensors all of float32 or all of float64, not {sorted(dtypes)}.")
+    if max(st.width, st.height) > TILE*2**15:
+        raise ValueError(f"rasterize takes images of at most {TILE*2**15} pixels a side, not {st.width} × {st.height}.")
+    if means.shape[1] >= 2**24:
+        raise ValueError(f"rasterize takes fewer than 2^24 Gaussians, not {means.shape[1]}.")
 
 def rasterize(
     means:Tensor, # (B, N, 3) world
     quats:Tensor, # (B, N, 4) w, x, y, z, of any length
     scales:Tensor, # (B, N, 3) standard deviations, world units
     opacities:Tensor, # (B, N) in [0, 1]
-    colors:Tensor, # (B, 1 or C, N, D) any D, also none
+    colors:Tensor, # (B, 1 or C, N, D) any D, also 0
     viewmats:Tensor, # (B, C, 4, 4) world to camera
     Ks:Tensor, # (B, C, 3, 3) pixels; no gradient
     backgrounds:Tensor|None, # (B, C, D)
-    settings:RasterSettings,
+    settings:RasterSettings, # size of the image, limits, thresholds, threads
 ): # image (B, C, H, W, D [+ 1 for depth]), alpha (B, C, H, W), dict of what was projected (no gradient)
-    "Differentiable pictures of batched Gaussians on the CPU, in float32 or float64."
-    xs = [means, quats, scales, opacities, colors, viewmats] + ([] if backgrounds is None else [backgrounds])
-    if any(x.dtype != means.dtype for x in xs) or means.dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"rasterize needs tensors all of float32 or all of float64, not {sorted({str(x.dtype) for x in xs})}.")
-    if max(settings.width, settings.height) > TILE*2**15: raise ValueError(f"rasterize takes pictures of at most {TILE*2**15} pixels a side, not {settings.width} × {settings.height}.")
-    if means.shape[1] >= 2**24: raise ValueError(f"rasterize takes fewer than 2^24 Gaussians, not {means.shape[1]}.")
-    image, alpha, rec, depths, radii = _Rasterize.apply(means, quats, scales, opacities, colors, viewmats, backgrounds, Ks,
-        settings._replace(threads=settings.threads or current_threads.get() or torch.get_num_threads()))
-    return image, alpha, dict(radii=radii, means2d=rec[..., :2], depths=depths, conics=_conics(rec), opacities=rec[..., 5])
+    "Differentiable images of batched Gaussians on the CPU, in float32 or float64."
+    tensors = [means, quats, scales, opacities, colors, viewmats]
+    if backgrounds is not None: tensors.append(backgrounds)
+    _check_inputs(means, tensors, settings)
+    threads = settings.threads or current_threads.get() or torch.get_num_threads()
+    image, alpha, records, depths, radii = _Rasterize.apply(
+        means, quats, scales, opacities, colors, viewmats, backgrounds, Ks, settings._replace(threads=threads))
+    projected = dict(
+        radii=radii, means2d=records[..., :2], depths=depths, conics=_conics(records), opacities=records[..., 5])
+    return image, alpha, projected

@@ -16,57 +16,110 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['Fit', 'starting_points', 'fit_gaussians', 'pixel_at']
+__all__ = ['Fit', 'pixel_at', 'fit_gaussians']
 
 # %% ../../nbs/gaussians/06_fit.ipynb #6a421cf9
 @dataclass(frozen=True)
 class Fit:
-    "How free Gaussians are fitted."
+    "Options of the optimisation; learning rates decay to a tenth."
     gaussians:int = 1000
     steps:int = 200 # of Adam
-    tries:int = 40 # points drawn for each that is kept
-    lr:tuple = (.004, .02, .03, .08, .03) # means (object radii), quaternions, log scales, opacity logits, colours; to a tenth in the end
+    tries:int = 40 # candidate points for each that is kept
+    lr:tuple = (.004, .02, .03, .08, .03) # of means (object radii), quats, log scales, opacity logits, colours
 
-def starting_points(views:Views, n:int, tries:int, seed:int) -> tuple[Tensor, float]: # (n, 3) float64, radius of the ball
-    "Points of a ball about the object that most views see inside its silhouette."
-    c, inside = views.cameras.to(torch.float64), views.alpha > .5
-    middle = triangulate(views).point
-    radius = hull_reach(c, inside, middle)
-    g = torch.Generator().manual_seed(seed)
-    d = torch.randn(tries*n, 3, generator=g, dtype=torch.float64)
-    p = middle + radius*torch.nn.functional.normalize(d, dim=1)*torch.rand(tries*n, 1, generator=g, dtype=torch.float64)**(1/3)
-    x, y = c.project(p).floor().long().unbind(-1)
-    seen = (x >= 0) & (x < c.width) & (y >= 0) & (y < c.height)
-    hits = (inside[torch.arange(len(x))[:, None], y.clamp(0, c.height - 1), x.clamp(0, c.width - 1)] & seen).sum(0)
-    return p[hits.argsort(descending=True, stable=True)[:n]], radius
+def _points_in_ball(
+    center:Tensor, # (3,) float64
+    radius:float,
+    n:int,
+    seed:int,
+) -> Tensor: # (n, 3) float64
+    "Uniformly distributed points."
+    rng = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(n, 3, generator=rng, dtype=torch.float64), dim=1)
+    distances = torch.rand(n, 1, generator=rng, dtype=torch.float64)**(1/3)
+    return center + radius*directions*distances
 
-def fit_gaussians(
-    views:Views, # any unit
-    how:Fit=Fit(), seed:int=0,
-    start:Gaussians=None, # where to begin, in the unit of the cameras, without view-dependent colour; points in the hull when None
-) -> Gaussians: # in the unit of the cameras
-    "Gaussians that explain the pictures in the cameras they came with, by Adam through the rasterizer; lengths in object radii, so that the unit cannot matter."
-    p, r = starting_points(views, how.gaussians, how.tries, seed)
-    unit, middle = views.cameras.unit, p.mean(0).float()
-    x = [v.detach().float().clone().requires_grad_() for v in (_blank(p, r, views, seed) if start is None else _parts(start, middle, r))]
-    cloud = lambda: Gaussians(middle + r*x[0], x[1], r*x[2].exp(), torch.sigmoid(x[3]), ((x[4] - .5)/C0)[:, None], unit)
-    adam = torch.optim.Adam([dict(params=[v], lr=lr) for v, lr in zip(x, how.lr)], betas=(.9, .99))
-    fall = torch.optim.lr_scheduler.LambdaLR(adam, lambda k: .1**(k/max(1, how.steps)))
-    for _ in range(how.steps):
-        adam.zero_grad()
-        reconstruction_loss(*render(cloud(), views.cameras), views.images, views.alpha)["loss"].backward()
-        adam.step()
-        fall.step()
-    return cloud().map(torch.Tensor.detach)
+def _views_inside(
+    points:Tensor, # (n, 3)
+    cameras:Cameras, # V
+    inside:Tensor, # (V, H, W) bool, silhouettes
+) -> Tensor: # (n,) int
+    "In how many views each point lies inside the silhouette."
+    x, y = cameras.project(points).floor().long().unbind(-1)
+    in_image = (x >= 0) & (x < cameras.width) & (y >= 0) & (y < cameras.height)
+    view = torch.arange(len(x))[:, None]
+    hit = inside[view, y.clamp(0, cameras.height - 1), x.clamp(0, cameras.width - 1)]
+    return (hit & in_image).sum(0)
 
-def _blank(p, r, views, seed): # grey, half transparent balls half a pixel wide
-    n, g = len(p), torch.Generator().manual_seed(seed)
-    return (p - p.mean(0))/r, torch.randn(n, 4, generator=g), torch.full((n, 3), .5*pixel_at(views.cameras, p.mean(0))/r).log(), torch.zeros(n), torch.full((n, 3), .4)
-
-def _parts(g, middle, r): # what Adam sees of a cloud
-    if g.sh.shape[1] > 1: raise ValueError(f"a cloud of one colour from everywhere was expected to begin with, this one has {g.sh.shape[1]} coefficients a channel")
-    return (g.means - middle)/r, g.quats, (g.scales/r).log(), torch.logit(g.opacities.clamp(.01, .99)), g.sh[:, 0]*C0 + .5
+def _initial_points(views:Views, options:Fit, seed:int) -> tuple[Tensor, float]: # (n, 3) float64, radius of the ball
+    "The points of a ball about the object that most views see inside their silhouette."
+    cameras, inside = views.cameras.to(torch.float64), views.alpha > .5
+    center = triangulate(views).point
+    radius = hull_reach(cameras, inside, center)
+    candidates = _points_in_ball(center, radius, options.tries*options.gaussians, seed)
+    best = _views_inside(candidates, cameras, inside).argsort(descending=True, stable=True)[:options.gaussians]
+    return candidates[best], radius
 
 def pixel_at(cams:Cameras, point:Tensor) -> float: # world units
     "Mean width of a pixel at a point."
-    return ((cams.centers.double() - point).norm(dim=-1)/(cams.K[:, 0, 0]*cams.K[:, 1, 1]).double().sqrt()).mean().item()
+    distance = (cams.centers.double() - point).norm(dim=-1)
+    focal = (cams.K[:, 0, 0]*cams.K[:, 1, 1]).double().sqrt()
+    return (distance/focal).mean().item()
+
+# %% ../../nbs/gaussians/06_fit.ipynb #9c2d5cc7
+def _grey_balls(points:Tensor, radius:float, cameras:Cameras, seed:int) -> tuple: # five parameter tensors
+    "Parameters of grey, half transparent balls with a standard deviation of half a pixel."
+    n, rng = len(points), torch.Generator().manual_seed(seed)
+    center = points.mean(0)
+    sigma = .5*pixel_at(cameras, center)
+    return (
+        (points - center)/radius,
+        torch.randn(n, 4, generator=rng),
+        torch.full((n, 3), sigma/radius).log(),
+        torch.zeros(n),
+        torch.full((n, 3), .4),
+    )
+
+def _gaussians_to_parameters(gaussians:Gaussians, center:Tensor, radius:float) -> tuple: # five tensors
+    n_coefficients = gaussians.sh.shape[1]
+    if n_coefficients > 1:
+        raise ValueError("the Gaussians to start from should have view-independent colour (SH degree 0), "
+                         f"these have {n_coefficients} coefficients a channel")
+    return (
+        (gaussians.means - center)/radius,
+        gaussians.quats,
+        (gaussians.scales/radius).log(),
+        torch.logit(gaussians.opacities.clamp(.01, .99)),
+        gaussians.sh[:, 0]*C0 + .5,
+    )
+
+def _parameters_to_gaussians(parameters, center:Tensor, radius:float, unit:str) -> Gaussians:
+    means, quats, log_scales, logits, colors = parameters
+    return Gaussians(
+        means=center + radius*means, quats=quats, scales=radius*log_scales.exp(), opacities=torch.sigmoid(logits),
+        sh=((colors - .5)/C0)[:, None], unit=unit,
+    )
+
+def fit_gaussians(
+    views:Views, # any unit
+    options:Fit=Fit(),
+    seed:int=0,
+    start:Gaussians=None, # in the unit of the cameras, SH degree 0; points in the visual hull when None
+) -> Gaussians: # in the unit of the cameras
+    "Gaussians that reproduce the images in the cameras that came with them, by Adam through the rasterizer."
+    points, radius = _initial_points(views, options, seed)
+    center, unit = points.mean(0).float(), views.cameras.unit
+    if start is None: initial = _grey_balls(points, radius, views.cameras, seed)
+    else: initial = _gaussians_to_parameters(start, center, radius)
+    parameters = [x.detach().float().clone().requires_grad_() for x in initial]
+
+    groups = [dict(params=[x], lr=lr) for x, lr in zip(parameters, options.lr)]
+    adam = torch.optim.Adam(groups, betas=(.9, .99))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .1**(step/max(1, options.steps)))
+    for _ in range(options.steps):
+        adam.zero_grad()
+        image, alpha = render(_parameters_to_gaussians(parameters, center, radius, unit), views.cameras)
+        reconstruction_loss(image, alpha, views.images, views.alpha)["loss"].backward()
+        adam.step()
+        schedule.step()
+    return _parameters_to_gaussians(parameters, center, radius, unit).map(torch.Tensor.detach)

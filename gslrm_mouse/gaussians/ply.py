@@ -4,7 +4,7 @@
 
 # %% ../../nbs/gaussians/02_ply.ipynb #54ca50a6
 from __future__ import annotations
-import os
+import io
 import re
 from pathlib import Path
 import numpy as np
@@ -12,105 +12,179 @@ import torch
 from torch import Tensor
 from ..cameras.rotations import matrix_to_quat, quat_to_matrix
 from ..cameras.similarity import Similarity
+from ..files import write_atomic
 from .cloud import Gaussians
 
 # %% auto #0
-__all__ = ['AXES', 'axis_name', 'save_ply', 'load_ply', 'ply_world']
+__all__ = ['save_ply', 'load_ply', 'ply_world']
 
 # %% ../../nbs/gaussians/02_ply.ipynb #dc4f2b6a
-def _columns(degree:int) -> list[str]:
-    rest = 3*((degree + 1)**2 - 1)
-    return ["x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(rest)), "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3"]
+def _column_names(degree:int) -> list[str]:
+    n_rest = 3*((degree + 1)**2 - 1)
+    return [
+        "x", "y", "z", "nx", "ny", "nz", "f_dc_0", "f_dc_1", "f_dc_2", *(f"f_rest_{i}" for i in range(n_rest)),
+        "opacity", "scale_0", "scale_1", "scale_2", "rot_0", "rot_1", "rot_2", "rot_3",
+    ]
 
-def _numbers(*xs): return " ".join(repr(float(v)) for x in xs for v in torch.as_tensor(x, dtype=torch.float64).flatten())
+def _numbers(*values) -> str: # scalars and tensors
+    "All numbers in a row, with all their digits."
+    flat = [x for value in values for x in torch.as_tensor(value, dtype=torch.float64).flatten()]
+    return " ".join(repr(float(x)) for x in flat)
 
-def axis_name(up:Tensor=None) -> str: # (3,) direction; +z when None
+def _axis_name(up:Tensor=None) -> str: # (3,) direction; +z when None
     "`+z`, `-y` for directions along an axis, three numbers for others."
-    v = torch.nn.functional.normalize(torch.tensor([0., 0, 1], dtype=torch.float64) if up is None else up.double(), dim=0)
-    i = int(v.abs().argmax())
-    return f"{'-+'[int(v[i] > 0)]}{'xyz'[i]}" if v[i].abs() > 1 - 1e-12 else _numbers(v)
+    if up is None: return "+z"
+    direction = torch.nn.functional.normalize(up.double(), dim=0)
+    i = int(direction.abs().argmax())
+    if direction[i].abs() <= 1 - 1e-12: return _numbers(direction)
+    sign = "+" if direction[i] > 0 else "-"
+    return sign + "xyz"[i]
+
+def _ply_table(g:Gaussians) -> np.ndarray: # (N, columns) float32
+    "What the columns of the file hold."
+    rest = g.sh[:, 1:].transpose(1, 2).flatten(1)
+    logits = torch.logit(g.opacities.double(), eps=1e-7).float()[:, None]
+    log_scales = g.scales.clamp(min=1e-37).log()
+    normals = torch.zeros_like(g.means)
+    return torch.cat([g.means, normals, g.sh[:, 0], rest, logits, log_scales, g.quats], 1).numpy()
 
 def save_ply(
     g:Gaussians, # unbatched
-    path, # where to
-    up:Tensor=None, # (3,) which way is up in its world; +z when None
-    to:Similarity=None, # from its world to another, noted in the header
+    path,
+    up:Tensor=None, # (3,) up axis of its world; +z when None
+    to:Similarity=None, # from its world to another; is stored in the header
 ) -> Path:
     "Write the INRIA layout; opens in SuperSplat and other viewers."
     from plyfile import PlyData, PlyElement
+    if to and to.source != g.unit:
+        raise ValueError(f"{path}: a similarity from {to.source!r} was given for Gaussians in {g.unit!r}")
     g = g.to("cpu", torch.float32).map(torch.Tensor.detach)
-    path = Path(path)
-    rest = g.sh[:, 1:].transpose(1, 2).flatten(1)
-    table = torch.cat([g.means, torch.zeros_like(g.means), g.sh[:, 0], rest, torch.logit(g.opacities.double(), eps=1e-7).float()[:, None], g.scales.clamp(min=1e-37).log(), g.quats], 1).numpy()
-    vertex = np.rec.fromarrays(table.T, dtype=[(n, "<f4") for n in _columns(g.sh_degree)])
-    temp = path.with_name(path.name + ".part")
-    if to and to.source != g.unit: raise ValueError(f"{path}: a similarity from {to.source!r} was given to note for Gaussians in {g.unit!r}")
-    comments = [f"unit {g.unit}", f"up {axis_name(up)}", *([f"to {to.target} {_numbers(to.scale, matrix_to_quat(to.Q), to.c)}"] if to else [])]
-    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<", comments=comments).write(str(temp))
-    os.replace(temp, path)
-    return path
+    comments = [f"unit {g.unit}", f"up {_axis_name(up)}"]
+    if to: comments.append(f"to {to.target} {_numbers(to.scale, matrix_to_quat(to.Q), to.c)}")
+    vertex = np.rec.fromarrays(_ply_table(g).T, dtype=[(name, "<f4") for name in _column_names(g.sh_degree)])
+    buffer = io.BytesIO()
+    PlyData([PlyElement.describe(vertex, "vertex")], byte_order="<", comments=comments).write(buffer)
+    return write_atomic(path, buffer.getvalue())
 
 # %% ../../nbs/gaussians/02_ply.ipynb #10f8a09d
-_PLY_BYTES = dict(char=1, int8=1, uchar=1, uint8=1, short=2, int16=2, ushort=2, uint16=2, int=4, int32=4, uint=4, uint32=4, float=4, float32=4, double=8, float64=8)
+_TYPE_BYTES = dict(
+    char=1, int8=1, uchar=1, uint8=1, short=2, int16=2, ushort=2, uint16=2, int=4, int32=4, uint=4, uint32=4,
+    float=4, float32=4, double=8, float64=8,
+)
 
-def _header(path) -> tuple[list, int]: # words of each line, bytes
+def _header(path) -> tuple[list, int]: # words of each line, size in bytes
     with open(path, "rb") as f: head = f.read(1 << 16)
     end = re.search(rb"\nend_header\r?\n", head)
-    if not head.startswith(b"ply") or not end: raise ValueError(f"{path}: not a readable PLY of Gaussians (no header from 'ply' to 'end_header' in its first 64 KiB)")
-    return [x.split() for x in head[:end.start()].decode("latin-1").splitlines()], end.end()
+    if not head.startswith(b"ply") or not end:
+        raise ValueError(f"{path}: not a readable PLY of Gaussians (no header from 'ply' to 'end_header' "
+                         "in its first 64 KiB)")
+    lines = head[:end.start()].decode("latin-1").splitlines()
+    return [line.split() for line in lines], end.end()
 
-def _check_ply(path):
+def _elements(path, lines:list) -> list: # of each element: count, bytes of one
+    elements = []
+    for words in lines:
+        try:
+            if words[:1] == ["element"]: elements.append([int(words[2]), 0])
+            if words[:1] == ["property"]: elements[-1][1] += _TYPE_BYTES[words[1]]
+        except (KeyError, IndexError, ValueError):
+            line = " ".join(words)[:80]
+            raise ValueError(f"{path}: not a readable PLY of Gaussians (header line {line!r})") from None
+    return elements
+
+def _check_size(path:Path):
     "ValueError unless the binary PLY at `path` has scalar properties only and is as long as its header says."
-    (lines, start), counts, widths = _header(path), [], []
-    if ["format", "ascii", "1.0"] in lines: raise ValueError(f"{path}: an ASCII PLY, Gaussians are read from binary ones only")
-    try:
-        for w in lines:
-            if w[:1] == ["element"]:
-                counts.append(int(w[2]))
-                widths.append(0)
-            if w[:1] == ["property"]: widths[-1] += _PLY_BYTES[w[1]]
-    except (KeyError, IndexError, ValueError): raise ValueError(f"{path}: not a readable PLY of Gaussians (header line {' '.join(w)[:80]!r})") from None
-    announced, found = sum(n*b for n, b in zip(counts, widths)), path.stat().st_size - start
-    if announced != found or min(counts, default=0) < 0 or 0 in widths: raise ValueError(f"{path}: its header announces {announced:,} bytes of elements, {found:,} follow")
+    lines, header_size = _header(path)
+    if ["format", "ascii", "1.0"] in lines:
+        raise ValueError(f"{path}: an ASCII PLY, Gaussians are read from binary ones only")
+    elements = _elements(path, lines)
+    announced = sum(count*size for count, size in elements)
+    found = path.stat().st_size - header_size
+    is_possible = all(count >= 0 and size > 0 for count, size in elements)
+    if announced != found or not is_possible:
+        raise ValueError(f"{path}: its header announces {announced:,} bytes of elements, {found:,} follow")
 
 # %% ../../nbs/gaussians/02_ply.ipynb #acd6d177
+def _read_vertices(path:Path) -> tuple[np.ndarray, list[str]]: # structured array, comments of the header
+    from plyfile import PlyData, PlyParseError
+    if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
+    _check_size(path)
+    try:
+        ply = PlyData.read(str(path))
+        return ply["vertex"].data, ply.comments
+    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as e:
+        raise ValueError(f"{path}: not a readable PLY of Gaussians ({e})") from None
+
+def _check_columns(path, vertex:np.ndarray) -> int: # number of `f_rest` columns
+    "ValueError unless all columns of the layout but the normals are there, with finite numbers."
+    found = vertex.dtype.names
+    n_rest = sum(name.startswith("f_rest_") for name in found)
+    if n_rest not in (0, 9, 24, 45):
+        raise ValueError(f"{path}: {n_rest} f_rest columns, spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45")
+    layout = _column_names(degree=round((n_rest/3 + 1)**.5) - 1)
+    missing = [name for name in layout if name not in found and name not in ("nx", "ny", "nz")]
+    if missing: raise ValueError(f"{path}: the vertex element lacks {', '.join(missing)}, so these are no Gaussians")
+    bad = [name for name in layout if name in found and not np.isfinite(vertex[name]).all()]
+    if bad: raise ValueError(f"{path}: NaN or infinite numbers in {', '.join(bad[:5])}")
+    return n_rest
+
 def load_ply(
     path, # an INRIA-layout PLY
     unit:str=None, # of the world; what the header says when None
 ) -> Gaussians:
     "Read Gaussians, with or without normals and `f_rest`; ValueError in one sentence for anything else."
-    from plyfile import PlyData, PlyParseError
     path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
-    _check_ply(path)
-    try:
-        ply = PlyData.read(str(path))
-        vertex = ply["vertex"].data
-    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as e: raise ValueError(f"{path}: not a readable PLY of Gaussians ({e})") from None
-    rest = sum(n.startswith("f_rest_") for n in vertex.dtype.names)
-    degree = round((rest/3 + 1)**.5) - 1
-    if rest not in (0, 9, 24, 45): raise ValueError(f"{path}: {rest} f_rest columns, spherical harmonics of degree 0 to 3 have 0, 9, 24 or 45")
-    if missing := [n for n in _columns(degree) if n not in vertex.dtype.names and n not in ("nx", "ny", "nz")]:
-        raise ValueError(f"{path}: the vertex element lacks {', '.join(missing)}, so these are no Gaussians")
-    col = lambda *names: torch.from_numpy(np.stack([vertex[n].astype(np.float32) for n in names], -1))
-    dc = col("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
-    sh = torch.cat([dc, col(*(f"f_rest_{i}" for i in range(rest))).reshape(len(dc), 3, -1).transpose(1, 2)], 1) if rest else dc
-    unit = unit or next((c.split()[1] for c in ply.comments if c.startswith("unit ") and c.split()[1:]), "model")
-    if bad := [n for n in _columns(degree) if n in vertex.dtype.names and not np.isfinite(vertex[n]).all()]: raise ValueError(f"{path}: NaN or infinite numbers in {', '.join(bad[:5])}")
-    return Gaussians(col("x", "y", "z"), col("rot_0", "rot_1", "rot_2", "rot_3"), col("scale_0", "scale_1", "scale_2").exp(), torch.sigmoid(col("opacity")[:, 0]), sh, unit)
+    vertex, comments = _read_vertices(path)
+    n_rest = _check_columns(path, vertex)
+
+    def columns(*names): return torch.from_numpy(np.stack([vertex[name].astype(np.float32) for name in names], -1))
+
+    sh = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
+    if n_rest:
+        rest = columns(*(f"f_rest_{i}" for i in range(n_rest))).reshape(len(sh), 3, -1)
+        sh = torch.cat([sh, rest.transpose(1, 2)], 1)
+    units = [comment.split()[1:2] for comment in comments if comment.startswith("unit ")]
+    stated = [words[0] for words in units if words]
+    return Gaussians(
+        means=columns("x", "y", "z"),
+        quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
+        scales=columns("scale_0", "scale_1", "scale_2").exp(),
+        opacities=torch.sigmoid(columns("opacity")[:, 0]),
+        sh=sh,
+        unit=unit or next(iter(stated), "model"),
+    )
 
 # %% ../../nbs/gaussians/02_ply.ipynb #8f87d3d3
-AXES = {f"{s}{a}": tuple(float(f"{s}1")*(a == b) + 0. for b in "xyz") for a in "xyz" for s in "+-"}
+_AXES = {
+    "+x": (1., 0., 0.), "+y": (0., 1., 0.), "+z": (0., 0., 1.),
+    "-x": (-1., 0., 0.), "-y": (0., -1., 0.), "-z": (0., 0., -1.),
+}
 
-def ply_world(path) -> tuple[str, Tensor, Similarity]: # unit, (3,) up, similarity to another world or None
+def _read_axis(words:list[str]) -> Tensor: # (3,) float64
+    values = _AXES[words[0]] if len(words) == 1 else [float(x) for x in words]
+    axis = torch.tensor(values, dtype=torch.float64).reshape(3)
+    if not axis.isfinite().all(): raise ValueError("the up axis is not finite")
+    return axis
+
+def _read_similarity(words:list[str], unit:str) -> Similarity: # from `unit`
+    target, *numbers = words
+    values = torch.tensor([float(x) for x in numbers], dtype=torch.float64).reshape(8)
+    scale, quat, translation = values[0].item(), values[1:5], values[5:]
+    if not values.isfinite().all() or scale <= 0 or not quat.any():
+        raise ValueError("the numbers do not make a similarity")
+    return Similarity(scale, quat_to_matrix(quat), translation, unit, target)
+
+def ply_world(path) -> tuple[str, Tensor, Similarity]: # unit, (3,) up axis, similarity to another world or None
     "What the header of a PLY says of its world; unit model and +z where it says nothing."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
-    said = {w[1]: w[2:] for w in _header(path)[0] if w[0] == "comment" and w[1:] and w[1] in ("unit", "up", "to")}
+    lines, _ = _header(path)
+    comments = {words[1]: words[2:] for words in lines if words[:1] == ["comment"] and len(words) > 1}
+    similarity_words = comments.get("to")
     try:
-        unit, up, to = *said.get("unit", ["model"]), said.get("up", ["+z"]), said.get("to")
-        up = torch.tensor(AXES[up[0]] if len(up) == 1 else [float(x) for x in up], dtype=torch.float64).reshape(3)
-        v = to and torch.tensor([float(x) for x in to[1:]], dtype=torch.float64).reshape(8)
-        if not up.isfinite().all() or to and not (v.isfinite().all() and v[0] > 0 and v[1:5].any()): raise ValueError("numbers that are no direction or similarity")
-    except (ValueError, KeyError, RuntimeError) as e: raise ValueError(f"{path}: its comments on unit, up and similarity cannot be read ({e})") from None
-    return unit, up, to and Similarity(v[0].item(), quat_to_matrix(v[1:5]), v[5:], unit, to[0])
+        unit, = comments.get("unit", ["model"])
+        up = _read_axis(comments.get("up", ["+z"]))
+        to = _read_similarity(similarity_words, unit) if similarity_words else None
+    except (ValueError, KeyError, RuntimeError) as e:
+        raise ValueError(f"{path}: its comments on unit, up and similarity cannot be read ({e})") from None
+    return unit, up, to

@@ -232,7 +232,7 @@ class Losses(nn.Module):
     "`Losses(settings)(forward pass, step) -> {loss, …}`: the weighted sum and its terms."
     def __init__(
         self,
-        s:LossSettings=LossSettings(), # noqa: B008 it is frozen
+        s:LossSettings=LossSettings(),
         l2_warmup:int=0, # forward/backward passes
     ):
         super().__init__()

@@ -22,13 +22,13 @@ from ..scenes.dataset import FIRST_MOUSE, HELD_OUT, SpreadSettings, VIEWS_PER_SC
 from ..scenes.dataset import scene_cameras, scene_views
 from ..scenes.tracer import raytrace
 from .settings import DatasetSettings, MouseSettings, Settings
-from ..views.recordings import is_recording, open_recording
+from ..views.recordings import is_recording, open_recording, parse_frames
 from ..views.samples import is_sample, read_sample, sample_folders
 from ..views.triangulation import centred, triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['short_hash', 'SceneDataset', 'moment_transform', 'MomentDataset', 'parse_frames', 'picture_size', 'build_dataset']
+__all__ = ['short_hash', 'SceneDataset', 'moment_transform', 'MomentDataset', 'picture_size', 'build_dataset']
 
 # %% ../../nbs/training/03_sources.ipynb #bcebd66a
 def _cached(path:Path, make) -> np.ndarray: # the array that `make` returns, from `path` if it is there
@@ -193,19 +193,6 @@ def _stamp(folder:Path) -> list: # [name, bytes, hash of a small camera file], f
         stamps.append([path.relative_to(folder).as_posix(), n_bytes, digest])
     return stamps
 
-def parse_frames(text:str, n:int) -> list:
-    "The frames of a recording of `n` that `training.dataset.frames` names: all, 0,10,20 or 0:40:10."
-    if not text: return list(range(n))
-    try:
-        if ":" in text: frames = list(range(*(int(x) for x in text.split(":"))))
-        else: frames = [int(x) for x in text.split(",")]
-    except ValueError:
-        raise ValueError(f"training.dataset.frames is written 0,10,20 or 0:40:10, got {text!r}") from None
-    for i in frames:
-        if not 0 <= i < n:
-            raise ValueError(f"training.dataset.frames: frame {i} was asked for, the recording has {n}")
-    return frames
-
 def picture_size(s:Settings) -> int: # pixels
     "Size of the images that a source stores: that of the targets; inputs are made from them."
     return s.training.dataset.target_size or s.model.image_tokenizer.image_size
@@ -247,7 +234,7 @@ def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
         raise ValueError(f"{path} is a recording, whose cameras lie outside the domain of the network; "
                          f"set training.dataset.method to exact or one of {', '.join(METHODS)}")
     recording = open_recording(path)
-    numbers = parse_frames(d.frames, recording.n_frames)
+    numbers = parse_frames(d.frames, recording.n_frames, "training.dataset.frames")
     train, val = _split(d, numbers, whole)
     return _Frames(
         train=train,
@@ -298,7 +285,7 @@ def _open_frames(s:Settings, path:str, whole:bool) -> _Frames:
 def build_dataset(
     s:Settings,
     folder, # of the cache
-    domain:CameraDomain=CameraDomain(), # of the checkpoint, for the preprocessing # noqa: B008 (it is frozen)
+    domain:CameraDomain=CameraDomain(), # of the checkpoint, for the preprocessing
     path:str=None, # instead of training.dataset.dataset_path, used whole
 ): # SceneDataset or MomentDataset
     "The frames that the settings name; FileNotFoundError or ValueError in a sentence."

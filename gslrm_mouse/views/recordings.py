@@ -19,9 +19,9 @@ from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_
 from .views import MaskError, Views, check_views
 
 # %% auto #0
-__all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'Recording', 'numbered_files', 'folder_layout',
-           'find_recording_rig', 'match_cameras', 'open_recording', 'is_recording', 'read_views', 'open_moments',
-           'iter_moments']
+__all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'MAX_FRAMES', 'Recording', 'numbered_files',
+           'folder_layout', 'find_recording_rig', 'match_cameras', 'open_recording', 'is_recording', 'read_views',
+           'open_moments', 'parse_frames', 'iter_moments']
 
 # %% ../../nbs/views/03_recordings.ipynb #8a7f0a7f
 @dataclass(frozen=True)
@@ -240,6 +240,26 @@ def open_moments(
     if wrong:
         raise ValueError(f"{source}: {kind} {wrong[0]} was asked for, it has {total} {kind}s (0 to {total - 1})")
     return numbers, read
+
+MAX_FRAMES = 10**7 # that a list may name
+
+def parse_frames(
+    text:str, # 0,10,20 or 0:40:10; all where it is empty and `n` is given
+    n:int=None, # frames there are; not checked when None
+    what:str="frames", # what the message calls them
+) -> list[int]:
+    "The numbers that a list names; ValueError where it names none, too many, or one that there is not."
+    if not text and n is not None: return list(range(n))
+    try:
+        parts = [int(x) for x in text.split(":" if ":" in text else ",")]
+        numbers = range(*parts) if ":" in text else parts
+    except (ValueError, TypeError): # no numbers, more than three, a step of 0
+        raise ValueError(f"{what} are written 0,10,20 or 0:40:10, got {text!r}") from None
+    if not 0 < len(numbers) <= MAX_FRAMES:
+        raise ValueError(f"{what} {text} are {len(numbers)} numbers, from 1 to {MAX_FRAMES} are read")
+    wrong = [] if n is None else [i for i in numbers if not 0 <= i < n]
+    if wrong: raise ValueError(f"{what}: frame {wrong[0]} was asked for, the recording has {n}")
+    return list(numbers)
 
 def iter_moments(
     read, # from `open_moments`

@@ -101,6 +101,11 @@ def test_the_opening_text_of_a_notebook_is_kept(site):
     assert 'id="conventions"' in (site/"cameras/pinhole.html").read_text()
 
 
+def test_links_within_code_stay():
+    md = "[x](a.ipynb#b) `[y](c.ipynb)` and\n\n``````python\n[z](d.ipynb)\n``````\n\n[`w`](e.ipynb)"
+    assert [m["notebook"] for m in build.LINK.finditer(md) if m["notebook"]] == ["a.ipynb", "e.ipynb"]
+
+
 def test_maths_is_markup(site):
     whole = (site/"cameras/rays.html").read_text()
     text = re.sub(r"<annotation.*?</annotation>|<pre.*?</pre>|<code.*?</code>", "", whole, flags=re.S)
@@ -120,6 +125,125 @@ def test_every_notebook_has_its_place(tmp_path):
     assert [section["section"] for section in contents] == list(groups)
     cameras = next(section["contents"] for section in contents if section["section"].startswith("Cameras"))
     assert "cameras/01_pinhole.ipynb" in cameras
+
+
+# --- start pages of the rooms ------------------------------------------------------------------------------------
+
+ROOMS = ("cameras", "calibration", "views", "masks", "scenes", "gaussians", "preprocess", "models", "training",
+         "reconstruction", "evaluation", "doctor", "experiments")
+
+def markdown_of(path): # of a notebook
+    cells = json.loads(path.read_text())["cells"]
+    return [build.text(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+
+def sentences_of(text): return [x for x in re.split(r"(?<=[.!?])\s+(?=[A-Z0-9*`\[])", text.strip()) if x]
+
+def neighbours_of(room):
+    k = ROOMS.index(room)
+    return {ROOMS[i] for i in (k - 1, k + 1) if 0 <= i < len(ROOMS)}
+
+def test_the_rooms_are_those_of_the_package():
+    groups = build.grouped(ROOT/"nbs").values()
+    starts = [build.start_page(members, ROOT/"nbs")[0] for members in groups]
+    assert [start.parent.name for start in starts if start] == list(ROOMS)
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_a_room_has_a_start_page(site, room):
+    "Five sentences, links to the rooms before and after, a figure of one of its notebooks, all its notebooks."
+    title, sentences, figure = markdown_of(ROOT/f"nbs/{room}/index.ipynb")
+    assert len(sentences_of(sentences)) == 5
+    assert set(re.findall(r"\]\(\.\./(\w+)/index\.ipynb\)", sentences)) >= neighbours_of(room)
+    assert build.FIGURE.fullmatch(figure)
+    whole = (site/f"{room}/index.html").read_text()
+    shown = re.search(rf'<figure><img src="\.\./{room}/[^"]+_files/\d+\.\w+"[^>]* alt="[^"]{{20,}}"', whole)
+    assert shown and '<figcaption><a href="../' in whole.replace("<figcaption>\n<p>", "<figcaption>")
+    contents = whole[whole.index('id="notebooks"'):]
+    for path in sorted((ROOT/"nbs"/room).glob("[0-9]*.ipynb")):
+        page, purpose = build.page_of(path, ROOT/"nbs"), re.search(r"^> (.+)$", markdown_of(path)[0], re.M)[1]
+        assert f'href="../{page}"' in contents, path.name
+        assert build.plain(purpose) in build.words(contents), path.name
+    sidebar = (site/"pages/limits.html").read_text()
+    name = re.match("# (.+)", title)[1]
+    assert f'<summary><h2><a href="../{room}/index.html">{name}</a></h2></summary>' in sidebar
+
+
+def test_a_start_page_that_names_a_wrong_figure_is_refused():
+    folder = ROOT/"nbs/cameras"
+    class Notebook: figures, alts = {"abc": ("cameras/x_files/1.png", (4, 3))}, {"abc": "A camera."}
+    class Start: path = folder/"index.ipynb"
+    made = {folder/"01_pinhole.ipynb": Notebook}
+    def shown(source): return build.with_figures(source, Start, made, lambda f: f"{f.name} {f.caption} {f.alt}")
+    assert shown("Figure: [One.](01_pinhole.ipynb#abc)") == "cameras/x_files/1.png One. A camera."
+    assert shown("A figure: [One.](01_pinhole.ipynb#abc)").startswith("A figure")
+    with pytest.raises(ValueError, match="cell abd of 01_pinhole.ipynb stores no figure; cells that do: abc"):
+        shown("Figure: [One.](01_pinhole.ipynb#abd)")
+    with pytest.raises(ValueError, match="02_none.ipynb, which is no notebook here"):
+        shown("Figure: [One.](02_none.ipynb#abc)")
+
+
+def test_the_copy_for_quarto_has_start_pages(tmp_path):
+    import yaml
+    build.for_quarto(ROOT/"nbs", tmp_path/"nbs")
+    start = tmp_path/"nbs/doctor/index.ipynb"
+    source = "\n".join(markdown_of(start))
+    image = re.search(r"!\[[^\]]+\]\((figure_\w+\.(?:png|jpg))\)", source)[1]
+    assert (start.parent/image).stat().st_size > 1000
+    assert "| [Diagnosis](02_diagnosis.ipynb) |" in source
+    sections = yaml.safe_load((tmp_path/"nbs/sidebar.yml").read_text())["website"]["sidebar"]["contents"]
+    assert "doctor/index.ipynb" in [section.get("href") for section in sections]
+
+
+# --- pages of questions, requirements, and plain words -----------------------------------------------------------
+
+def faults_of_answers(md):
+    "Questions without a question mark, answers of fewer than two or more than four sentences, or without a link."
+    found = []
+    for part in re.split(r"^### ", md, flags=re.M)[1:]:
+        question, answer = part.split("\n", 1)
+        answer = re.split(r"^## ", answer, flags=re.M)[0].strip()
+        text = answer.split("→")[0]
+        if not question.endswith("?"): found.append(f"{question}: no question")
+        if not 1 < len(sentences_of(text)) < 5: found.append(f"{question}: {len(sentences_of(text))} sentences")
+        if not re.search(r"\]\([^)]+\.ipynb[^)]*\)", answer): found.append(f"{question}: no link")
+    return found
+
+def test_questions_have_short_answers_and_a_link(site):
+    md = "\n".join(markdown_of(ROOT/"nbs/pages/faq.ipynb"))
+    assert md.count("\n### ") > 15
+    assert faults_of_answers(md) == []
+    assert faults_of_answers("### Why?\n\nSo.\n") == ["Why?: 1 sentences", "Why?: no link"]
+    long = "One. Two. Three. Four. Five. → [a](a.ipynb)"
+    assert faults_of_answers(f"### Why?\n\n{long}\n") == ["Why?: 5 sentences"]
+    for page in ("index.html", "cameras/rays.html"):
+        assert "pages/faq.html" in (site/page).read_text() and "pages/requirements.html" in (site/page).read_text()
+
+
+MEASURED = ("demo", "doctor", "preprocess", "reconstruct", "reconstruct --fit 200", "train", "study")
+
+def unmeasured(md):
+    "Commands without a row in a table of time and memory."
+    lines = [line for line in md.splitlines() if line.startswith("| `") and re.search(r"\d (s|min)\b", line)]
+    named = {re.match(r"\| `([^`]+)`", line)[1] for line in lines}
+    return [command for command in MEASURED if command not in named]
+
+def test_requirements_name_every_command():
+    md = "\n".join(markdown_of(ROOT/"nbs/pages/requirements.ipynb"))
+    assert unmeasured(md) == []
+    assert unmeasured(re.sub(r"^\| `train`.*\n", "", md, flags=re.M)) == ["train"]
+    assert "have not run any of this on a GPU" in md
+
+
+# Words that terms.md replaces: film → video, picture → image, knob → camera perturbation, …
+OLD_WORDS = re.compile(r"\b(films?|filmed|pictures?|knobs?|honest|twins?|updates|liveliest)\b", re.I)
+
+def old_words(md): return OLD_WORDS.findall(re.sub(r"`[^`]*`|\]\([^)]*\)|^```.*?^```", " ", md, flags=re.M | re.S))
+
+def test_pages_use_the_words_of_the_field():
+    paths = [ROOT/"nbs/index.ipynb", *(ROOT/"nbs/pages").glob("*.ipynb"), *(ROOT/"nbs").glob("*/index.ipynb")]
+    assert len(paths) > 20
+    for path in paths: assert old_words("\n".join(markdown_of(path))) == [], path
+    assert old_words("A film, `film.mp4` and [a picture](film.ipynb).") == ["film", "picture"]
 
 
 TUTORIALS = ("bring_your_own_rig", "why_did_it_go_white", "lora", "released_checkpoint")
@@ -184,7 +308,7 @@ def test_nbdev_takes_the_copy(tmp_path):
     "nbdev's own processing goes through; a cell that imports and computes is where it would stop."
     build.for_quarto(ROOT/"nbs", tmp_path/"_nbs")
     names = [*(f"tutorials/{name}" for name in TUTORIALS), "cameras/05_rays", "views/00_views",
-             "gaussians/05_rasterize", "gaussians/06_fit", "index"]
+             "gaussians/05_rasterize", "gaussians/06_fit", "index", "cameras/index"]
     def run(*paths):
         args = [str(x) for path in paths for x in (path, tmp_path/"out.ipynb")]
         command = [sys.executable, "-W", "ignore", "-c", NBDEV, *args]
@@ -421,6 +545,76 @@ def test_a_widget_of_pictures_works_without_python(browser, home, page):
     assert len(seen) > 3
     assert browser.wrong() == []
     assert browser.js("[...document.querySelectorAll('.widget img')].every(i => i.alt.trim())")
+
+
+# What is wider than the screen and does not lie in a box that scrolls, and tables outside of such a box.
+WIDE = """(() => {
+    const scrolls = e => e && (/(auto|scroll|hidden)/.test(getComputedStyle(e).overflowX) || scrolls(e.parentElement))
+    const width = document.documentElement.clientWidth
+    const wide = [...document.querySelectorAll('main *, header *')].filter(
+        e => e.getBoundingClientRect().right > width + 1 && !scrolls(e.parentElement) && !e.closest('math, .widget'))
+    const bare = [...document.querySelectorAll('table')].filter(t => !t.closest('.scroll'))
+    const page = document.documentElement.scrollWidth > width ? ['page'] : []
+    return [...page, ...[...wide, ...bare].map(e => e.tagName.toLowerCase() + ' ' + e.className)]
+})()"""
+# Cards whose cells stand beside each other or stick out.
+BAD_CARDS = """[...document.querySelectorAll('.cards td')].filter(
+    d => d.offsetParent && (getComputedStyle(d).display != 'block' || d.scrollWidth > d.clientWidth + 1)).length"""
+
+@pytest.fixture
+def telephone(browser):
+    browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
+    yield browser
+    browser("Emulation.clearDeviceMetricsOverride")
+
+def test_every_page_fits_on_a_telephone(site, telephone, home):
+    for page in pages(site):
+        if page.startswith(("source/", "reports/")): continue
+        telephone.visit(home + page)
+        assert telephone.js(WIDE) == [], page
+        assert telephone.js(BAD_CARDS) == 0, page
+    telephone.visit(home + "pages/findings.html")
+    assert telephone.js("document.querySelectorAll('.cards').length") > 4
+    label = "getComputedStyle(document.querySelector('.cards td:nth-child(2)'), '::before').content"
+    named = "document.querySelector('.cards td:nth-child(2)').dataset.label"
+    assert "attr(" in telephone.js(label) or telephone.js(named) in telephone.js(label)
+    assert telephone.js(named)
+
+
+def test_what_sticks_out_on_a_telephone_is_seen(telephone, home):
+    def plant(html): telephone.js(f"content.insertAdjacentHTML('beforeend', {json.dumps(html)})")
+    telephone.visit(home + "index.html")
+    assert telephone.js(WIDE) == [] and telephone.js(BAD_CARDS) == 0
+    plant('<div class="planted" style="width: 700px">x</div><table></table>')
+    found = telephone.js(WIDE)
+    assert "div planted" in found and "table " in found and "page" in found
+    words = "words in one line that goes on and on and on and on and on"
+    plant(f'<div class="cards"><table><tr><td style="white-space: nowrap">{words}</td></tr></table></div>')
+    assert telephone.js(BAD_CARDS) == 1
+
+
+DOCTOR = "document.querySelector('#sidebar summary a[href$=\"doctor/index.html\"]')"
+
+def test_the_menu_of_a_telephone_leads_to_a_room(telephone, home):
+    telephone.visit(home + "index.html")
+    telephone.js("menu.click()")
+    assert telephone.js("menu.getAttribute('aria-expanded')") == "true"
+    assert telephone.js(f"{DOCTOR}.getBoundingClientRect().height") >= 30, "large enough for a finger"
+    address = telephone.js(f"{DOCTOR}.href")
+    assert address == home + "doctor/index.html"
+    telephone.visit(address)
+    telephone.js("menu.click()")
+    assert telephone.js(f"{DOCTOR}.getAttribute('aria-current')") == "page"
+    assert telephone.js(f"{DOCTOR}.closest('details').open")
+
+
+@pytest.mark.parametrize("cell, is_card", [
+    ("0.73 [0.72, 0.74]", False), ("a sentence that is too long for a column", True)])
+def test_tables_of_sentences_become_cards(cell, is_card):
+    table = f"<table><thead><tr><th>claim</th><th>why</th></tr></thead><tr><td>a</td><td>{cell}</td></tr></table>"
+    boxed = build.boxed_table(table)
+    assert boxed.startswith('<div class="scroll cards">' if is_card else '<div class="scroll">')
+    assert ('<td data-label="why">' in boxed) == is_card
 
 
 def test_dark_light_and_telephone(site, browser, home):

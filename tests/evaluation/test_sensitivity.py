@@ -1,14 +1,15 @@
-"""The shipped sensitivity table: whole, of this checkpoint, and saying what a new measurement says."""
+"""The shipped sensitivity table is complete, belongs to this checkpoint, and agrees with new measurements."""
 import math
 from dataclasses import replace
 
 import pytest
 import torch
-from gslrm_mouse.models.checkpoint import load_checkpoint, read_card, shipped_checkpoint
 from gslrm_mouse.cameras.perturb import shifted, turned
 from gslrm_mouse.evaluation.sensitivity import PERTURBATIONS, load_sensitivity, measure_sensitivity
 from gslrm_mouse.evaluation.sensitivity import score_perturbation, sensitivity, sensitivity_file, trial
+from gslrm_mouse.models.checkpoint import load_checkpoint, read_card, shipped_checkpoint
 from gslrm_mouse.scenes.dataset import HELD_OUT
+from gslrm_mouse.scenes.tracer import raytrace
 
 torch.set_num_threads(1)
 
@@ -18,52 +19,68 @@ def table():
     return load_sensitivity()
 
 
-def test_every_knob_and_kind_is_there(table):
-    want = {(s, k, kind, v) for s in ("head", "mouse") for k, b in PERTURBATIONS.items() for kind in b.kinds for v in b.values}
-    assert {(r["subject"], r["knob"], r["kind"], r["value"]) for r in table.rows} == want
-    for r in table.rows:
-        assert r["low"] <= r["iou"] <= r["high"] and r["n"] == len(r["scenes"]) and abs(sum(r["scenes"])/r["n"] - r["iou"]) < 2e-4
+def test_every_perturbation_and_kind_is_there(table):
+    expected = set()
+    for knob, perturbation in PERTURBATIONS.items():
+        points = [(kind, value) for kind in perturbation.kinds for value in perturbation.values]
+        expected |= {(subject, knob, kind, value) for subject in ("head", "mouse") for kind, value in points}
+    assert {(r["subject"], r["knob"], r["kind"], r["value"]) for r in table.rows} == expected
 
 
-def test_at_home_every_curve_is_undisturbed(table):
-    for r in table.rows:
-        if PERTURBATIONS[r["knob"]].home == r["value"]:
-            assert abs(r["iou"] - r["iou_undisturbed"]) < 2e-3, r
+def test_rows_are_consistent(table):
+    for row in table.rows:
+        assert row["low"] <= row["iou"] <= row["high"]
+        assert row["n"] == len(row["scenes"])
+        assert abs(sum(row["scenes"])/row["n"] - row["iou"]) < 2e-4
 
 
-def test_the_ends_of_the_world(table):
-    assert table.predict("unit", 120.).iou < .05 and table.predict("unit", 120., subject="head").iou < .05
+def test_the_neutral_value_disturbs_nothing(table):
+    for row in table.rows:
+        if PERTURBATIONS[row["knob"]].neutral == row["value"]:
+            assert abs(row["iou"] - row["iou_undisturbed"]) < 2e-3, row
+
+
+def test_extreme_values(table):
+    assert table.predict("unit", 120.).iou < .05
+    assert table.predict("unit", 120., subject="head").iou < .05
     assert table.predict("focal", 2., "lie").high < table.predict("focal", 2.).low < table.predict("focal", 1.).low
     assert table.predict("views", 1).high < table.predict("views", 4).low
 
 
 @pytest.mark.parametrize("subject", ["head", "mouse"])
 def test_undisturbed_agrees_with_the_card(subject):
-    """Scored as the card is: four views, the model's own picture size, no blur baked in."""
+    "Scored as in the model card: four views, the model's own image size, no blur."
     model, card = load_checkpoint()
-    row = next(r for r in sensitivity(model, card, 6, subjects=(subject,), knobs=("views",), values={"views": (4,)}, size=64, smooth=False))
-    want = card.training["held_out"][subject]["iou"]
-    room = row["high"] - row["low"] + .002        # the card has other cameras and 26 scenes more
-    assert abs(row["iou"] - want) < room, (row["iou"], want, room)
-    assert abs(.8*row["iou"] - want) > room             # a model a fifth worse would be noticed
+    options = dict(subjects=(subject,), knobs=("views",), values={"views": (4,)}, size=64, smooth=False)
+    row = next(r for r in sensitivity(model, card, 6, **options))
+    expected = card.training["held_out"][subject]["iou"]
+    margin = row["high"] - row["low"] + .002 # the card has other cameras and 26 scenes more
+    assert abs(row["iou"] - expected) < margin
+    assert abs(.8*row["iou"] - expected) > margin # a model a fifth worse would be noticed
 
 
 def test_a_new_measurement_repeats_the_table(table):
     model, card = load_checkpoint()
-    got = score_perturbation(model, trial("mouse", HELD_OUT + 4, card.domain), "distance", 1.5)
+    scores = score_perturbation(model, trial("mouse", HELD_OUT + 4, card.domain), "distance", 1.5)
     for kind in PERTURBATIONS["distance"].kinds:
-        kept = next(r for r in table.curve("distance", kind) if r["value"] == 1.5)["scenes"]
-        assert abs(got[kind]["iou"] - kept[4]) < .02 and abs(got[kind]["iou"] - kept[5]) > 1e-4
+        stored = next(r for r in table.curve("distance", kind) if r["value"] == 1.5)["scenes"]
+        assert abs(scores[kind]["iou"] - stored[4]) < .02
+        assert abs(scores[kind]["iou"] - stored[5]) > 1e-4
 
 
-def test_prediction_is_measurement_at_measured_points_and_nothing_outside(table):
-    for r in table.rows[::7]:
-        assert table.predict(r["knob"], r["value"], r["kind"], r["subject"])[:3] == pytest.approx((r["iou"], r["low"], r["high"]), abs=1e-9)
-    p = table.predict("focal", 1.5)
-    a, b = table.predict("focal", 1.41).iou, table.predict("focal", 1.6).iou
-    assert min(a, b) < p.iou < max(a, b) and "interpolated" in p.said
-    q = table.predict("distance", 4.01)
-    assert math.isnan(q.iou) and "outside the measured 1.5 to 4" in q.said
+def test_prediction_is_the_measurement_at_measured_points(table):
+    for row in table.rows[::7]:
+        predicted = table.predict(row["knob"], row["value"], row["kind"], row["subject"])
+        assert predicted[:3] == pytest.approx((row["iou"], row["low"], row["high"]), abs=1e-9)
+
+
+def test_prediction_interpolates_and_never_extrapolates(table):
+    between = table.predict("focal", 1.5)
+    below, above = table.predict("focal", 1.41).iou, table.predict("focal", 1.6).iou
+    assert min(below, above) < between.iou < max(below, above)
+    assert "interpolated" in between.said
+    outside = table.predict("distance", 4.01)
+    assert math.isnan(outside.iou) and "outside the measured 1.5 to 4" in outside.said
     assert math.isnan(table.predict_joint({"aspect": 1.1, "distance": 9.}).iou)
 
 
@@ -77,39 +94,46 @@ def test_the_table_of_another_checkpoint_is_refused(tmp_path):
     path = tmp_path/"model.safetensors"
     path.write_bytes(shipped_checkpoint().read_bytes() + b"\0")
     sensitivity_file(path).write_bytes(sensitivity_file(shipped_checkpoint()).read_bytes())
-    with pytest.raises(ValueError, match="curves of another network"):
-        load_sensitivity(path)
+    with pytest.raises(ValueError, match="curves of another network"): load_sensitivity(path)
     path.write_bytes(shipped_checkpoint().read_bytes())
     assert load_sensitivity(path).rows
     sensitivity_file(path).unlink()
-    with pytest.raises(FileNotFoundError, match="no sensitivity table"):
-        load_sensitivity(path)
+    with pytest.raises(FileNotFoundError, match="no sensitivity table"): load_sensitivity(path)
 
 
-def test_a_table_is_written_whole_and_never_over_another(tmp_path):
+def test_a_table_is_never_written_over_another_file(tmp_path):
     out = tmp_path/"t.json"
     out.write_text("mine")
-    with pytest.raises(FileExistsError, match="--overwrite"):
-        measure_sensitivity(out=out, scenes=1)
+    with pytest.raises(FileExistsError, match="--overwrite"): measure_sensitivity(out=out, scenes=1)
     assert out.read_text() == "mine"
 
 
-def test_pixels_move_where_the_principal_point_goes():
-    t = trial("mouse", HELD_OUT, read_card(shipped_checkpoint()).domain)
+def test_points_move_with_the_principal_point():
+    mouse = trial("mouse", HELD_OUT, read_card(shipped_checkpoint()).domain)
     points = torch.tensor([[.3, -.1, .2], [-.2, .4, -.1], [0., 0., 0.]])
-    moved = shifted(t.cameras, .1, -.05).project(points) - t.cameras.project(points)
+    moved = shifted(mouse.cameras, .1, -.05).project(points) - mouse.cameras.project(points)
     assert torch.allclose(moved, torch.tensor([.1*64, -.05*64]).expand_as(moved), atol=1e-4)
-    from gslrm_mouse.scenes.tracer import raytrace
-    column = lambda v: (v.alpha.sum(1)*torch.arange(64)).sum(-1)/v.alpha.sum((1, 2))
-    row = lambda v: (v.alpha.sum(2)*torch.arange(64)).sum(-1)/v.alpha.sum((1, 2))
-    a, b = raytrace(t.scene, t.cameras), raytrace(t.scene, shifted(t.cameras, .125, -.0625))
-    assert torch.allclose(column(b) - column(a), torch.full((6,), 8.), atol=.05) and torch.allclose(row(b) - row(a), torch.full((6,), -4.), atol=.05)
+
+
+def test_images_move_with_the_principal_point():
+    mouse = trial("mouse", HELD_OUT, read_card(shipped_checkpoint()).domain)
+
+    def centroids(cameras): # column and row of the silhouettes
+        alpha, pixels = raytrace(mouse.scene, cameras).alpha, torch.arange(64)
+        area = alpha.sum((1, 2))
+        return (alpha.sum(1)*pixels).sum(-1)/area, (alpha.sum(2)*pixels).sum(-1)/area
+
+    before, after = centroids(mouse.cameras), centroids(shifted(mouse.cameras, .125, -.0625))
+    assert torch.allclose(after[0] - before[0], torch.full((6,), 8.), atol=.05)
+    assert torch.allclose(after[1] - before[1], torch.full((6,), -4.), atol=.05)
 
 
 def test_turned_cameras_stay_rotations_in_place():
-    t = trial("head", HELD_OUT, read_card(shipped_checkpoint()).domain)
-    c = replace(t.cameras, w2c=t.cameras.w2c.double())
-    d = turned(c, 7., 5)
-    assert torch.allclose(d.R @ d.R.mT, torch.eye(3, dtype=torch.float64).expand(6, 3, 3), atol=1e-6) and torch.allclose(d.centers, c.centers, atol=1e-5)
-    angle = (c.axes*d.axes).sum(-1).clamp(max=1).acos().rad2deg()
+    head = trial("head", HELD_OUT, read_card(shipped_checkpoint()).domain)
+    cameras = replace(head.cameras, w2c=head.cameras.w2c.double())
+    after = turned(cameras, 7., 5)
+    identity = torch.eye(3, dtype=torch.float64).expand(6, 3, 3)
+    assert torch.allclose(after.R @ after.R.mT, identity, atol=1e-6)
+    assert torch.allclose(after.centers, cameras.centers, atol=1e-5)
+    angle = (cameras.axes*after.axes).sum(-1).clamp(max=1).acos().rad2deg()
     assert torch.allclose(angle, torch.full((6,), 7., dtype=torch.float64), atol=1e-3)

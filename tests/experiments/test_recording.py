@@ -6,7 +6,8 @@ from gslrm_mouse.experiments import recording as experiment
 from gslrm_mouse.experiments.recording import RecordingPlan, complete_plan, film_run
 from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
 from gslrm_mouse.training.batches import BatchStream
-from gslrm_mouse.training.sources import build_dataset, parse_frames
+from gslrm_mouse.training.sources import build_dataset
+from gslrm_mouse.views.recordings import parse_frames
 
 N_CAMERAS = (3, 4, 5, 6, 9, 24)
 N_FRAMES = (2, 3, 4, 7, 16, 40, 41, 161, 1000, 36000)

@@ -1,15 +1,27 @@
-"The study as it is used: stopped and gone on with, by seeds and by names, on a recording, from stored results; and that nothing of another network slips in."
-import html, json, os, re, shutil, signal, subprocess, sys, time
+"""The study as it is used: stopped and continued, by seeds and by names, on a recording, from stored results.
+
+And that no result of another network slips in."""
+import html
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
+
 import pytest
-from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.cameras.domain import CameraDomain
-from gslrm_mouse.models.checkpoint import ModelCard, checkpoint_hash, save_checkpoint, shipped_checkpoint
+from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.experiments.plan import Plan, records_of
+from gslrm_mouse.experiments.recipes import summary
 from gslrm_mouse.experiments.registry import EXPERIMENTS, experiments
-from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.experiments.report import report_from, study
 from gslrm_mouse.experiments.runner import run_arms, stored_parts
+from gslrm_mouse.models.checkpoint import ModelCard, checkpoint_hash, save_checkpoint, shipped_checkpoint
+from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT/"nbs/results"
@@ -18,22 +30,32 @@ import os, time
 from pathlib import Path
 from gslrm_mouse.experiments.base import Arm, Experiment, Finding
 from gslrm_mouse.models.checkpoint import checkpoint_hash
-def arms(full, checkpoint): return [Arm("{name}", n, s, dict(checkpoint=checkpoint_hash(checkpoint))) for s in range(3 if full else 1) for n in ("slow", "fast")]
+
+def arms(full, checkpoint):
+    settings = dict(checkpoint=checkpoint_hash(checkpoint))
+    return [Arm("{name}", speed, seed, settings) for seed in range(3 if full else 1) for speed in ("slow", "fast")]
+
 def run(arm, checkpoint, cache):
     cache.mkdir(parents=True, exist_ok=True)
     with open(cache/"calls", "a") as f: f.write(f"{{arm.experiment}} {{arm.name}} {{arm.seed}} {{os.getpid()}}\\n")
-    time.sleep({sleep}); return [dict(iou=arm.seed/10, psnr=20., psnr_white=18., blob="x"*20000)]
-E = Experiment("{name}", "?", arms, run, lambda done, folder: [], lambda done: [Finding("claim", f"{{len(done)}} arms", "open", "")])
+    time.sleep(.3)
+    return [dict(iou=arm.seed/10, psnr=20., psnr_white=18., blob="x"*20000)]
+
+def plot(done, folder): return []
+
+def findings(done): return [Finding(claim="claim", measured=f"{{len(done)}} arms", verdict="open", why="")]
+
+E = Experiment(name="{name}", question="?", arms=arms, run=run, plot=plot, findings=findings)
 '''
 
 
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
-    "Two experiments of six arms, in modules which worker processes find too."
-    for name in ("north", "south"): (tmp_path/f"fake_{name}.py").write_text(FAKE.format(name=name, sleep=.3))
+    "Two experiments of six conditions, in modules that worker processes find too."
+    for name in ("north", "south"): (tmp_path/f"fake_{name}.py").write_text(FAKE.format(name=name))
     monkeypatch.syspath_prepend(str(tmp_path))
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
-    return {n: (f"fake_{n}:E", True) for n in ("north", "south")}
+    return {name: (f"fake_{name}:E", True) for name in ("north", "south")}
 
 
 @pytest.fixture
@@ -42,114 +64,191 @@ def tiny(tmp_path):
     return save_checkpoint(tmp_path/"tiny.safetensors", net, ModelCard(net.config, CameraDomain(image_size=32)))
 
 
-def calls(cache): return [x.split()[:3] for x in (cache/"calls").read_text().splitlines()]
-def quiet(*_): pass
-def cli(*args, **kw): return subprocess.run([sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)], capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)), **kw)
+def calls(cache): # experiment, condition, seed and process of each run
+    return [line.split() for line in (cache/"calls").read_text().splitlines()]
+
+
+def quiet(line): pass
+
+
+def cli(*args):
+    command = [sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
 
 
 def test_two_at_a_time_write_whole_lines(fakes, tiny, tmp_path):
-    failed = run_arms(Plan(str(tiny), full=True), tmp_path/"r", tmp_path/"c", jobs=2, known=fakes, say=quiet)
-    assert failed == [] and len({x.split()[3] for x in (tmp_path/"c/calls").read_text().splitlines()}) == 2         # two processes, neither of them this one
-    for n in fakes: assert sorted((x["name"], x["seed"]) for x in load_results(tmp_path/f"r/{n}.jsonl")) == sorted((n, s) for n in ("slow", "fast") for s in range(3))
-    assert all(.2 < x["seconds"] < 30 for x in load_results(tmp_path/"r/north.jsonl"))
-    run_arms(Plan(str(tiny), full=True), tmp_path/"r", tmp_path/"c", jobs=2, known=fakes, say=quiet)
-    assert len(calls(tmp_path/"c")) == 12
+    plan, results, cache = Plan(str(tiny), full=True), tmp_path/"results", tmp_path/"cache"
+    assert run_arms(plan, results, cache, jobs=2, known=fakes, say=quiet) == []
+    processes = {process for *_, process in calls(cache)}
+    assert len(processes) == 2 and str(os.getpid()) not in processes
+    expected = sorted((speed, seed) for speed in ("slow", "fast") for seed in range(3))
+    for name in fakes:
+        lines = load_results(results/f"{name}.jsonl")
+        assert sorted((line["name"], line["seed"]) for line in lines) == expected
+        assert all(.2 < line["seconds"] < 30 for line in lines)
+    run_arms(plan, results, cache, jobs=2, known=fakes, say=quiet)
+    assert len(calls(cache)) == 12
 
 
-def test_killed_and_gone_on_with(fakes, tiny, tmp_path):
-    code = f"from gslrm_mouse.experiments.report import study; from gslrm_mouse.experiments.plan import Plan; study({str(tmp_path/'s')!r}, Plan({str(tiny)!r}, full=True), known={fakes!r})"
-    p = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_progress_names_the_experiment_and_the_time_left(fakes, tiny, tmp_path, jobs):
+    said = []
+    plan = Plan(str(tiny), full=True, only=("south",))
+    run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=jobs, known=fakes, say=said.append)
+    assert said[0].startswith("6 conditions of 1 experiment, 0 of them stored")
+    assert [line.split("·")[0].strip() for line in said[1:]] == [f"{i}/6" for i in range(1, 7)]
+    expected = re.compile(r"· south: (slow|fast), seed \d · \d+ s · about \d+ (s|min) left$")
+    assert all(expected.search(line) for line in said[1:-1])
+    assert said[-1].endswith("finished")
+
+
+def test_killed_and_continued(fakes, tiny, tmp_path):
+    out, cache = tmp_path/"study", tmp_path/"study/cache"
+    code = ("from gslrm_mouse.experiments.report import study; from gslrm_mouse.experiments.plan import Plan; "
+            f"study({str(out)!r}, Plan({str(tiny)!r}, full=True), known={fakes!r})")
+    process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time() + 60
-    while not ((tmp_path/"s/cache/calls").is_file() and len(calls(tmp_path/"s/cache")) >= 4) and time.time() < end: time.sleep(.05)
-    p.send_signal(signal.SIGKILL)
-    p.wait()
-    before = calls(tmp_path/"s/cache")
-    assert 4 <= len(before) < 12
-    parts, failed = study(tmp_path/"s", Plan(str(tiny), full=True), known=fakes, say=quiet)
-    after = calls(tmp_path/"s/cache")
-    assert failed == [] and [len(q.done) for q in parts] == [6, 6] and len(after) <= 13 and len({tuple(x) for x in after}) == 12         # only the arm it was at is run twice
+    while time.time() < end:
+        if (cache/"calls").is_file() and len(calls(cache)) >= 4: break
+        time.sleep(.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 4 <= len(calls(cache)) < 12
+
+    sections, failed = study(out, Plan(str(tiny), full=True), known=fakes, say=quiet)
+    assert failed == []
+    assert [len(section.done) for section in sections] == [6, 6]
+    after = [tuple(call[:3]) for call in calls(cache)]
+    assert len(after) <= 13 # only the condition that was running is run twice
+    assert len(set(after)) == 12
 
 
-def test_seeds_and_names_choose_and_results_lie_where_they_are_told(fakes, tiny, tmp_path):
-    study(tmp_path/"s", Plan(str(tiny), full=True, only=("south",), seeds=(2,)), results=tmp_path/"kept", cache=tmp_path/"c", known=fakes, say=quiet)
-    assert calls(tmp_path/"c") == [["south", "slow", "2"], ["south", "fast", "2"]] and sorted(x.name for x in (tmp_path/"kept").iterdir()) == ["south.jsonl"] and not (tmp_path/"s/results").exists()
-    page = (tmp_path/"s/index.html").read_text()
+def test_seeds_names_and_folders(fakes, tiny, tmp_path):
+    plan = Plan(str(tiny), full=True, only=("south",), seeds=(2,))
+    study(tmp_path/"study", plan, results=tmp_path/"kept", cache=tmp_path/"cache", known=fakes, say=quiet)
+    assert [call[:3] for call in calls(tmp_path/"cache")] == [["south", "slow", "2"], ["south", "fast", "2"]]
+    assert [x.name for x in (tmp_path/"kept").iterdir()] == ["south.jsonl"]
+    assert not (tmp_path/"study/results").exists()
+    page = (tmp_path/"study/index.html").read_text()
     assert "seeds 2" in page and "Not in this report: north" in page
 
 
-def test_a_lost_process_costs_its_arms_only(fakes, tiny, tmp_path):
-    (tmp_path/"fake_north.py").write_text((tmp_path/"fake_north.py").read_text().replace("time.sleep(0.3)", "os.kill(os.getpid(), 9) if arm.seed == 2 else None"))
-    failed = run_arms(Plan(str(tiny), full=True, only=("north",)), tmp_path/"r", tmp_path/"c", jobs=2, known=fakes, say=quiet)
-    kept = load_results(tmp_path/"r/north.jsonl")
-    assert failed and len(kept) + len(failed) == 6 and all("terminated abruptly" in w for *_, w in failed)
+def test_a_lost_process_costs_its_conditions_only(fakes, tiny, tmp_path):
+    module = tmp_path/"fake_north.py"
+    module.write_text(module.read_text().replace("time.sleep(.3)", "arm.seed == 2 and os.kill(os.getpid(), 9)"))
+    plan = Plan(str(tiny), full=True, only=("north",))
+    failed = run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=2, known=fakes, say=quiet)
+    stored = load_results(tmp_path/"results/north.jsonl")
+    assert failed and len(stored) + len(failed) == 6
+    assert all("terminated abruptly" in message for *_, message in failed)
 
 
-def test_another_network_is_left_out_and_counted(tiny, tmp_path):
-    shutil.copytree(RESULTS, tmp_path/"r")
-    e = experiments(Plan(str(tiny), only=("recipes",)))[0]
-    arm = e.arms(True, tiny)[2]
-    records = [dict(r, iou=.99) for r in records_of(load_results(RESULTS/"recipes.jsonl"), "iou") if r["frame"] == "2"]
-    append_result(tmp_path/"r/recipes.jsonl", arm, records, 1.)
-    report_from(tmp_path/"r", tmp_path/"a")
-    report_from(RESULTS, tmp_path/"b")
-    a, b = (html.unescape((tmp_path/x/"index.html").read_text()) for x in "ab")
-    assert f"1 arm of checkpoint {checkpoint_hash(tiny)}" in a and "Left out: 1 arm" not in b and re.sub(r" Left out:[^<]*", "", a).count("0.99") == re.sub(r" Left out:[^<]*", "", b).count("0.99")
-    mine = report_from(tmp_path/"r", tmp_path/"m", tiny)
-    assert [(p.experiment.name, len(p.done)) for p in mine if p.done and "checkpoint" in p.done[0]["settings"]] == [("recipes", 1)]
+def test_another_network_is_excluded_and_counted(tiny, tmp_path):
+    shutil.copytree(RESULTS, tmp_path/"results")
+    experiment = experiments(Plan(str(tiny), only=("recipes",)))[0]
+    arm = experiment.arms(True, tiny)[2]
+    measured = records_of(load_results(RESULTS/"recipes.jsonl"), "iou")
+    foreign = [dict(record, iou=.99) for record in measured if record["frame"] == "2"]
+    append_result(tmp_path/"results/recipes.jsonl", arm, foreign, seconds=1.)
+
+    report_from(tmp_path/"results", tmp_path/"with")
+    report_from(RESULTS, tmp_path/"without")
+    page, plain = (html.unescape((tmp_path/name/"index.html").read_text()) for name in ("with", "without"))
+    assert f"1 condition of checkpoint {checkpoint_hash(tiny)}" in page
+    assert "Excluded: 1 condition" not in plain
+    page, plain = (re.sub(r" Excluded:[^<]*", "", text) for text in (page, plain))
+    assert page.count("0.99") == plain.count("0.99")
+
+    sections = report_from(tmp_path/"results", tmp_path/"tiny", tiny)
+    with_network = [s for s in sections if s.done and "checkpoint" in s.done[0]["settings"]]
+    assert [(s.experiment.name, len(s.done)) for s in with_network] == [("recipes", 1)]
 
 
-def test_the_stored_results_are_this_checkpoints_and_hold_no_picture_of_a_recording():
-    parts = {p.experiment.name: p for p in stored_parts(RESULTS, shipped_checkpoint())}
-    assert {n for n, p in parts.items() if not n.startswith("recording") and len(p.done) == p.asked} >= {"recipes", "factors", "control", "zoom", "gap"}
-    for file in RESULTS.glob("*.jsonl"):
-        text = file.read_text()
-        assert not re.search(r"/(home|tmp|work|root|mnt)/", text), file
-        if file.name.startswith("recording"): assert all(not {"picture", "png"} & set(r) and len(json.dumps(r)) < 5000 for x in load_results(file) for r in x["records"])
+def test_the_stored_results_are_complete_and_of_the_shipped_checkpoint():
+    complete = {s.experiment.name for s in stored_parts(RESULTS, shipped_checkpoint()) if len(s.done) == s.asked}
+    assert complete >= {"recipes", "factors", "control", "zoom", "gap"}
 
 
-def test_committed_numbers_are_measured_again(tmp_path):
-    "One arm anew: the head of the domain gap, and a mouse of the factorial's sixteen cells."
-    e = {x.name: x for x in experiments(Plan(str(shipped_checkpoint())))}
-    gap = e["gap"].arms(True, None)[2]
-    kept = {x["key"]: x for x in load_results(RESULTS/"gap.jsonl")}[gap.key]
-    small = e["gap"].run(Arm("gap", "mouse", 0, gap.settings | dict(n=6)), None, None)[0]
-    assert small["symmetry"][0] == pytest.approx(kept["records"][0]["symmetry"][0], abs=.12)
-    arm = e["factors"].arms(False, shipped_checkpoint())[1]
-    cells = {r["cell"]: r for x in load_results(RESULTS/"factors.jsonl", checkpoint=checkpoint_hash(shipped_checkpoint())) if x["settings"]["scene"] == 1 for r in x["records"]}
-    assert all(abs(r["iou"] - cells[r["cell"]]["iou"]) < .02 for r in e["factors"].run(arm, shipped_checkpoint(), tmp_path))
+@pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
+def test_stored_results_hold_no_path_and_no_image_of_a_recording(file):
+    assert not re.search(r"/(home|tmp|work|root|mnt)/", file.read_text())
+    if not file.name.startswith("recording"): return
+    for line in load_results(file):
+        for record in line["records"]:
+            assert not {"picture", "png"} & set(record)
+            assert len(json.dumps(record)) < 5000
+
+
+def test_the_stored_domain_gap_is_measured_again():
+    "The head of the domain gap, with fewer samples."
+    gap = experiments(Plan(str(shipped_checkpoint()), only=("gap",)))[0]
+    arm = gap.arms(True, None)[2]
+    stored = {line["key"]: line for line in load_results(RESULTS/"gap.jsonl")}[arm.key]
+    again = gap.run(Arm("gap", "mouse", 0, arm.settings | dict(n=6)), None, None)[0]
+    assert again["symmetry"][0] == pytest.approx(stored["records"][0]["symmetry"][0], abs=.12)
+
+
+def test_a_stored_mouse_of_the_factorial_is_measured_again(tmp_path):
+    "All sixteen cells of one mouse."
+    checkpoint = shipped_checkpoint()
+    factors = experiments(Plan(str(checkpoint), only=("factors",)))[0]
+    lines = load_results(RESULTS/"factors.jsonl", checkpoint=checkpoint_hash(checkpoint), scene=1)
+    stored = {record["cell"]: record["iou"] for line in lines for record in line["records"]}
+    again = factors.run(factors.arms(False, checkpoint)[1], checkpoint, tmp_path)
+    assert all(abs(record["iou"] - stored[record["cell"]]) < .02 for record in again)
 
 
 def test_a_recording_by_the_command(recording, tmp_path):
-    "The command on a recording: exact beats millimetres; its pictures lie in the report and in no line that is kept."
-    got = cli("study", "--recording", recording, "--truth", recording/"truth/heldout_views", "--frames", "20", "--only", "doctor,recipes", "--out", tmp_path/"s", "--jobs", 1)
+    "The exact camera beats millimetres; images of the recording lie in the report and in no stored line."
+    out = tmp_path/"study"
+    got = cli("study", "--recording", recording, "--truth", recording/"truth/heldout_views", "--frames", "20",
+              "--only", "doctor,recipes", "--out", out, "--jobs", 1)
     assert got.returncode == 0, got.stderr
-    from gslrm_mouse.experiments.recipes import summary
-    kept = load_results(tmp_path/"s/results/recording_recipes.jsonl")
-    iou = {r["arm"]: r["iou"][0] for r in summary(records_of(kept, "iou"))}
+    stored = load_results(out/"results/recording_recipes.jsonl")
+    iou = {row["arm"]: row["iou"][0] for row in summary(records_of(stored, "iou"))}
     assert iou["exact"] > iou["mm"] + .2
-    page = (tmp_path/"s/index.html").read_text()
-    assert all((tmp_path/"s"/p).is_file() for p in re.findall(r"src='([^']+)'", page)) and page.count("<figure>") == 1 and str(recording) not in json.dumps(kept) and "picture" not in json.dumps(kept)
-    assert "fit: novel-view IoU" in got.stdout and "recording_doctor" in got.stderr and "report:" in got.stdout
+    assert str(recording) not in json.dumps(stored) and "picture" not in json.dumps(stored)
+    page = (out/"index.html").read_text()
+    images = re.findall(r'src="([^"]+)"', page)
+    assert len(images) == page.count("<figure>") == 1
+    assert all((out/image).is_file() for image in images)
+    assert "<h1>GS-LRM on the recording" in page
+    assert re.search("(fit|compatible): novel-view IoU", got.stdout) and "report:" in got.stdout
+    assert "Recording: diagnosis" in got.stderr
 
 
-def test_without_truth_cameras_are_left_out_in_turn(recording, tmp_path):
+def test_without_truth_each_camera_is_held_out_in_turn(recording, tmp_path):
     plan = Plan(str(shipped_checkpoint()), recording=str(recording), frames=(5,), only=("recipes",))
-    e = experiments(plan, tmp_path)[0]
-    arm = e.arms(False, plan.checkpoint)[0]
-    novel = {(r["frame"], r["camera"]) for r in records_of([dict(records=e.run(Arm(arm.experiment, arm.name, 0, arm.settings | dict(recipes=["exact"])), plan.checkpoint, tmp_path))], "iou") if r["split"] == "novel"}
+    experiment = experiments(plan, tmp_path)[0]
+    arm = experiment.arms(False, plan.checkpoint)[0]
+    exact_only = Arm(arm.experiment, arm.name, 0, arm.settings | dict(recipes=["exact"]))
+    records = experiment.run(exact_only, plan.checkpoint, tmp_path)
+    scored = records_of([dict(records=records)], "iou")
+    novel = {(record["frame"], record["camera"]) for record in scored if record["split"] == "novel"}
     assert novel == {(f"5 without camera {i}", f"camera {i}") for i in range(6)}
 
 
 def test_the_command_from_stored_results(tmp_path):
-    got = cli("study", "--from-results", RESULTS, "--out", tmp_path/"s")
+    out = tmp_path/"study"
+    got = cli("study", "--from-results", RESULTS, "--out", out)
     assert got.returncode == 0, got.stderr
-    page = (tmp_path/"s/index.html").read_text()
-    named = re.findall(r"<h2 id='(\w+)'", page)
-    assert named[:5] == list(EXPERIMENTS)[:5] or {"recipes", "factors", "control", "zoom", "gap"} <= set(named)
-    assert len(set(re.findall(r"id='?([\w-]+)", page))) == len(re.findall(r"id='?([\w-]+)", page)) and "http://" not in page and "https://" not in page
-    again = cli("study", "--from-results", RESULTS, "--out", tmp_path/"s")
-    assert again.returncode == 0 and (tmp_path/"s/index.html").read_text() == page
+    page = (out/"index.html").read_text()
+    headings = re.findall(r'<h2 id="(\w+)">([^<]+)', page)
+    assert {"recipes", "factors", "control", "zoom", "gap"} <= {name for name, _ in headings} & set(EXPERIMENTS)
+    assert not any("_" in words for _, words in headings)
+    ids = re.findall(r'id="([\w-]+)"', page)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+    assert "http://" not in page and "https://" not in page
+
+    again = cli("study", "--from-results", RESULTS, "--out", out)
+    assert again.returncode == 0
+    assert (out/"index.html").read_text() == page
+
+
+def test_a_folder_with_other_contents_is_refused(tmp_path):
     (tmp_path/"thesis").mkdir()
-    (tmp_path/"thesis/a").touch()
-    no = cli("study", "--from-results", RESULTS, "--out", tmp_path/"thesis")
-    assert no.returncode == 2 and "is no study's" in no.stderr and "Traceback" not in no.stderr
+    (tmp_path/"thesis/chapter.tex").touch()
+    got = cli("study", "--from-results", RESULTS, "--out", tmp_path/"thesis")
+    assert got.returncode == 2
+    assert "is no study's" in got.stderr and "Traceback" not in got.stderr

@@ -5,27 +5,29 @@
                                             with what nbdev would lose or stumble over put right"""
 import ast, base64, gzip, hashlib, html, importlib, inspect, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path, PurePosixPath
 from string import Template
 
 root, here = Path(__file__).resolve().parents[2], Path(__file__).resolve().parent
-os.chdir(root)
-sys.path.insert(0, str(root))                                 # nbdev looks for settings.ini from where it stands
+os.chdir(root) # nbdev looks for settings.ini in the working directory
+sys.path.insert(0, str(root))
 
 # The sidebar: a title, whether it begins closed, and pages or folders ("cameras/") in reading order.
+# Of a folder its start page comes first (index.ipynb); the group's title leads to it.
 GROUPS = (
-    ("Start", False, ("index", "pages/findings", "pages/glossary", "pages/limits")),
+    ("Start", False, ("index", "pages/faq", "pages/findings", "pages/requirements", "pages/glossary", "pages/limits")),
     ("How to", False, ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora",
                        "tutorials/released_checkpoint", "tutorials/")),
     ("Cameras, rays and lenses", True, ("cameras/",)),
-    ("Calibration files of other tools", True, ("calibration/",)),
+    ("Calibration files", True, ("calibration/",)),
     ("Views, recordings, visual hull", True, ("views/",)),
     ("Masks", True, ("masks/",)),
-    ("The synthetic world", True, ("scenes/",)),
-    ("Gaussians and rasterizers", True, ("gaussians/",)),
+    ("Synthetic scenes", True, ("scenes/",)),
+    ("3D Gaussians and rasterization", True, ("gaussians/",)),
     ("Preprocessing and the canonical camera", True, ("preprocess/",)),
-    ("Models, checkpoints, LoRA", True, ("pages/model_cards", "models/")),
+    ("Models, checkpoints, LoRA", True, ("models/index", "pages/model_cards", "models/")),
     ("Training", True, ("training/",)),
     ("Reconstruction", True, ("reconstruction/",)),
     ("Evaluation", True, ("evaluation/",)),
@@ -35,12 +37,14 @@ GROUPS = (
                          "05_metrics", "00_files", "01_threads", "02_stats", "03_plotting", "04_video")),
 )
 WIDGET, STATE = "application/vnd.jupyter.widget-view+json", "application/vnd.jupyter.widget-state+json"
+START_PAGE = "index.ipynb" # of a room
 FROM = "commonmark_x-smart" # what Jupyter renders, with attributes and maths
 
 def grouped(nbs:Path) -> dict[str, list[Path]]:
     "Notebooks of `nbs` by group, in reading order; ValueError for one that belongs to none."
-    paths = {p.relative_to(nbs).with_suffix("").as_posix(): p
-             for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts}
+    notebooks = [p for p in sorted(nbs.rglob("*.ipynb")) if ".ipynb_checkpoints" not in p.parts]
+    notebooks.sort(key=lambda p: p.name != START_PAGE)
+    paths = {p.relative_to(nbs).with_suffix("").as_posix(): p for p in notebooks}
     def belongs(name, key): return name == key or key.endswith("/") and name.startswith(key)
     groups = {}
     for title, _, keys in GROUPS:
@@ -52,10 +56,20 @@ def grouped(nbs:Path) -> dict[str, list[Path]]:
         raise ValueError(f"{names}: in no group of the sidebar; GROUPS in tools/docs/build.py lists folders and pages")
     return groups
 
+def is_start_page(path:Path, nbs:Path) -> bool: return path.name == START_PAGE and path.parent != nbs
+
+def start_page(members:list[Path], nbs:Path) -> tuple: # (path or None, the other members)
+    "The page that the title of a group leads to."
+    starts = [p for p in members if is_start_page(p, nbs)]
+    return (starts[0] if starts else None), [p for p in members if p not in starts]
+
 def sidebar(nbs:Path) -> str:
     "The same groups for Quarto."
     import yaml
-    def section(title, members): return dict(section=title, contents=[p.relative_to(nbs).as_posix() for p in members])
+    def section(title, members):
+        start, others = start_page(members, nbs)
+        href = {} if start is None else dict(href=start.relative_to(nbs).as_posix())
+        return dict(section=title, **href, contents=[p.relative_to(nbs).as_posix() for p in others])
     contents = [section(title, members) for title, members in grouped(nbs).items()]
     return yaml.safe_dump(dict(website=dict(sidebar=dict(contents=contents))), sort_keys=False, allow_unicode=True)
 
@@ -129,6 +143,20 @@ def opened(raw:dict) -> dict:
         raw["cells"][:1] = [first | dict(source=title[0].strip()), second]
     return raw
 
+def with_alt(cell:dict, alts:dict):
+    "The alternative text of the cell's picture, written out where the cell has none of its own."
+    source = text(cell["source"])
+    if cell.get("id") not in alts or re.search(r"^#\| *fig-(alt|cap)", source, re.M): return
+    cell["source"] = f"#| fig-alt: {json.dumps(alts[cell['id']], ensure_ascii=False)}\n{source}"
+
+def fill_start_page(raw:dict, page, made:dict, folder:Path): # changes `raw`, writes its figure into `folder`
+    def as_file(figure):
+        file = folder/f"figure_{figure.cell}{Path(figure.name).suffix}"
+        shutil.copy(page.out/figure.name, file)
+        return f"![{figure.caption}]({file.name})"
+    for cell in raw["cells"]: cell["source"] = with_figures(text(cell["source"]), page, made, as_file)
+    raw["cells"].append(dict(cell_type="markdown", id="contents", metadata={}, source=contents_of(page, made)))
+
 def for_quarto(nbs:Path, to:Path):
     "A copy of `nbs` for `nbdev_docs --path`: opening texts kept, alternative texts written out, pages in groups."
     import tempfile
@@ -136,14 +164,13 @@ def for_quarto(nbs:Path, to:Path):
     shutil.copytree(nbs, to, ignore=shutil.ignore_patterns(".*"))
     order = [p for members in grouped(nbs).values() for p in members]
     pages = {form: page_of(p, nbs) for p in order for form in (p, p.resolve())}
-    for p in order:
-        with tempfile.TemporaryDirectory() as tmp: alts = Page(p, nbs, Path(tmp), pages).alts
-        raw = opened(json.loads(p.read_text(encoding="utf-8")))
-        for cell in raw["cells"]:
-            source = text(cell["source"])
-            if cell.get("id") not in alts or re.search(r"^#\| *fig-(alt|cap)", source, re.M): continue
-            cell["source"] = f"#| fig-alt: {json.dumps(alts[cell['id']], ensure_ascii=False)}\n{source}"
-        (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    with tempfile.TemporaryDirectory() as tmp:
+        made = {p: Page(p, nbs, Path(tmp), pages) for p in order}
+        for p, page in made.items():
+            raw = opened(json.loads(p.read_text(encoding="utf-8")))
+            for cell in raw["cells"]: with_alt(cell, page.alts)
+            if is_start_page(p, nbs): fill_start_page(raw, page, made, to/p.parent.relative_to(nbs))
+            (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
     (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8")
     os.utime(to/"index.ipynb", (0, 0)) # so that nbdev does not make another README from it
     shutil.rmtree(root/"_proc", ignore_errors=True)
@@ -238,6 +265,39 @@ def documented(name:str, obj) -> bool:
 NO_KERNEL = ('<p class="note">The controls move, but their picture is drawn by Python, and none runs behind this page: '
              "the figure above shows the point. Open the notebook to play.</p>")
 
+@dataclass
+class Figure:
+    "A figure that a page shows of another notebook."
+    cell:str # its id
+    name:str # of the image file, in the site
+    size:tuple # width, height
+    alt:str
+    caption:str # markdown
+    notebook:str # as the page links to it
+
+FIGURE = re.compile(r"^Figure: \[(.+)\]\(([^()#\s]+\.ipynb)#([\w-]+)\)$", re.M)
+
+def with_figures(md:str, page, made:dict, shown) -> str:
+    "Each line `Figure: [caption](NOTEBOOK.ipynb#CELL)` becomes `shown(Figure)`; ValueError if the cell stores none."
+    def found(m):
+        other = made.get((page.path.parent/m[2]).resolve())
+        if other is None: raise ValueError(f"{page.path}: shows a figure of {m[2]}, which is no notebook here")
+        if m[3] not in other.figures:
+            there = ", ".join(other.figures) or "none"
+            raise ValueError(f"{page.path}: cell {m[3]} of {m[2]} stores no figure; cells that do: {there}")
+        name, size = other.figures[m[3]]
+        return shown(Figure(cell=m[3], name=name, size=size, alt=other.alts[m[3]], caption=m[1], notebook=m[2]))
+    return FIGURE.sub(found, md)
+
+def contents_of(page, made:dict) -> str:
+    "The notebooks in the folder of a start page, with their titles and purposes."
+    others = [other for path, other in made.items() if path.parent == page.path.parent and path != page.path]
+    rows = [f"| [{other.title}]({other.path.name}) | {other.says} |" for other in others]
+    return "\n".join(["## Notebooks", "", "| notebook | purpose |", "|---|---|", *rows])
+
+CODE = r"(?P<fence>`{3,}).*?(?P=fence)|``.+?``|`(?:[^`\n]|\n(?!\n))+`"
+LINK = re.compile(CODE + r"|\]\((?!https?:)(?P<notebook>[^)\s#]+\.ipynb)(?P<anchor>#[^)\s]*)?\)", re.S)
+
 class Page:
     "One notebook on its way: its markdown, its pictures, where its symbols are."
     def __init__(self, path:Path, nbs:Path, out:Path, pages:dict):
@@ -252,7 +312,7 @@ class Page:
         self.lines = lines_of(module_file(self.module)) if self.module else {}
         self.raises = raises_of(module_file(self.module)) if self.module else {}
         self.heading, self.said, self.near = self.title, "", False
-        self.pictures, self.alts = 0, {}
+        self.pictures, self.alts, self.figures = 0, {}, {} # the last two by the id of the cell
         self.widgets = False
         self.ids = set()
         self.held, self.symbols = "", []
@@ -336,7 +396,7 @@ class Page:
         for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
             if mime in data:
                 alt = self.alts[cell.get("id")] = alt_of(cell, self.heading, self.said, near)
-                return self.picture(base64.b64decode(text(data[mime])), suffix, alt)
+                return self.picture(base64.b64decode(text(data[mime])), suffix, alt, cell.get("id"))
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
@@ -346,16 +406,29 @@ class Page:
         is_address = re.fullmatch(r"<.* at 0x[0-9a-f]+>", shown.strip())
         return "" if is_address else raw(f'<pre class="out">{html.escape(shown)}</pre>')
 
-    def picture(self, data:bytes, suffix:str, alt:str) -> str:
+    def picture(self, data:bytes, suffix:str, alt:str, cell:str) -> str:
         import io
         from PIL import Image
         self.pictures += 1
         name = f"{self.url.removesuffix('.html')}_files/{self.pictures}.{suffix}"
         (self.out/name).parent.mkdir(parents=True, exist_ok=True)
         (self.out/name).write_bytes(data)
-        w, h = Image.open(io.BytesIO(data)).size
-        image = f'<img src="{self.up}{name}" width="{w}" height="{h}" loading="lazy" alt="{html.escape(alt)}">'
-        return raw(f"<figure>{image}</figure>")
+        size = Image.open(io.BytesIO(data)).size
+        self.figures[cell] = name, size
+        return raw(f"<figure>{self.image(name, size, alt)}</figure>")
+
+    def image(self, name:str, size:tuple, alt:str) -> str:
+        w, h = size
+        return f'<img src="{self.up}{name}" width="{w}" height="{h}" loading="lazy" alt="{html.escape(alt)}">'
+
+    def figure(self, f) -> str: # of another notebook
+        image = self.image(f.name, f.size, f.alt)
+        return f"{raw(f'<figure>{image}<figcaption>')}[{f.caption}]({f.notebook}){raw('</figcaption></figure>')}"
+
+    def whole(self, made:dict) -> str:
+        "The markdown with figures of other notebooks and, on a start page, the list of its room's notebooks."
+        md = with_figures(self.md, self, made, self.figure)
+        return f"{md}\n\n{contents_of(self, made)}" if is_start_page(self.path, self.nbs) else md
 
     def widget(self, view:dict) -> str:
         if self.state is None or view["model_id"] not in self.state["state"]:
@@ -367,12 +440,14 @@ class Page:
         return raw(f'<div class="widget">{script}{NO_KERNEL if needs_kernel else ""}</div>')
 
     def links(self, md:str) -> str:
-        "Links between notebooks and to nbdev's host become links between pages."
+        "Links between notebooks and to nbdev's host become links between pages, but for those within code."
         def there(m):
-            target = (self.path.parent/m[1]).resolve()
-            if target not in self.pages: raise ValueError(f"{self.path}: links to {m[1]}, which is no notebook here")
-            return f"]({self.up}{self.pages[target]}{m[2] or ''})"
-        md = re.sub(r"\]\((?!https?:)([^)\s#]+\.ipynb)(#[^)\s]*)?\)", there, md)
+            if m["notebook"] is None: return m[0]
+            target = (self.path.parent/m["notebook"]).resolve()
+            if target not in self.pages:
+                raise ValueError(f"{self.path}: links to {m['notebook']}, which is no notebook here")
+            return f"]({self.up}{self.pages[target]}{m['anchor'] or ''})"
+        md = LINK.sub(there, md)
         return md.replace(f"]({self.host}/", f"]({self.up}")
 
 
@@ -397,11 +472,26 @@ def words(s:str) -> str:
     visible = INLINE.sub("", HIDDEN.sub(" ", s))
     return re.sub(r"\s+", " ", html.unescape(re.sub(r"<[^>]+>", " ", visible))).strip()
 
+LONG_CELL = 28 # characters: a table with longer cells cannot be read in columns on a telephone
+
+def boxed_table(table:str) -> str:
+    "In a box within which it scrolls; one of sentences becomes cards on a telephone, each cell with its column's name."
+    heads = [words(head) for head in re.findall(r"<th\b[^>]*>(.*?)</th>", table, re.S)]
+    rows = [re.findall(r"<td\b[^>]*>(.*?)</td>", row, re.S) for row in re.findall(r"<tr\b.*?</tr>", table, re.S)]
+    longest = max((len(words(cell)) for row in rows for cell in row), default=0)
+    is_regular = all(len(row) in (0, len(heads)) for row in rows)
+    if longest <= LONG_CELL or not is_regular: return f'<div class="scroll">{table}</div>'
+    def labelled(row):
+        labels = iter(heads)
+        return re.sub(r"<td\b", lambda m: f'<td data-label="{html.escape(next(labels))}"', row[0])
+    table = re.sub(r"<tr\b.*?</tr>", labelled, table, flags=re.S)
+    return f'<div class="scroll cards">{table}</div>'
+
 def finished(body:str) -> str:
-    "Tables scroll, headings can be linked to, ids are unique, outward links say so, only sources have line numbers."
+    "Tables are boxed, headings can be linked to, ids are unique, outward links say so, only sources have line numbers."
     if "numberSource" not in body: body = re.sub(r'<span id="cb\d+-\d+"><a [^>]*></a>', "<span>", body)
     body = re.sub(r'<(h[2-4]) class="([^"]*)" id="([^"]*)"', r'<\1 id="\3" class="\2"', body)
-    body = re.sub(r"(<table\b.*?</table>)", r'<div class="scroll">\1</div>', body, flags=re.S)
+    body = re.sub(r"<table\b.*?</table>", lambda m: boxed_table(m[0]), body, flags=re.S)
     seen = set()
     def once(m):
         n, name = 1, m[2]
@@ -442,19 +532,22 @@ def sections_of(url:str, title:str, says:str, body:str) -> list[list[str]]:
         sections.append([url, title, m[2], words(m[4]).removesuffix("#").strip(), words(body[m.end():end])])
     return sections
 
-def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str, report:str=None) -> str:
-    "The sidebar: groups that begin closed are opened where they hold the current page."
+def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str, report:str=None, *,
+               nbs:Path=root/"nbs") -> str:
+    "The sidebar: the title of a room opens its start page; a closed group is open where it holds the current page."
     closed = {title for title, is_closed, _ in GROUPS if is_closed}
     def link(url, title):
         here = " aria-current=page" if url == current else ""
-        return f'<li><a href="{up}{url}"{here}>{html.escape(title)}</a></li>'
+        return f'<a href="{up}{url}"{here}>{html.escape(title)}</a>'
     def group(title, members):
-        links = [link(pages[p], titles[p]) for p in members]
+        start, others = start_page(members, nbs)
+        links = [link(pages[p], titles[p]) for p in others]
         if report and title.startswith("Experiments"): links.insert(0, link(report, "report of the study"))
-        items = "<ul>" + "".join(links) + "</ul>"
+        items = "<ul>" + "".join(f"<li>{x}</li>" for x in links) + "</ul>"
         if title not in closed: return f"<h2>{html.escape(title)}</h2>{items}"
+        head = f"<span>{html.escape(title)}</span>" if start is None else link(pages[start], title)
         is_open = " open" if current in [pages[p] for p in members] else ""
-        return f"<details{is_open}><summary><h2>{html.escape(title)}</h2></summary>{items}</details>"
+        return f"<details{is_open}><summary><h2>{head}</h2></summary>{items}</details>"
     return "".join(group(title, members) for title, members in groups.items() if members)
 
 def report_of(study, out:Path, results:Path) -> str|None:
@@ -511,13 +604,15 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
         raise ValueError(f"{out}: should be empty or a site built before, found other files")
     shutil.rmtree(out, ignore_errors=True)
     (out/"source").mkdir(parents=True)
+    (out/"search.js").touch() # a build that stops half-way leaves a folder that the next one may replace
     report = report_of(study, out, nbs/"results")
     made = [Page(p, nbs, out, pages) for p in order]
     titles = {page.path: page.title for page in made}
     frame = Template((here/"page.html").read_text(encoding="utf-8"))
 
     sources = {page.module: numbered_source(page.module) for page in made if page.module}
-    texts = [page.links(page.md) for page in made] + list(sources.values())
+    by_path = {page.path.resolve(): page for page in made}
+    texts = [page.links(page.whole(by_path)) for page in made] + list(sources.values())
     with ThreadPoolExecutor(os.cpu_count()) as pool: bodies = list(pool.map(lambda md: html_of(md, cache), texts))
 
     search = []
@@ -532,7 +627,7 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
             up=page.up,
             toc=toc_of(body),
             turn=turn_link(made, i - 1, "prev", "before", page.up) + turn_link(made, i + 1, "next", "next", page.up),
-            nav=navigation(groups, pages, titles, page.url, page.up, report),
+            nav=navigation(groups, pages, titles, page.url, page.up, report, nbs=nbs),
             where=places_of(page, nbs, report),
             tail=widget_scripts(page))
         (out/page.url).parent.mkdir(parents=True, exist_ok=True)
@@ -548,7 +643,7 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
             description=f"Source of gslrm_mouse.{module}",
             body=body,
             up="../",
-            nav=navigation(groups, pages, titles, "", "../", report),
+            nav=navigation(groups, pages, titles, "", "../", report, nbs=nbs),
             toc="", turn="", tail="", where="")
         (out/f"source/{module}.html").write_text(whole, encoding="utf-8")
 

@@ -19,7 +19,7 @@ const safe = s => s.replace(/[&<>"]/g, c => ({"&": "&amp;", "<": "&lt;", ">": "&
 // accents are folded, and a word stands for its other spelling and for what the field also calls it
 const fold = s => s.normalize("NFD").replace(/[\u0300-\u036f]/g, "").toLowerCase()
 const SYNONYMS = [["millimeters", "millimetres", "mm"], ["millimeter", "millimetre"], ["meter", "metre"], ["color", "colour"], ["colors", "colours"],
-  ["center", "centre"], ["gray", "grey"], ["normalize", "normalise"], ["optimize", "optimise"], ["license", "licence"], ["citation", "cite"],
+  ["center", "centre"], ["gray", "grey"], ["normalize", "normalise"], ["optimize", "optimise"], ["license", "licence"], ["citation", "cite"], ["faq", "questions"], ["gpu", "cuda"],
   ["synthesis", "rendering", "render", "novel"], ["finetuning", "fine-tuning"], ["picture", "image"], ["pictures", "images"], ["video", "film"],
   ["calibrate", "calibration"], ["splats", "gaussians"], ["splatting", "rasterizer", "gaussians"], ["lens", "distortion"]]
 const meanings = word => [word, ...SYNONYMS.filter(group => group.includes(word)).flat().filter(other => other !== word)]
