@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['weighted_quantile', 'bootstrap_ci', 'bootstrap_groups', 'ci_text', 'html_text', 'Table', 'markdown_table']
+__all__ = ['weighted_quantile', 'bootstrap_ci', 'bootstrap_groups', 'ci_text', 'html_text', 'Table']
 
 # %% ../nbs/02_stats.ipynb #5fd372bf
 def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
@@ -72,6 +72,9 @@ class Table:
         lines = [self.head, ["---"]*len(self.head), *self.rows]
         return "\n".join("| " + " | ".join(map(str, cells)) + " |" for cells in lines)
 
+    def __str__(self) -> str: return self.markdown()
+    def _repr_markdown_(self) -> str: return self.markdown() # how Jupyter shows it
+
     def html(self) -> str:
         "For a web page: it scrolls by itself, and columns with long cells are set as text."
         head = "".join(f"<th>{html_text(cell)}</th>" for cell in self.head)
@@ -81,6 +84,4 @@ class Table:
         kind = "wide words" if has_long_cells else "wide"
         return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
-def markdown_table(head, rows) -> str:
-    "A table in Markdown."
-    return Table(head, rows).markdown()
+

@@ -18,7 +18,7 @@ from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card, sav
 from ..models.gslrm import GSLRMConfig
 from ..models.lora import load_adapters, merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
-from ..stats import bootstrap_ci, markdown_table
+from ..stats import bootstrap_ci, Table
 from ..training.loop import load_trained, run_training
 from ..training.settings import Settings, model_settings, settings_from
 from ..training.sources import build_dataset
@@ -238,8 +238,8 @@ def adapters_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption
     return [("adapters.png", caption)]
 
 # %% ../../nbs/experiments/12_adapters.ipynb #ecd486c6
-def adapters_table(done:list[dict]) -> str:
-    "Conditions by methods, as Markdown; `resized` is the IoU with footprint-corrected scales."
+def adapters_table(done:list[dict]) -> Table:
+    "Conditions by methods; `resized` is the IoU with footprint-corrected scales."
     by, on_heads = by_method(done), head_psnr(done)
     names, methods = _names_and_methods(by)
 
@@ -251,7 +251,7 @@ def adapters_table(done:list[dict]) -> str:
 
     head = ["adapters", "heads [dB]", *(f"`{method}`: IoU · PSNR · foreground PSNR" for method in methods)]
     rows = [[name, f"{on_heads[name]:.2f}", *(cell(name, method) for method in methods)] for name in names]
-    return markdown_table(head, rows)
+    return Table(head, rows)
 
 # %% ../../nbs/experiments/12_adapters.ipynb #299901c1
 def _level(scores): return f"{scores['iou'].mean():.3f}"

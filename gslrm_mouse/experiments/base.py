@@ -99,7 +99,7 @@ class Experiment:
     run:object # (Arm, checkpoint, cache folder) → records
     plot:object # (finished arms, folder) → [(file name, caption), …]
     findings:object # finished arms → list[Finding]
-    table:object = None # finished arms → a table in Markdown; the report makes a plain one when None
+    table:object = None # finished arms → `Table`; the report makes a plain one when None
 
 def select_finished(e:Experiment, path, arms:list) -> list[dict]:
     "Those of an experiment's conditions that the file has, in the order of `arms`."

@@ -20,7 +20,7 @@ from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import METHODS
 from ..reconstruction.prediction import EPS2D, blur_cloud
 from ..scenes.dataset import WORLD
-from ..stats import bootstrap_ci, ci_text, markdown_table
+from ..stats import bootstrap_ci, ci_text, Table
 from ..views.recordings import open_recording
 from ..views.views import Views
 
@@ -120,13 +120,13 @@ def control_run(arm, checkpoint, cache, plan:Plan):
 _PART_NAMES = {"input": "input", "held": "held out", "novel": "novel"}
 _SCORE_NAMES = {"psnr": "PSNR", "psnr_white": "blank image", "iou": "IoU"}
 
-def control_table(done) -> str:
-    "The methods, best first, as Markdown."
+def control_table(done) -> Table:
+    "The methods, best first."
     summary = control_summary(records_of(done))
     columns = next(iter(summary.values()))
     head = ["method", *(f"{_PART_NAMES[part]}: {_SCORE_NAMES[score]}" for part, score in columns)]
     def cell(x): return f"{x[0]:.2f}" if x[0] > 2 else ci_text(x, 2) # decibels have no interval
-    return markdown_table(head, [[f"`{method}`", *map(cell, row.values())] for method, row in summary.items()])
+    return Table(head, [[f"`{method}`", *map(cell, row.values())] for method, row in summary.items()])
 
 def control_plot(done, folder) -> list[tuple]: # (file name, caption)
     "IoU of the held-out view and of novel views, method by method."

@@ -9,7 +9,7 @@ from ..doctor.diagnosis import diagnose
 from .base import Arm, Experiment, Finding
 from .gap import no_figures
 from .plan import Plan, recording_settings
-from ..stats import markdown_table
+from ..stats import Table
 
 # %% auto #0
 __all__ = ['doctor_arms', 'doctor_run', 'doctor_table', 'doctor_findings', 'doctor']
@@ -29,11 +29,11 @@ def doctor_run(arm, checkpoint, cache, plan:Plan):
         findings=[without_path(finding) for finding in diagnosis.findings],
         notes=[without_path(note) for note in diagnosis.notes])]
 
-def doctor_table(done) -> str:
-    "Findings and notes, as Markdown."
+def doctor_table(done) -> Table:
+    "Findings and notes."
     record = done[0]["records"][0]
     rows = [["finding", finding] for finding in record["findings"]] + [["note", note] for note in record["notes"]]
-    return markdown_table(["", "what was found"], rows)
+    return Table(["", "what was found"], rows)
 
 def doctor_findings(done) -> list[Finding]:
     "The doctor's verdict."

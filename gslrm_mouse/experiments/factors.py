@@ -26,7 +26,7 @@ from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
 from ..scenes.bodies import head_scene, mouse_scene
 from ..scenes.dataset import HELD_OUT
 from ..scenes.tracer import Scene, raytrace
-from ..stats import bootstrap_ci, markdown_table
+from ..stats import bootstrap_ci, Table
 
 # %% auto #0
 __all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'RIGHT_UNIT_FACTORS', 'MICE_RIGHT_UNIT', 'FACTORS_EXPERIMENT',
@@ -372,8 +372,8 @@ def factors_plot(done, folder) -> list[tuple]: # (file name, caption)
     return [("factors.png", "From in-distribution cameras to the stored rig: what each factor costs (Shapley shares, "
              "bars with 95 % confidence intervals over mice), in IoU and in decibels above a blank image")]
 
-def factors_table(done) -> str:
-    "Shares in IoU and in decibels above a blank image, as Markdown."
+def factors_table(done) -> Table:
+    "Shares in IoU and in decibels above a blank image."
     measures = {"iou": "IoU", "over": "dB above a blank image"}
     games = _games(is_full=done[0]["settings"]["fraction"] == 1)
     shares = {title: shapley(records_of(done), measures=tuple(measures), **game) for title, game in games.items()}
@@ -384,7 +384,7 @@ def factors_table(done) -> str:
     def total(title, measure): return f"{sum(share[measure][0] for share in shares[title].values()):+.3f}"
     rows = [[f"`{name}`", *(cell(name, *column) for column in columns)] for name in factors]
     rows.append(["all", *(total(*column) for column in columns)])
-    return markdown_table(["factor", *(f"{title}: {measures[measure]}" for title, measure in columns)], rows)
+    return Table(["factor", *(f"{title}: {measures[measure]}" for title, measure in columns)], rows)
 
 # %% ../../nbs/experiments/03_factors.ipynb #e439f7f5
 def _right_unit_shares(done) -> str:

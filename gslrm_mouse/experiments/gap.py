@@ -15,7 +15,7 @@ from ..preprocess.silhouettes import foreground_stats, size_ratios
 from ..scenes.bodies import canonical_scene
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
-from ..stats import bootstrap_ci, markdown_table
+from ..stats import bootstrap_ci, Table
 from ..views.views import Views
 
 # %% auto #0
@@ -127,9 +127,11 @@ def _cell(mean, low, high) -> str:
     if _is_missing(low): return f"{mean:.3f}"
     return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
 
-def _gap_markdown(rows:dict) -> str: # name of a kind: its `gap_row`
-    return markdown_table(["", *rows], [[description, *(_cell(*row[name]) for row in rows.values())]
-                                        for name, description in GAP_DESCRIPTIONS.items()])
+def _gap_rows(rows:dict) -> Table: # name of a kind: its `gap_row`
+    cells = []
+    for name, description in GAP_DESCRIPTIONS.items():
+        cells.append([description, *(_cell(*row[name]) for row in rows.values())])
+    return Table(["", *rows], cells)
 
 # %% ../../nbs/experiments/05_gap.ipynb #e7093229
 def gap_arms(full, checkpoint):
@@ -145,9 +147,9 @@ def no_figures(done, folder) -> list:
     "For experiments without figures."
     return []
 
-def gap_table(done) -> str:
-    "The report's comparison, with numbers, as Markdown."
-    return _gap_markdown({finished["name"]: finished["records"][0] for finished in done})
+def gap_table(done) -> Table:
+    "The report's comparison, with numbers."
+    return _gap_rows({finished["name"]: finished["records"][0] for finished in done})
 
 def _size_verdict(head, mouse) -> str: # relative object sizes
     if not .1 <= mouse <= .6: return "not reproduced"

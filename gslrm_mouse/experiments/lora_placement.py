@@ -14,7 +14,7 @@ from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card
 from ..models.gslrm import GSLRM, GSLRMConfig
 from ..models.lora import THIRDS, target_modules
 from ..scenes.dataset import HELD_OUT, WORLD
-from ..stats import bootstrap_ci, markdown_table
+from ..stats import bootstrap_ci, Table
 from ..training.freeze import apply_trainable
 from ..training.loop import train_in_stages
 from ..training.settings import Settings, model_settings, settings_from
@@ -446,8 +446,8 @@ def _signed_ci(x, unit=""): # mean and 95 % interval of a change
     low, high = bootstrap_ci(x)
     return f"{np.mean(x):+.2f}{unit} [{low:+.2f}, {high:+.2f}]"
 
-def placement_table(done:list[dict]) -> str:
-    "The groups as Markdown, the largest net gain first."
+def placement_table(done:list[dict]) -> Table:
+    "The groups, the largest net gain first."
     by_name = groups(done)
     rows = []
     for name in _by_worth(by_name):
@@ -465,7 +465,7 @@ def placement_table(done:list[dict]) -> str:
         ])
     head = ["condition", "learning rate", "trainable parameters", "mice: IoU", "mice: gain of PSNR [dB]",
             "mice: gain of foreground PSNR [dB]", "heads: change of PSNR [dB]", "net gain [dB]", "seeds"]
-    return markdown_table(head, rows)
+    return Table(head, rows)
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #a28eff47
 def _both_domains(group):

@@ -20,12 +20,12 @@ from ..models.checkpoint import load_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import RECIPES
 from ..reconstruction.prediction import predict, training_blur
-from ..stats import bootstrap_groups, ci_text, markdown_table
+from ..stats import bootstrap_groups, ci_text, Table
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['RECIPE_ARMS', 'RECIPE_DESCRIPTIONS', 'score_recipe', 'summary', 'table', 'verdict', 'contact_sheet', 'recipes_arms',
-           'recording_recipes_arms', 'recipes_run', 'recipes_plot', 'recipes_table', 'recipes_findings',
+__all__ = ['RECIPE_ARMS', 'RECIPE_DESCRIPTIONS', 'score_recipe', 'summary', 'recipes_scores', 'verdict', 'contact_sheet',
+           'recipes_arms', 'recording_recipes_arms', 'recipes_run', 'recipes_plot', 'recipes_table', 'recipes_findings',
            'recording_recipes_findings', 'recipes']
 
 # %% ../../nbs/experiments/02_recipes.ipynb #ca5e5320
@@ -83,8 +83,8 @@ def summary(records:list[dict], split:str="novel") -> list[dict]:
         rows.append(dict(arm=method, **means, iou=bootstrap_groups(iou_by_frame)))
     return rows
 
-def table(records:list[dict]) -> str:
-    "The summary as Markdown, novel views first, then input views."
+def recipes_scores(records:list[dict]) -> Table:
+    "The summary, novel views first, then input views."
     input_rows = {row["arm"]: row for row in summary(records, "input")}
     rows = []
     for novel in summary(records):
@@ -94,7 +94,7 @@ def table(records:list[dict]) -> str:
         input_psnr, input_iou = f"{input_rows[method]['psnr']:.2f}", f"{input_rows[method]['iou'][0]:.3f}"
         rows.append([f"`{method}` {RECIPE_DESCRIPTIONS[method]}", psnr, foreground,
                      f"{mean:.3f} [{low:.3f}, {high:.3f}]", blank, input_psnr, input_iou])
-    return markdown_table(
+    return Table(
         ["method", "novel: PSNR", "foreground PSNR", "IoU [95 %]", "blank image", "input: PSNR", "IoU"], rows)
 
 def verdict(records:list[dict]) -> str:
@@ -186,9 +186,9 @@ def recipes_plot(done, folder, cache=None) -> list[tuple]: # (file name, caption
                         "cropped around the animal"))
     return figures[:4]
 
-def recipes_table(done) -> str:
+def recipes_table(done) -> Table:
     "The six methods."
-    return table(records_of(done, "iou"))
+    return recipes_scores(records_of(done, "iou"))
 
 # %% ../../nbs/experiments/02_recipes.ipynb #84a72344
 def _normalization_verdict(mm, similarity, exact) -> str: # of novel IoU

@@ -21,7 +21,7 @@ from ..preprocess.recipes import similarity
 from ..reconstruction.prediction import fit_to_views, predict, training_blur
 from ..stats import Table, bootstrap_ci
 from ..training.settings import Settings
-from ..training.sources import parse_frames
+from ..views.recordings import parse_frames
 from ..views.recordings import open_recording
 from ..views.samples import read_truth, truth_frames
 
@@ -272,9 +272,9 @@ def _stage_scores(records:list[dict]) -> Table:
             "heads [dB]", "seeds"]
     return Table(head, rows)
 
-def recording_table(records:list[dict]) -> str:
-    "Stages in Markdown: cameras outside the rig, held-out rig cameras, heads against the frozen network."
-    return _stage_scores(records).markdown()
+def recording_table(records:list[dict]) -> Table:
+    "Stages: cameras outside the rig, held-out rig cameras, heads against the frozen network."
+    return _stage_scores(records)
 
 # %% ../../nbs/experiments/13_recording.ipynb #0f08d816
 def _arms(full, checkpoint, plan:Plan) -> list[Arm]: # all of it, or nothing

@@ -19,7 +19,7 @@ from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import fit_to_views, predict, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.tracer import raytrace
-from ..stats import bootstrap_ci, ci_text, markdown_table
+from ..stats import bootstrap_ci, ci_text, Table
 from ..views.views import Views
 
 # %% auto #0
@@ -108,14 +108,14 @@ def by_rig(done:list[dict]) -> dict: # (number of cameras, cloud): {score: (mice
         for name in ("iou", "psnr", "psnr_white", "psnr_fg"): row.setdefault(name, []).append(record[name])
     return {key: {name: np.array(values) for name, values in row.items()} for key, row in scores.items()}
 
-def refine_table(done:list[dict]) -> str:
-    "Scores of each reconstruction for each number of cameras, as Markdown."
+def refine_table(done:list[dict]) -> Table:
+    "Scores of each reconstruction for each number of cameras."
     rows = []
     for (n_cameras, cloud), scores in by_rig(done).items():
         iou = scores["iou"]
         psnr, white, foreground = (f"{scores[k].mean():.2f}" for k in ("psnr", "psnr_white", "psnr_fg"))
         rows.append([n_cameras, cloud, ci_text((iou.mean(), *bootstrap_ci(iou))), f"{psnr} ({white})", foreground])
-    return markdown_table(
+    return Table(
         ["cameras", "Gaussians", "novel IoU", "PSNR [dB] (blank image)", "foreground PSNR [dB]"], rows)
 
 # %% ../../nbs/experiments/14_refine.ipynb #75ff2dd1

@@ -49,14 +49,6 @@ def _plain_table(done) -> Table:
         rows.append([name, seeds, step, *(_mean_text(records, score) for score in _SCORES), f"{minutes:.1f}"])
     return Table(["condition", "seeds", "step", *_SCORES.values(), "minutes"], rows)
 
-def _as_table(table) -> Table: # a bridge: to be deleted when the table of every experiment is a `Table`
-    "A `Table` as it is, or one read from Markdown."
-    if isinstance(table, Table): return table
-    lines = [line for line in table.strip().splitlines() if not re.match(r"\|[\s|:-]+\|?$", line)]
-    cells = [re.split(r"(?<!\\)\|", line.strip().strip("|")) for line in lines]
-    head, *rows = [[cell.strip() for cell in row] for row in cells]
-    return Table(head, rows)
-
 # %% ../../nbs/experiments/17_report.ipynb #f2be12e1
 _STYLE = """
 :root { color-scheme: light dark; --line: #d5d5d5; --soft: #f4f4f2; --text: #222; --dim: #666; --bg: #fff }
@@ -321,7 +313,7 @@ def _section_content(section, folder) -> tuple[dict, list]: # what the template 
         title=experiment_title(e.name),
         question=e.question,
         warning="; ".join(problems),
-        table=Markup(_as_table(table).html()) if table else "",
+        table=Markup(table.html()) if table else "",
         figures=figures or [],
         origin=_origin(section),
         excluded=[f"{count_text(n, 'condition')} of {reason}" for reason, n in section.others.items()])

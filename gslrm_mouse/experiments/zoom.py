@@ -13,7 +13,7 @@ from .plan import Plan, arm_settings, chosen_frames, recorded_frames, recording_
 from .plan import records_of
 from ..models.checkpoint import load_checkpoint
 from ..plotting import save_figure
-from ..stats import bootstrap_ci, ci_text, markdown_table
+from ..stats import bootstrap_ci, ci_text, Table
 
 # %% auto #0
 __all__ = ['zoom_arms', 'recording_zoom_arms', 'zoom_run', 'zoom_table', 'zoom_plot', 'zoom_findings', 'recording_zoom_findings',
@@ -57,8 +57,8 @@ def _best_first(done, methods) -> list: return sorted(methods, key=lambda m: (-_
 def _methods(done) -> set: return {r["arm"] for r in records_of(done)}
 def _zooms(done, kind) -> list: return sorted(float(m.split()[1]) for m in _methods(done) if m.startswith(f"{kind} "))
 
-def zoom_table(done) -> str:
-    "All methods but the mere zooms, best first, as Markdown."
+def zoom_table(done) -> Table:
+    "All methods but the mere zooms, best first."
     mere_zooms = {f"{kind} {zoom:g}" for kind in ("zoom", "coverage") for zoom in ZOOMS if zoom != 1}
     head = ["method", "novel: IoU", "PSNR", "blank image", "foreground PSNR", "IoU, footprint-corrected",
             "input: IoU", "PSNR", "blank image"]
@@ -68,7 +68,7 @@ def zoom_table(done) -> str:
     for method in _best_first(done, _methods(done) - mere_zooms):
         means = [f"{_mean_ci(done, method, *column)[0]:.2f}" for column in columns]
         rows.append([f"`{method}`", ci_text(_mean_ci(done, method)), *means])
-    return markdown_table(head, rows)
+    return Table(head, rows)
 
 def _plot_zooms(ax, done, score):
     "A novel-view score over the zoom factor, a curve for each kind of zoom."
