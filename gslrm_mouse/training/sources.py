@@ -26,6 +26,8 @@ from ..views.recordings import is_recording, open_recording, parse_frames
 from ..views.samples import is_sample, read_sample, sample_folders
 from ..views.triangulation import centred, triangulate
 from ..views.views import Views
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
 # %% auto #0
 __all__ = ['short_hash', 'SceneDataset', 'moment_transform', 'MomentDataset', 'picture_size', 'build_dataset']
@@ -125,24 +127,21 @@ def moment_transform(
     return prepare
 
 # %% ../../nbs/training/03_sources.ipynb #08eafc44
-_HEADER = 4096 # bytes of JSON before cameras and pixels
+def _save_frame(path:Path, v:Views):
+    "Images with 8 bits a channel, cameras and names as one safetensors file, whole or not at all."
+    K, w2c = v.cameras.K.double().contiguous(), v.cameras.w2c.double().contiguous()
+    tensors = dict(rgba=torch.from_numpy(_to_rgba8(v)), K=K, w2c=w2c)
+    with atomic_file(path) as part: save_file(tensors, part, metadata=dict(names=json.dumps(v.names)))
 
-def _pack_frame(v:Views) -> np.ndarray: # bytes
-    "A header (shape, names), K and w2c of every view as 25 float64, RGBA."
-    header = json.dumps(dict(shape=list(v.images.shape), names=list(v.names))).encode().ljust(_HEADER)
-    K, w2c = v.cameras.K.double().numpy(), v.cameras.w2c.double().numpy()
-    cameras = np.concatenate([K.reshape(len(v), 9), w2c.reshape(len(v), 16)], 1)
-    return np.frombuffer(header + cameras.tobytes() + _to_rgba8(v).tobytes(), np.uint8)
-
-def _unpack_frame(packed:np.ndarray) -> Views:
-    "The inverse of `_pack_frame`."
-    raw = packed.tobytes()
-    header = json.loads(raw[:_HEADER])
-    V, H, W, _ = header["shape"]
-    cameras = torch.from_numpy(np.frombuffer(raw, np.float64, 25*V, _HEADER).copy()).view(V, 25).float()
-    rgba = np.frombuffer(raw, np.uint8, V*H*W*4, _HEADER + 200*V).reshape(V, H, W, 4).copy()
-    cams = Cameras(cameras[:, :9].reshape(V, 3, 3), cameras[:, 9:].reshape(V, 4, 4), W, H)
-    return _to_views(rgba, cams, tuple(header["names"]))
+def _load_frame(path:Path) -> Views|None: # None where it is missing or damaged, and has to be made again
+    if not path.is_file(): return None
+    try:
+        with safe_open(path, "pt") as stored:
+            rgba, K, w2c = (stored.get_tensor(name) for name in ("rgba", "K", "w2c"))
+            names = tuple(json.loads(stored.metadata()["names"]))
+    except SafetensorError: return None
+    height, width = rgba.shape[1:3]
+    return _to_views(rgba.numpy(), Cameras(K.float(), w2c.float(), width, height), names)
 
 @dataclass(frozen=True)
 class MomentDataset:
@@ -164,8 +163,11 @@ class MomentDataset:
 
     def moment(self, number:int) -> Views:
         "All cameras of a frame, held-out ones too."
-        def make(): return _pack_frame(self.prepare(self.read(number)))
-        return _unpack_frame(_cached(self.folder/f"{number:07d}.npy", make))
+        path = self.folder/f"{number:07d}.safetensors"
+        views = _load_frame(path)
+        if views is not None: return views
+        _save_frame(path, self.prepare(self.read(number)))
+        return _load_frame(path)
 
     def __getitem__(self, i:int) -> Views:
         v = self.moment(self.numbers[i])
