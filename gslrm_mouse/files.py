@@ -4,20 +4,24 @@
 
 # %% ../nbs/00_files.ipynb #97b46139
 from __future__ import annotations
+import json
 import os
+import pickle
+import pickletools
 import re
 import shutil
 import uuid
 import warnings
-from contextlib import contextmanager
+import zipfile
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 import yaml
 from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
-           'read_bytes', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml', 'atomic_file',
-           'recover_folder', 'atomic_folder', 'require_empty_folder', 'write_atomic']
+           'read_bytes', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml', 'check_torch_file',
+           'atomic_file', 'recover_folder', 'atomic_folder', 'require_empty_folder', 'write_atomic', 'read_jsonl']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -85,7 +89,7 @@ def _check_yaml(text, loader):
         if isinstance(event, yaml.AliasEvent): raise ValueError("it holds an alias, which is not read")
 
 def load_yaml(
-    text:str, # of the file
+    text, # of the file, or its bytes
     name, # of the file, for messages
     loader=YAML_LOADER, # or a class of it with constructors of its own
 ):
@@ -95,6 +99,69 @@ def load_yaml(
         return yaml.load(text, Loader=loader)
     except (yaml.YAMLError, ValueError, TypeError, RecursionError, OverflowError, AttributeError, KeyError) as e:
         raise ValueError(f"{name}: no readable YAML ({one_line(e)})") from None
+
+# %% ../nbs/00_files.ipynb #64592127
+_TORCH_NAMES = re.compile(
+    r"collections OrderedDict|torch\._utils _rebuild_(tensor_v2|parameter)"
+    r"|torch (\w+Storage|Size|bool|b?float\d+|u?int\d+)")
+_TORCH_INSTRUCTIONS = frozenset("""
+PROTO STOP MARK BINPUT LONG_BINPUT BINGET LONG_BINGET GLOBAL REDUCE BUILD BINPERSID NONE NEWTRUE NEWFALSE
+BININT BININT1 BININT2 LONG1 BINFLOAT SHORT_BINSTRING BINUNICODE EMPTY_LIST APPEND APPENDS EMPTY_DICT SETITEM SETITEMS
+EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3
+""".split())
+_MAX_TUPLE = 200 # entries of a tuple and of the tuples in it, each counted as often as it occurs
+_MAX_BUILDS = 100 # of the metadata that torch keeps beside the weights of a network
+
+def _pop(stack, expected) -> list: # what an instruction takes, last first
+    taken = []
+    for kind in reversed(expected):
+        if kind is pickletools.stackslice:
+            while (x := stack.pop()) is not None: taken.append(x) # None: the mark
+        elif kind is not pickletools.markobject: taken.append(stack.pop())
+    if None in taken: raise ValueError("a mark where a value belongs")
+    return taken
+
+def _apply(op, argument, stack): # of entries in each value; a GLOBAL is its name
+    taken = _pop(stack, op.stack_before)
+    is_call_with_values = op.name == "REDUCE" and taken[0] != 0
+    if is_call_with_values and taken[1] == "collections OrderedDict": raise ValueError("an OrderedDict made of a list")
+    if op.name == "LONG1" and abs(argument) >= 2**60: raise ValueError("a whole number of more than 60 bits")
+    result = dict(GLOBAL=argument, EMPTY_TUPLE=0).get(op.name, 1)
+    if op.name.startswith("TUPLE"):
+        result = 1 + sum(x if isinstance(x, int) else 1 for x in taken)
+        if result > _MAX_TUPLE: raise ValueError(f"a tuple of more than {_MAX_TUPLE} entries")
+    if op.stack_after: stack.append(result)
+
+def _check_torch_pickle(data:bytes):
+    stack, memo, builds = [], {}, 0
+    for i, (op, argument, _) in enumerate(pickletools.genops(data)):
+        if op.name == "GLOBAL" and not _TORCH_NAMES.fullmatch(argument):
+            raise pickle.UnpicklingError(f"it asks for {argument.replace(' ', '.')}")
+        if op.name not in _TORCH_INSTRUCTIONS: raise pickle.UnpicklingError(f"instruction {op.name}")
+        builds += op.name == "BUILD"
+        if i > 5*MAX_ENTRIES or builds > _MAX_BUILDS: raise ValueError("too many instructions")
+        if op.name.endswith("PUT"):
+            if stack[-1] is None: raise ValueError("a mark where a value belongs")
+            memo[argument] = stack[-1]
+        elif op.name.endswith("GET"): stack.append(memo[argument])
+        elif op.name == "MARK": stack.append(None)
+        else: _apply(op, argument, stack)
+
+def check_torch_file(
+    path, # a zip file of torch.save
+):
+    """ValueError for a file that is damaged or that would take more time or memory than its size explains;
+    pickle.UnpicklingError for one that asks for anything but tensors, numbers, texts, lists and dicts."""
+    try:
+        with zipfile.ZipFile(path) as f:
+            entries = f.infolist()
+            if any(entry.compress_type for entry in entries): raise ValueError("its entries are compressed")
+            if sum(entry.file_size for entry in entries) > Path(path).stat().st_size:
+                raise ValueError("its entries overlap")
+            for entry in entries:
+                if Path(entry.filename).name == "data.pkl": _check_torch_pickle(f.read(entry))
+    except (OSError, pickle.UnpicklingError): raise
+    except Exception as e: raise ValueError(one_line(e) or type(e).__name__) from None
 
 # %% ../nbs/00_files.ipynb #cd688611
 def _hidden(path, kind): return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.{kind}")
@@ -112,14 +179,43 @@ def atomic_file(
         os.replace(part, path)
     finally: part.unlink(missing_ok=True)
 
-def recover_folder(out:Path):
-    "Undo what a killed process left beside `out`: an old result without a new one goes back, anything else goes."
+@contextmanager
+def _locked(folder): # BlockingIOError where another process has the lock, which ends with the process
+    try: import fcntl
+    except ImportError: # Windows
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        try: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as e:
+            if isinstance(e, BlockingIOError): raise # other errors: a network drive without locks
+        yield
+    finally: os.close(descriptor)
+
+def _in_use(out) -> FileExistsError:
+    return FileExistsError(f"{out} is being written by another process; wait until it has ended, "
+                           "or choose another folder")
+
+def recover_folder(
+    out:Path, # of a result
+    mine:Path=None, # folder beside it which stays: the caller's own
+):
+    """Undo what a killed process left beside `out`: an old result without a new one goes back, anything else goes.
+    FileExistsError where another process is writing `out`."""
     if not out.parent.is_dir(): return
     pattern = re.escape(f".{out.name}.") + r"[0-9a-f]{8}\.(part|old)"
-    left = [p for p in out.parent.iterdir() if re.fullmatch(pattern, p.name)]
+    left = [p for p in out.parent.iterdir() if re.fullmatch(pattern, p.name) and p != mine]
     for p in left:
-        if p.suffix == ".old" and not out.exists(): os.replace(p, out)
-        else: shutil.rmtree(p)
+        if not p.is_dir():
+            p.unlink(missing_ok=True)
+            continue
+        try:
+            with _locked(p):
+                if p.suffix == ".old" and not out.exists(): os.replace(p, out)
+                else: shutil.rmtree(p, ignore_errors=True)
+        except BlockingIOError: raise _in_use(out) from None
+        except FileNotFoundError: pass # its process has just ended
 
 @contextmanager
 def atomic_folder(
@@ -129,15 +225,33 @@ def atomic_folder(
     "A temporary sibling of a folder; becomes the folder if all goes well, vanishes if not. FileExistsError."
     out = Path(out)
     recover_folder(out)
-    temp, old = _hidden(out, "part"), _hidden(out, "old")
-    is_taken = out.exists() and (not out.is_dir() or any(out.iterdir()))
-    if is_taken and not overwrite:
-        raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+    if not overwrite: _check_free(out)
+    temp = _hidden(out, "part")
     temp.mkdir(parents=True)
-    try: yield temp
+    try:
+        with _lock_part(temp, out):
+            yield temp
+            if not overwrite: _check_free(out)
+            _replace_folder(out, temp)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
+
+def _check_free(out):
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+
+@contextmanager
+def _lock_part(temp, out): # FileExistsError where another process began at the same time
+    with ExitStack() as stack:
+        try: stack.enter_context(_locked(temp))
+        except (BlockingIOError, FileNotFoundError): raise _in_use(out) from None
+        recover_folder(out, temp)
+        if not temp.is_dir(): raise _in_use(out)
+        yield
+
+def _replace_folder(out, temp):
+    old = _hidden(out, "old")
     if out.exists(): os.replace(out, old)
     os.replace(temp, out)
     if old.is_dir(): shutil.rmtree(old)
@@ -166,3 +280,17 @@ def write_atomic(
     else:
         with atomic_file(path) as part: part.write_bytes(content.encode() if isinstance(content, str) else content)
     return path
+
+# %% ../nbs/00_files.ipynb #37a59a6c
+def read_jsonl(
+    path, # of the file
+) -> list: # one record per line
+    "The records of a file of JSON lines, without a last line that was cut off; ValueError for any other damage."
+    records, lines = [], read_bytes(path).decode(errors="replace").split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line: continue
+        try: records.append(json.loads(line))
+        except (ValueError, RecursionError) as e:
+            if number == len(lines): continue # the process was killed while it wrote
+            raise ValueError(f"{path}, line {number} is no JSON ({one_line(e)})") from None
+    return records

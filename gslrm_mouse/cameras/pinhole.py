@@ -173,7 +173,7 @@ def draw_cameras(
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #b0046bce
 class CameraError(ValueError):
-    "Impossible cameras; `problem` is for programs: not_finite, mirrored, no_rotation, focal, skew or behind."
+    "Impossible cameras; `problem` is for programs: not_finite, mirrored, no_rotation, focal, skew, no_tensor, behind."
     def __init__(self, problem:str, message:str):
         super().__init__(message)
         self.problem = problem
@@ -199,6 +199,10 @@ def check_cameras(
     name:str="cameras", # what the message calls them
 ) -> Cameras:
     "`cams` unchanged, or a CameraError (a ValueError) that says in one sentence what is wrong with which camera."
+    for what, x in (("K", cams.K), ("w2c", cams.w2c)):
+        if not isinstance(x, Tensor):
+            raise CameraError("no_tensor", f"{name}: {what} should be a torch tensor, found {type(x).__name__}; "
+                                           "torch.from_numpy makes one of an array")
     for i in range(len(cams)):
         found = _camera_problem(cams.K[i].double(), cams.w2c[i].double())
         if found is None: continue

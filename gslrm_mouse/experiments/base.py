@@ -11,6 +11,7 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from ..files import read_jsonl
 
 # %% auto #0
 __all__ = ['VERDICTS', 'Arm', 'load_results', 'append_result', 'cached_records', 'Finding', 'Experiment', 'select_finished',
@@ -36,15 +37,7 @@ def load_results(
     **given, # settings which a condition must have: checkpoint="0123456789ab"
 ) -> list[dict]: # Arm's fields, key, seconds, records
     "The finished conditions of a file; ValueError where a line before the last cannot be read."
-    path = Path(path)
-    lines = path.read_text().split("\n") if path.is_file() else []
-    finished = []
-    for number, line in enumerate(lines, 1):
-        if not line: continue
-        try: finished.append(json.loads(line))
-        except json.JSONDecodeError as e:
-            if number == len(lines): continue # the process was killed while it wrote
-            raise ValueError(f"{path}, line {number}: a finished arm in JSON was expected: {e}") from None
+    finished = read_jsonl(path) if Path(path).is_file() else []
     return [arm for arm in finished if all(arm["settings"].get(name) == value for name, value in given.items())]
 
 def _plain(x):

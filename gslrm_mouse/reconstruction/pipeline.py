@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import draw_cameras
 from ..cameras.similarity import Similarity
-from ..files import atomic_folder, recover_folder, write_atomic
+from ..files import atomic_folder, read_jsonl, recover_folder, write_atomic
 from ..gaussians.cloud import Gaussians
 from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply, ply_world, save_ply
@@ -188,7 +188,7 @@ def load_finished(
     folder, expected = Path(folder), _settings_hash(settings)
     options = ReconstructOptions(**{k: settings[k] for k in ("turntable", "panels") if k in settings})
     try:
-        records = [json.loads(line) for line in (folder/"results.jsonl").read_text().splitlines()]
+        records = read_jsonl(folder/"results.jsonl")
         load_ply(folder/"gaussians.ply")
         is_same = bool(records) and all(r["settings"] == expected for r in records)
     except (OSError, ValueError, KeyError, TypeError): return None

@@ -13,7 +13,7 @@ from ..gaussians.cloud import Gaussians
 from ..gaussians.filters import Filters
 from ..gaussians.fit import Fit, fit_gaussians, pixel_at
 from ..preprocess.canonical import canonicalize
-from ..preprocess.silhouettes import ModelInput
+from ..preprocess.silhouettes import ModelInput, check_model_input
 from ..views.views import Views
 
 # %% auto #0
@@ -64,9 +64,9 @@ def predict(
 ) -> Gaussians: # in the recording's unit
     "The model's Gaussians for one frame, smoothed by `blur`, filtered, and carried back to the recording's world."
     device = next(model.parameters()).device
-    cameras, images = prepared.views.cameras, prepared.views.images
-    batch = cameras.batch()
-    raw = model(images[None].to(device), batch.to(device)).scene(0)
+    views = check_model_input(prepared).views
+    cameras = views.cameras
+    raw = model(views.images[None].to(device), cameras.batch().to(device)).scene(0)
     g = blur_cloud(raw, blur)
     if sized: g = resize_to_pixels(g, cameras, sized)
     if filters: g = g.select(filters.mask(raw, cameras.centers))

@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import pickle
 import platform
 import re
 import shutil
@@ -18,7 +17,7 @@ import gslrm_mouse
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from ..files import write_atomic
+from ..files import check_torch_file, one_line, read_jsonl, write_atomic
 
 # %% auto #0
 __all__ = ['CheckpointWriteError', 'checkpoints', 'last_checkpoint', 'save_state', 'remove_partial', 'load_state', 'manifest',
@@ -94,10 +93,14 @@ def load_state(
     path = Path(path)
     try:
         weights = load_file(path/"model.safetensors", device=str(device))
-        return weights, torch.load(path/"state.pt", map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, SafetensorError, EOFError, pickle.UnpicklingError) as e:
+        check_torch_file(path/"state.pt")
+        state = torch.load(path/"state.pt", map_location="cpu", weights_only=True)
+        if not isinstance(state, dict): raise ValueError(f"state.pt holds a {type(state).__name__}")
+    except Exception as e: # damaged files raise errors of many kinds
         others = ", ".join(p.name for p in checkpoints(path.parent.parent)) or "no other"
-        raise ValueError(f"{path} is no readable checkpoint ({str(e).splitlines()[0]}); the run has {others}") from None
+        raise ValueError(f"{path} is no readable checkpoint ({one_line(e) or type(e).__name__}); "
+                         f"the run has {others}") from None
+    return weights, state
 
 # %% ../../nbs/training/06_runs.ipynb #4d2e0061
 _PACKAGES = ("torch", "numpy", "numba", "accelerate", "peft", "gsplat", "safetensors") # whose versions are noted
@@ -129,12 +132,7 @@ def read_log(run) -> list[dict]: # run: its folder, or a log file
     "All records of a run; a last line that was cut off by the end of the process is left out."
     path = Path(run)/"log.jsonl" if Path(run).is_dir() else Path(run)
     if not path.is_file(): raise FileNotFoundError(f"no log at {path}")
-    records, lines = [], path.read_text().splitlines()
-    for i, line in enumerate(lines, 1):
-        try: records.append(json.loads(line))
-        except ValueError:
-            if i < len(lines): raise ValueError(f"{path}, line {i} is no JSON") from None
-    return records
+    return read_jsonl(path)
 
 def truncate_log(run, step:int):
     "Remove what was logged from `step` on."
