@@ -4,6 +4,8 @@ from gslrm_mouse.gaussians.filters import FILTERS, Filters
 from gslrm_mouse.gaussians.ply import load_ply, save_ply
 from gslrm_mouse.gaussians.rasterize import rasterization, render
 from gslrm_mouse.gaussians.fit import Fit, fit_gaussians
+from gslrm_mouse.gaussians.surface import surface_gaussians
 
 __all__ = [
-    "FILTERS", "Filters", "Fit", "Gaussians", "fit_gaussians", "load_ply", "rasterization", "render", "save_ply"]
+    "FILTERS", "Filters", "Fit", "Gaussians", "fit_gaussians", "load_ply", "rasterization", "render", "save_ply",
+    "surface_gaussians"]
