@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ..cameras.domain import CameraDomain
-from ..models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from ..models.checkpoint import ModelCard, from_json_fields, load_checkpoint, save_checkpoint
 from ..models.gslrm import GSLRM
 from ..models.lora import merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
@@ -23,10 +23,11 @@ from .freeze import apply_trainable, distillation_teacher
 from .guard import check_gradient, describe_skip, skip_event
 from .losses import ForwardOutput, Losses, rank_weights
 from .record import Record, save_sheet
-from .runs import checkpoints, last_checkpoint, load_state, read_log
+from .runs import checkpoints, last_checkpoint, read_log
 from .settings import Settings, load_settings, settings_from, to_plain_dict
 from .sources import SceneDataset, build_dataset, picture_size
-from .state import Run, initial_network, load_run, save_run, schedule_length
+from .state import Run, initial_network, load_run, load_run_weights
+from .state import read_state, save_run, schedule_length
 from .step import PASS_SCORES, Clock, forward_pass, lr_factor, mse_to_db, optimizers_for
 from .step import pass_scores
 
@@ -38,24 +39,35 @@ __all__ = ['train_step', 'open_run', 'TooManySkippedError', 'run_training', 'loa
 def _lap(clock, name):
     if clock is not None: clock.lap(name)
 
-def _accumulate(run, batches, clock) -> tuple[list, dict, Batch]: # loss terms, means by name, the last batch
+def _mean_of_processes(run, values:dict) -> dict:
+    "Means by name; a term that another process has and this one lacks counts as zero here."
+    if run.accelerator.num_processes == 1: return values
+    from accelerate.utils import gather_object
+    shares = gather_object([values])
+    names = dict.fromkeys(name for share in shares for name in share)
+    return {name: sum(share.get(name, 0.) for share in shares)/len(shares) for name in names}
+
+def _accumulate(run, batches, clock) -> tuple[dict, dict, Batch]: # loss terms and scores by name, the last batch
     "All passes of a step: gradients are left on the parameters, loss terms and scores are averaged."
-    runtime, total = run.s.training.runtime, 0
-    for i, (k, batch) in enumerate(batches):
+    runtime, losses, scores = run.s.training.runtime, {}, {}
+    for i, (number, batch) in enumerate(batches): # the number counts passes over the whole run
         batch = batch.to(run.accelerator.device)
         is_last = i == len(batches) - 1
         with nullcontext() if is_last else run.accelerator.no_sync(run.model): # processes exchange gradients once
             out = forward_pass(run.model, batch, run.losses.needs_points, runtime.use_amp, clock, run.before)
-            terms = run.losses(out, k, _loss_weights(run, out))
+            terms = run.losses(out, number, _process_factors(run, out))
             _lap(clock, "loss")
             run.accelerator.backward(terms["loss"]/len(batches))
-            _lap(clock, "model")
-        losses = torch.stack([x.detach().float() for x in terms.values()])
-        total = total + torch.cat([losses, pass_scores(out, run.s.training.losses)])/len(batches)
-    if run.accelerator.num_processes > 1: total = run.accelerator.reduce(total, "mean")
-    return list(terms), dict(zip([*terms, *PASS_SCORES], total.tolist())), batch
+            _lap(clock, "model") # `forward_pass` takes the time of the rendering's gradient out
+        values = torch.stack([x.detach().float() for x in terms.values()])
+        measured = pass_scores(out, run.s.training.losses)
+        values = torch.cat([values, measured]).tolist() # one transfer from the device
+        for name, value in zip(terms, values): losses[name] = losses.get(name, 0.) + value/len(batches)
+        for name, value in zip(PASS_SCORES, values[len(terms):]):
+            scores[name] = scores.get(name, 0.) + value/len(batches)
+    return _mean_of_processes(run, losses), _mean_of_processes(run, scores), batch
 
-def _loss_weights(run, out:ForwardOutput): # of this process, for terms inside and outside the mask
+def _process_factors(run, out:ForwardOutput): # of this process, for terms inside and outside the mask
     if run.accelerator.num_processes == 1: return 1., 1.
     inside = (out.truth_alpha > .5).sum()
     counts = torch.stack([inside, out.truth_alpha.numel() - inside])[None]
@@ -67,7 +79,7 @@ def _optimizer_step(run, params, norm, lr_share):
     torch.nn.utils.clip_grads_with_norm_(params, run.s.training.runtime.grad_clip_norm, norm)
     settings = run.s.training.optimizer
     for optimizer in run.optimizers:
-        is_muon = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Muon)
+        is_muon = isinstance(getattr(optimizer, "optimizer", optimizer), torch.optim.Muon) # accelerate wraps it
         peak = settings.muon_lr if is_muon else settings.lr
         for group in optimizer.param_groups: group["lr"] = peak*lr_share
         optimizer.step()
@@ -88,37 +100,36 @@ def _of_all_processes(run, batch:Batch) -> Batch: # with the cameras and samples
         samples=[sample for share in shares for sample in share["samples"]])
 
 def train_step(
-    r:Run,
+    run:Run,
     batches:list, # (number of the pass, Batch) of each pass
 ) -> tuple[dict, dict|None]: # record, event of a skipped step
     "One optimisation step of a run from its passes."
     start = time.perf_counter()
-    clock = Clock(r.accelerator.device.type == "cuda") if r.s.profile else None
-    terms, mean, last_batch = _accumulate(r, batches, clock)
-    losses = {name: mean[name] for name in terms}
+    clock = Clock(run.accelerator.device.type == "cuda") if run.s.profile else None
+    losses, scores, last_batch = _accumulate(run, batches, clock)
 
-    params = [p for p in r.raw.parameters() if p.grad is not None]
+    params = [p for p in run.raw.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params]).item()
-    reason, threshold, r.guard = check_gradient(grad_norm, r.guard, r.s.training.runtime)
+    reason, threshold, run.guard = check_gradient(grad_norm, run.guard, run.s.training.runtime)
     event = None
     if reason:
-        everywhere = _of_all_processes(r, last_batch)
-        event = skip_event(r.step, grad_norm, threshold, reason, r.raw, losses, everywhere, r.domain)
+        everywhere = _of_all_processes(run, last_batch) # all get here together: the norm is the same in each
+        event = skip_event(run.step, grad_norm, threshold, reason, run.raw, losses, everywhere, run.domain)
     _lap(clock, "guard")
 
-    lr_share = lr_factor(r.step, r.s.training.schedule.warmup, r.total)
-    if not reason: _optimizer_step(r, params, grad_norm, lr_share)
+    lr_share = lr_factor(run.step, run.s.training.schedule.warmup, run.total)
+    if not reason: _optimizer_step(run, params, grad_norm, lr_share)
     _lap(clock, "optimizer")
-    r.model.zero_grad(set_to_none=True)
+    run.model.zero_grad(set_to_none=True)
 
     seconds = time.perf_counter() - start
-    r.seconds += seconds
+    run.seconds += seconds
     record = dict(
-        step=r.step, **losses,
-        psnr=mse_to_db(mean["mse"]), psnr_fg=mse_to_db(mean["mse_fg"]), psnr_white=mse_to_db(mean["mse_white"]),
-        mask_iou=mean["mask_iou"], grad_norm=grad_norm, skipped=bool(reason),
-        lr=r.s.training.optimizer.lr*lr_share, n_in=last_batch.images.shape[1], seconds=round(seconds, 4))
-    if clock: record |= {f"seconds_{name}": round(t, 4) for name, t in clock.items()}
+        step=run.step, **losses,
+        psnr=mse_to_db(scores["mse"]), psnr_fg=mse_to_db(scores["mse_fg"]), psnr_white=mse_to_db(scores["mse_white"]),
+        mask_iou=scores["mask_iou"], grad_norm=grad_norm, skipped=bool(reason),
+        lr=run.s.training.optimizer.lr*lr_share, n_in=last_batch.images.shape[1], seconds=round(seconds, 4))
+    if clock is not None: record |= {f"seconds_{name}": round(t, 4) for name, t in clock.items()}
     return record, event
 
 # %% ../../nbs/training/11_loop.ipynb #55ceb060
@@ -249,10 +260,10 @@ def run_training(
 # %% ../../nbs/training/11_loop.ipynb #fc2b36cd
 def load_trained(path) -> tuple: # network or PeftModel in eval mode, Settings, the checkpoint's state
     "The network of a run's checkpoint."
-    weights, state = load_state(path)
-    s = settings_from(state["settings"])
+    weights, state = read_state(path)
+    s = settings_from(state["settings"], where=str(path))
     model = apply_trainable(GSLRM(s.config), s)
-    model.load_state_dict(weights)
+    load_run_weights(model, weights, path)
     return model.eval(), s, state
 
 def _steps(log:list) -> list: return [r for r in log if "event" not in r]
@@ -298,8 +309,7 @@ def export_run(
     if s.training.lora.enabled:
         save_adapter(out/"adapter", model)
         model = merge_adapter(model)
-    start = {k: tuple(v) if isinstance(v, list) else v for k, v in state["domain"].items()}
-    start_domain = CameraDomain(**start)
+    start_domain = from_json_fields(CameraDomain, state["domain"])
     n_in = s.training.dataset.input_views or [s.training.dataset.num_input_views]
     source = build_dataset(s, _cache_folder(s, out, cache), start_domain)
     domain = training_domain(s, source, (min(n_in), max(n_in)), s.model.image_tokenizer.image_size, start_domain)
@@ -333,7 +343,7 @@ def train( # noqa: PLR0917 (the order in which the command line passes them)
 def export_if_finished(s, out, path, command, n_eval, cache) -> Path:
     "model.safetensors of a run that reached its end; else, and in all processes but the first, its checkpoint `path`."
     from accelerate import PartialState
-    _, state = load_state(path)
+    _, state = read_state(path)
     n, schedule = 1, s.training.schedule
     if schedule.num_epochs or schedule.early_stop_after_epochs:
         n = state["data"].get("train", state["data"].get("n", 1))

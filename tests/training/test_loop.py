@@ -241,6 +241,19 @@ def test_full_disk(tmp_path, cache):
     assert same(weights(tmp_path/"plain"), weights(tmp_path/"full"))
 
 
+def test_passes_of_a_step_may_have_different_terms(tmp_path, cache):
+    "The warm-up of a loss ends between two passes of one step: each term is averaged under its own name."
+    losses = dict(warmup_pointsdist=True, alpha_loss_weight=.2)
+    run = open_run(tiny(4, 1, losses=losses), tmp_path/"run", cache=cache)
+    batch = run.stream(0)
+    warming, warm = (run.losses(forward_pass(run.raw, batch, points=True, bf16=False), k) for k in (999, 1000))
+    assert "pointsdist" in warming and "pointsdist" not in warm and "alpha" in warm
+    record, _ = train_step(run, [(999, batch), (1000, batch)])
+    for name in ("loss", "pointsdist", "alpha"):
+        values = [float(terms.get(name, 0.)) for terms in (warming, warm)]
+        assert abs(record[name] - sum(values)/2) < 1e-6
+
+
 # ---- resuming
 
 GUARDED = dict(
