@@ -22,9 +22,7 @@ $(VENV)/.done: constraints.txt settings.ini setup.py
 test: setup
 	$(MAKE) --no-print-directory lint sync nbtest pytest
 
-# What follows the rules of ruff.toml so far; the other rooms are still being rewritten.
-LINTED = tools tests/docs tests/test_cli.py tests/test_style.py tests/test_package.py tests/conftest.py \
-         nbs/index.ipynb nbs/00_files.ipynb nbs/01_threads.ipynb nbs/04_video.ipynb nbs/06_cli.ipynb nbs/pages nbs/tutorials
+LINTED = nbs tests tools benchmarks
 lint: setup
 	ruff check $(LINTED)
 

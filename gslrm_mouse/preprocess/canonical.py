@@ -12,9 +12,9 @@ from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras, check_in_front, look_at
 from ..cameras.similarity import Similarity, upright
 from .certificate import APPROXIMATE, Certificate, EXACT, ViewCertificate, domain_size
-from .certificate import misplacement_bound, view_ratios, visible_width
+from .certificate import misplacement_bounds, view_ratios, visible_width
 from .silhouettes import ModelInput
-from ..views.hull import FOREGROUND_ALPHA, visual_hull
+from ..views.hull import hull_cover
 from ..views.triangulation import centred, triangulate
 from ..views.views import Views, check_views
 from ..views.warp import warp_views
@@ -99,13 +99,16 @@ def _resample(views, virtual) -> tuple: # images, alpha
     return warp_views(views, H, virtual.width, virtual.height)
 
 def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale of the world, (V,) of the images
-    "The factors of a choice: of the world beside the mean distance, and of the virtual camera's focal length."
+    "Factors of a choice: of the world, beside the one to the mean distance, and of each virtual focal length."
     scale, z = 1., torch.ones_like(distances)
     if choose == "equal_distances": z = distances/distances.mean()
     if choose not in ("size", "coverage", "zoom"): return scale, z
     _, alpha = _resample(views, virtual)
+    if zoom is None and not (alpha > .5).any():
+        raise ValueError(f"choose={choose!r} needs the size of the object, and at {virtual.width} px no pixel of the "
+                         "image shows more object than background; pass a larger size, or choose='distance'")
     known_size = sum(domain.coverage)/2
-    if choose == "size": scale = known_size/max(_relative_size(alpha), 1e-9)
+    if choose == "size": scale = known_size/_relative_size(alpha)
     else: z = z*(zoom or _zoom_to(known_size, alpha, virtual.width))
     return scale, z
 
@@ -136,13 +139,13 @@ def canonicalize(
 ) -> Canonical|Approximate:
     """The views as the checkpoint's own camera would have taken them from the same places.
 
-    Exact but for resampling, or with a bound on the error. ValueError for an unknown choice, views that contradict
+    Exact up to resampling (`EXACT`), or with a bound on the error (`APPROXIMATE`). ValueError for an unknown choice, views that contradict
     themselves, or an object behind a camera."""
     _check_options(views, choose, zoom)
     check_views(views)
     size = size or domain.image_size
     if up is not None: up = torch.as_tensor(up, dtype=torch.float64)
-    triangulation = triangulate(views)
+    triangulation = triangulate(views) # its residual is reported even where the centre is given
     center = triangulation.point if center is None else center.double()
     check_in_front(views.cameras, center)
 
@@ -156,9 +159,11 @@ def canonicalize(
 
     turn = Similarity() if up is None else upright(up)
     sim = turn @ centred(views, center, domain.mean_distance*scale)
-    exact = Views(images, alpha, sim.cameras(virtual), views.names)
-    declared = _declared_cameras(exact.cameras, domain, choose, z)
-    return _result(_Steps(views, exact, declared, sim, center, choose, z), domain, triangulation.residual_px)
+    resampled = Views(images, alpha, sim.cameras(virtual), views.names)
+    steps = _Steps(
+        views=views, exact=resampled, declared=_declared_cameras(resampled.cameras, domain, choose, z), sim=sim,
+        center=center, choose=choose, z=z)
+    return _result(steps, domain, triangulation.residual_px)
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #be3ea729
 @dataclass(frozen=True)
@@ -178,7 +183,7 @@ def _declared_cameras(cams, domain, choose, z) -> Cameras:
     K = domain.K(cams.width).to(cams.K).expand_as(cams.K).clone()
     if choose == "zoom": return replace(cams, K=K)
     w2c = cams.w2c.clone()
-    w2c[:, :3, 3] *= 1/z[:, None] # equal_distances
+    w2c[:, :3, 3] *= 1/z[:, None] # equal_distances: every camera at the mean distance
     return replace(cams, K=K, w2c=w2c)
 
 def _result(steps, domain, residual_px) -> Canonical|Approximate:
@@ -188,7 +193,7 @@ def _result(steps, domain, residual_px) -> Canonical|Approximate:
     to_source = steps.sim.inverse
     if choose == "zoom": to_source = to_source @ Similarity(1/z[0].item(), source="model", target="model")
     if choose in EXACT:
-        statement = "nothing is broken: pixels, K and pose agree"
+        statement = "this step broke nothing: pixels, K and pose were changed together and agree as well as before"
         if choose != "coverage": statement += ", and K is the checkpoint's"
         return Canonical(steps.exact, to_source, statement, exact=True, certificate=report)
 
@@ -196,6 +201,7 @@ def _result(steps, domain, residual_px) -> Canonical|Approximate:
     else: declared = f"cameras at {z.min():.2f} to {z.max():.2f} of the mean distance are declared as equally far"
     worst = max(v.bound_px for v in report.views)
     statement = f"{declared}: no point of the object is misplaced by more than {worst:.1f} px"
+    if worst == math.inf: statement = f"{declared}: the masks do not bound how far a point is misplaced"
     given = replace(steps.exact, cameras=steps.declared)
     return Approximate(given, to_source, statement, exact=False, zoom=tuple(z.tolist()), certificate=report)
 
@@ -205,7 +211,7 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
     to_virtual = torch.linalg.inv(rotation_homography(source, virtual))
     cosine = (source.axes.double()*virtual.axes).sum(-1).clamp(-1, 1)
     turned = torch.rad2deg(torch.acos(cosine))
-    errors = _errors(steps, to_virtual) if steps.choose in APPROXIMATE else [{}]*len(steps.views)
+    errors = _errors(steps) if steps.choose in APPROXIMATE else [{}]*len(steps.views)
 
     def report(i):
         K, eye = steps.declared.K[i].double(), steps.declared.centers[i].double()
@@ -225,14 +231,10 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
     return tuple(report(i) for i in range(len(steps.views)))
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #17964d83
-def _virtual_pixels(alpha, to_virtual, threshold) -> Tensor: # (N, 3) homogeneous
-    "Where the source pixels with more than `threshold` alpha lie in the virtual image."
-    yx = (alpha > threshold).nonzero().double() + .5
-    return torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
-
 def _share_outside(alpha, to_virtual, size) -> float:
     "Share of the silhouette that the virtual image does not hold."
-    q = _virtual_pixels(alpha, to_virtual, .5)
+    yx = (alpha > .5).nonzero().double() + .5
+    q = torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
     uv = q[:, :2]/q[:, 2:]
     inside = ((uv >= 0) & (uv <= size) & (q[:, 2:] > 0)).all(-1)
     return 1 - inside.double().mean().item()
@@ -247,33 +249,31 @@ def _share_at_border(alpha) -> float:
     return ((outline & border).sum()/outline.sum().clamp(min=1)).item()
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #94811950
-def _errors(steps, to_virtual) -> list[dict]: # per view
+def _errors(steps) -> list[dict]: # per view
     "Bound and measured error of the declared cameras, by the fields of `ViewCertificate`."
-    hull = visual_hull(steps.views, steps.center)
-    if not len(hull.points): # silhouettes that exclude each other bound nothing
-        unknown = dict(bound_px=math.inf, bound_deg=180., measured_px=math.nan, measured_deg=math.nan)
-        return [unknown]*len(steps.views)
-    points = steps.sim(hull.points)
-    margin = hull.voxel*steps.sim.scale*3**.5 # a voxel to spare, for tips thinner than a pixel
+    cover = hull_cover(steps.views, steps.center)
+    corners, points = steps.sim(cover.corners()), steps.sim(cover.centers[cover.in_hull])
     magnify = steps.z[0].item() if steps.choose == "zoom" else 1.
     errors = []
     for i in range(len(steps.views)):
         true, declared = steps.exact.cameras[i], steps.declared[i]
-        silhouette = _virtual_pixels(steps.views.alpha[i], to_virtual[i], FOREGROUND_ALPHA)
-        bound = _error_bound(true, declared, points, silhouette, margin, magnify)
-        measured, angle = _measured_error(true, declared, points, magnify)
-        f = declared.K[0, 0, 0].item()
-        errors.append(dict(
-            bound_px=bound, bound_deg=math.degrees(math.atan(bound/f)), measured_px=measured, measured_deg=angle))
+        f, bound = declared.K[0, 0, 0].item(), math.inf
+        if cover.is_bounded and len(corners): bound = _error_bound(true, declared, corners, magnify)
+        measured, angle = math.nan, math.nan
+        if len(points): measured, angle = _measured_error(true, declared, points, magnify)
+        bound_deg = math.degrees(math.atan(bound/f)) if bound < math.inf else 180.
+        errors.append(dict(bound_px=bound, bound_deg=bound_deg, measured_px=measured, measured_deg=angle))
     return errors
 
-def _error_bound(true, declared, points, silhouette, margin, magnify) -> float: # pixels
-    "`misplacement_bound` for the farthest pixel of the silhouette and the half-depth of the hull."
-    d, m = true.centers.norm().item(), declared.centers.norm().item()
-    half_depth = (true.to_camera(points)[0, :, 2] - d).abs().max().item() + margin
-    radius = (silhouette[:, :2]/silhouette[:, 2:] - true.width/2).norm(dim=-1)
-    u = (radius.max() + 1 + margin*true.K[0, 0, 0]/(d - half_depth)).item()
-    return max(misplacement_bound(u, delta, d, m, magnify) for delta in (-half_depth, half_depth))
+def _error_bound(true, declared, corners, magnify) -> float: # corners: (N, 8, 3); pixels
+    "The largest `misplacement_bound` of the cubes: of the corner farthest from the axis, at the extreme depths."
+    d, m = true.centers.norm(), declared.centers.norm()
+    xyz = true.to_camera(corners.view(-1, 3))[0].view(-1, 8, 3)
+    nearest, farthest = xyz[..., 2].amin(1), xyz[..., 2].amax(1)
+    if nearest.min() <= 0: return math.inf # the camera may be inside the object
+    lateral = xyz[..., :2]/xyz[..., 2:]*true.K[0].diagonal()[:2]
+    u = lateral.norm(dim=-1).amax(1) # of a cube; the norm is convex, so it is largest at a corner
+    return max(misplacement_bounds(u, depth - d, d, m, magnify).max().item() for depth in (nearest, farthest))
 
 def _measured_error(true, declared, points, magnify) -> tuple: # pixels, degrees
     "The largest distance between the two projections of a point, and the largest angle between the two rays."

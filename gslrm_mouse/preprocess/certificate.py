@@ -6,11 +6,13 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
+import torch
+from torch import Tensor
 from ..cameras.domain import CameraDomain
 
 # %% auto #0
 __all__ = ['EXACT', 'APPROXIMATE', 'Ratios', 'visible_width', 'view_ratios', 'domain_size', 'misplacement_bound',
-           'ViewCertificate', 'domain_gaps', 'Certificate']
+           'misplacement_bounds', 'ViewCertificate', 'domain_gaps', 'Certificate']
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #145e99ed
 @dataclass(frozen=True)
@@ -50,9 +52,13 @@ def misplacement_bound(
     z=1., # assumed magnification of the world
 ) -> float: # pixels
     "How far a point is imaged from where the assumed camera puts it; infinite if that camera is inside the object."
+    return misplacement_bounds(*torch.tensor([u, delta, true, pretended, z], dtype=torch.float64)).item()
+
+def misplacement_bounds(u, delta, true, pretended, z=1.) -> Tensor: # tensors that broadcast; pixels
+    "`misplacement_bound` of many points."
     denominator = true*(pretended + z*delta)
-    if not denominator > 0: return math.inf
-    return abs(u*delta*(pretended - z*true)/denominator)
+    bound = (u*delta*(pretended - z*true)/denominator).abs()
+    return torch.where(denominator > 0, bound, math.inf)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #5570b784
 @dataclass(frozen=True)

@@ -109,10 +109,10 @@ def _check_same_settings(out, manifest, settings):
     try: stored = json.loads(manifest.read_bytes())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
-    for key, value in settings.items():
-        if stored.get(key) == value: continue
+    for key in settings | stored:
+        if stored.get(key) == settings.get(key): continue
         raise ValueError(f"{out} holds a data set with another {key} ({str(stored.get(key))[:60]}, not "
-                         f"{str(value)[:60]}); choose another folder")
+                         f"{str(settings.get(key))[:60]}); choose another folder")
 
 def _open_folder(out:Path, settings:dict):
     "Make `out`, or check that it holds the same data set; half-written samples are removed."
@@ -126,12 +126,14 @@ def _open_folder(out:Path, settings:dict):
         if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", path.name): shutil.rmtree(path)
 
 # %% ../../nbs/preprocess/03_dataset.ipynb #7712ae1a
-def preprocess_dataset( # noqa: PLR0917 (the subcommand passes its options by position)
+def preprocess_dataset(
     source, # a recording, a sample folder, or a folder of sample folders
     out, # folder to make, or to continue
     method:str="pixel_based", # a name in `METHODS`, or the name to record for `recipe`
     frames=None, # numbers of frames, or of samples in the order of their names; all when None
     size:int=512, # of the square images, pixels
+    *,
+    unit:str=None, # of the source's cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     val_share:float=.1, # the last block in time, for validation
     gap:int=None, # samples between train and val, in neither list, see `split_by_time`
     recipe=None, # (views, domain, …) → ModelInput, for methods of other modules such as `canonicalize`
@@ -145,12 +147,13 @@ def preprocess_dataset( # noqa: PLR0917 (the subcommand passes its options by po
     out = Path(out)
     options = {**_AS_WAS.get(method, {}), **options}
     if size < 8: raise ValueError(f"images of {size} px were requested, at least 8 px are needed")
-    numbers, read = open_moments(source, frames, white_threshold)
+    numbers, read = open_moments(source, frames, white_threshold, unit)
     train, between, val = split_by_time(len(numbers), val_share, gap)
     _check_options(method, recipe, options)
     settings = dict(
         method=method, options=options, size=size, source=str(Path(source).resolve()), frames=numbers,
         val_share=val_share, gap=gap)
+    if unit: settings["unit"] = unit
     _open_folder(out, settings)
     write_atomic(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
 
@@ -172,7 +175,7 @@ def _make_samples(read, folders, make, domain, settings, skip_bad) -> dict: # na
             except (ValueError, FileNotFoundError) as e:
                 if not skip_bad:
                     error = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
-                    message = f"{folder.name} (number {number}): {e}; leave such out with skip_bad"
+                    message = f"{folder.name} (number {number}): {e}; leave such out with --skip-bad"
                     raise error(message) from None
                 skipped[folder.name] = f"number {number}: {e}"
     return skipped
@@ -183,6 +186,7 @@ def _make_sample(views, make, domain, folder, number, settings):
     if method == "mm" and views.cameras.unit != "mm":
         raise ValueError(f"the method mm hands out millimetres, these cameras are in {views.cameras.unit!r}")
     record = dict(method=method, options=settings["options"], frame=number, made_of=settings["source"])
+    if "unit" in settings: record["unit"] = settings["unit"]
     write_prepared(make(views, domain), folder, views, **record)
 
 def _finish(out, settings, blocks, skipped) -> dict:

@@ -111,7 +111,8 @@ def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInp
     v = _stretched(views, domain.image_size)
     if center is None: center = triangulate(views).point
     sim = centred(views, center, domain.mean_distance)
-    statement = "nothing is broken: pixels, K and pose agree; K is not one the checkpoint was trained on"
+    statement = ("this step broke nothing: the world was moved by one similarity, and pixels, K and pose agree as well "
+                 "as before; K is not one the checkpoint was trained on")
     return ModelInput(replace(v, cameras=sim.cameras(v.cameras)), sim.inverse, statement, exact=True)
 
 def overwritten_k(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
@@ -331,7 +332,7 @@ def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Docume
     return Documented(stored, base.to_source @ sim.inverse, _after(base, statement), base.exact, base.zoom, info)
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #eaee3d08
-METHODS = {
+METHODS = { # a new method is added here, and to `RECIPES` only if the study compares it
     **RECIPES,
     "converted": converted,
     "bbox_center": bbox_center,

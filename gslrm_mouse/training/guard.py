@@ -31,7 +31,7 @@ class GuardState:
 
     @property
     def share(self) -> float:
-        "Of the steps that were skipped."
+        "Share of the steps that were skipped."
         return self.skipped/max(1, self.updates)
 
 def _with_norm(state:GuardState, norm:float) -> GuardState:

@@ -9,7 +9,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 import torch
 from ..cameras.domain import CameraDomain
-from ..models.checkpoint import checkpoint_hash, checkpoint_path, load_checkpoint
+from ..files import one_line
+from ..models.checkpoint import checkpoint_hash, checkpoint_path, from_json_fields, load_checkpoint
 from ..models.gslrm import GSLRM
 from .batches import BatchStream
 from .guard import GuardState
@@ -18,7 +19,8 @@ from .runs import last_checkpoint, load_state, save_state
 from .settings import Settings, diff_settings, settings_from, to_plain_dict
 
 # %% auto #0
-__all__ = ['initial_network', 'schedule_length', 'Run', 'weights_settings', 'save_run', 'load_run']
+__all__ = ['initial_network', 'schedule_length', 'Run', 'weights_settings', 'read_state', 'load_run_weights', 'save_run',
+           'load_run']
 
 # %% ../../nbs/training/08_state.ipynb #cfcaa9ad
 def _architecture(config) -> dict: # the same network takes images of any size
@@ -74,7 +76,7 @@ class Run:
     before:object = None # see `distillation_teacher`
     guard:GuardState = GuardState()
     step:int = 0 # steps done
-    seconds:float = 0. # in steps
+    seconds:float = 0. # spent in optimisation steps
     changed:tuple = () # of the schedule, since the checkpoint
 
     @property
@@ -91,6 +93,77 @@ def weights_settings(s:Settings) -> dict:
     if not s.training.dataset.camera_variety.on: # younger than the stored results
         settings["training"]["dataset"].pop("camera_variety")
     return settings
+
+# %% ../../nbs/training/08_state.ipynb #3decde40
+def _is_number(x) -> bool: return type(x) in (int, float) and -1e300 < x < 1e300
+
+def _has_form(saved, expected) -> bool:
+    "Whether a value is of the kind of an example: numbers are finite, dicts have the same keys."
+    if isinstance(expected, dict):
+        is_same = isinstance(saved, dict) and saved.keys() == expected.keys()
+        return is_same and all(_has_form(saved[key], value) for key, value in expected.items())
+    if isinstance(expected, (list, tuple)):
+        is_same = isinstance(saved, (list, tuple)) and len(saved) == len(expected)
+        return is_same and all(map(_has_form, saved, expected))
+    if isinstance(expected, float): return _is_number(saved)
+    return type(saved) is type(expected) and (not isinstance(saved, int) or saved >= 0)
+
+_STATE_KINDS = dict(settings=dict, optimizers=list, rng=torch.Tensor, cuda=list, init=str, data=dict)
+_COUNTERS = dict(step=0, seconds=0., batch=0, guard=asdict(GuardState()))
+
+def _state_problems(state):
+    missing = [key for key in (*_STATE_KINDS, *_COUNTERS, "domain") if key not in state]
+    if missing:
+        yield f"{', '.join(missing)} missing"
+        return
+    for key, kind in _STATE_KINDS.items():
+        if not isinstance(state[key], kind): yield f"{key} should be a {kind.__name__}"
+    for key, example in _COUNTERS.items():
+        if not _has_form(state[key], example): yield f"{key} is not what a run writes"
+    try: from_json_fields(CameraDomain, state["domain"])
+    except ValueError as e: yield str(e)
+
+def read_state(path) -> tuple: # weights, state
+    "A checkpoint of `save_run`; ValueError in one sentence for a damaged one."
+    weights, state = load_state(path)
+    for problem in _state_problems(state): raise ValueError(f"{path}: state.pt is damaged, {problem}")
+    return weights, state
+
+def load_run_weights(model, weights:dict, path):
+    "A checkpoint's weights in the network they belong to; ValueError for another."
+    try: model.load_state_dict(weights)
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"{path}: the weights do not fit the network of the settings ({one_line(e)})") from None
+
+# %% ../../nbs/training/08_state.ipynb #fd121e04
+_MOMENTS = {"step", "exp_avg", "exp_avg_sq"}, {"momentum_buffer"} # of a parameter: AdamW's, Muon's
+_FREE_OPTIONS = {"lr", "initial_lr", "fused", "foreach", "capturable"} # set anew, or dependent on the device
+_YOUNG_OPTIONS = {"maximize", "amsgrad", "differentiable", "decoupled_weight_decay"} # may be missing
+
+def _is_group_of(saved, own) -> bool: # options and parameters of a part of an optimiser
+    if not isinstance(saved, dict): return False
+    for key, value in own.items():
+        is_there = key in saved
+        if key in _FREE_OPTIONS:
+            if is_there and not (saved[key] is None or type(saved[key]) is bool or _is_number(saved[key])): return False
+        elif is_there and not (type(saved[key]) is type(value) and saved[key] == value): return False
+        elif not is_there and key not in _YOUNG_OPTIONS: return False
+    return True
+
+def _are_moments_of(saved, parameter) -> bool:
+    if not isinstance(saved, dict) or saved.keys() not in _MOMENTS: return False
+    return all(isinstance(x, torch.Tensor) and x.is_floating_point() and x.shape in ((), parameter.shape)
+               and bool(x.isfinite().all()) for x in saved.values())
+
+def _is_state_of(saved, optimizer) -> bool:
+    "Whether a saved state is one of this optimiser and its parameters."
+    if not isinstance(saved, dict) or not saved.keys() >= {"state", "param_groups"}: return False
+    own, groups, state = optimizer.state_dict()["param_groups"], saved["param_groups"], saved["state"]
+    if not isinstance(groups, list) or not isinstance(state, dict) or len(groups) != len(own): return False
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    return all(map(_is_group_of, groups, own)) and all(
+        type(i) is int and 0 <= i < len(parameters) and _are_moments_of(moments, parameters[i])
+        for i, moments in state.items())
 
 # %% ../../nbs/training/08_state.ipynb #1ad462c6
 def _plain(x): return json.loads(json.dumps(x)) # tuples become lists, as in a file
@@ -114,7 +187,7 @@ def save_run(r:Run) -> Path:
 
 def _check_same_run(run, path, state) -> tuple:
     "What changed in the schedule; ValueError if the checkpoint has other settings, data, batch or teacher."
-    old, new = weights_settings(settings_from(state["settings"])), weights_settings(run.s)
+    old, new = weights_settings(settings_from(state["settings"], where=str(path))), weights_settings(run.s)
     changed = diff_settings(old["training"].pop("schedule"), new["training"].pop("schedule"))
     now = dict(batch=_global_batch(run), data=_plain(run.stream.source.facts()))
     wrong = diff_settings(old, new) + diff_settings({k: state[k] for k in now}, now)
@@ -131,11 +204,17 @@ def _check_same_run(run, path, state) -> tuple:
 def load_run(r:Run) -> Run:
     "The run as its last checkpoint left it; ValueError if it is another run's. A changed schedule is noted."
     path = last_checkpoint(r.out)
-    weights, state = load_state(path)
+    weights, state = read_state(path)
     r.changed = _check_same_run(r, path, state)
-    r.raw.load_state_dict(weights)
-    torch.set_rng_state(state["rng"])
-    if torch.cuda.is_available() and state["cuda"]: torch.cuda.set_rng_state_all(state["cuda"])
+    load_run_weights(r.raw, weights, path)
+    are_ours = map(_is_state_of, state["optimizers"], r.optimizers)
+    if len(state["optimizers"]) != len(r.optimizers) or not all(are_ours):
+        raise ValueError(f"{path}: the states in state.pt are not those of the run's optimisers, it is damaged")
+    try:
+        torch.set_rng_state(state["rng"])
+        if torch.cuda.is_available() and state["cuda"]: torch.cuda.set_rng_state_all(state["cuda"])
+    except (RuntimeError, TypeError) as e:
+        raise ValueError(f"{path}: the random state in state.pt is damaged ({one_line(e)})") from None
     for optimizer, saved in zip(r.optimizers, state["optimizers"]): optimizer.load_state_dict(saved)
     r.guard, r.step, r.seconds = GuardState(**state["guard"]), state["step"], state["seconds"]
     return r
