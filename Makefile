@@ -33,7 +33,7 @@ nbtest: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 pytest: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
 
 study: setup
 	gslrm_mouse study --out $(STUDY)
