@@ -449,7 +449,7 @@ def _blend(
         _end_tile(s, x0, x1, y0, y1, background, image, trans, last)
 
 # %% ../../nbs/gaussians/03_cpu_kernels.ipynb #14cb6cce
-@njit(**_fast)
+@njit(forceinline=True, **_fast)
 def _begin_tile_backward(s, x0, x1, y0, y1, background, g_image, g_alpha, trans, last):
     "Fill the scratch array with a tile's final state and gradients; returns the last position that contributed."
     D, stop = g_image.shape[2], -1
@@ -510,13 +510,14 @@ def _blend_gaussian_backward(records, j, here, max_alpha, y0, y1, D, s, table, s
         g0 += weight*s[_C + p]
         g1 += weight*s[_C + _ROW + p]
         g2 += weight*s[_C + _ROW + _ROW + p]
-    table[slot, 0], table[slot, 1] = fa*mE, fb*mE + fc*mH
-    table[slot, 2], table[slot, 3], table[slot, 4], table[slot, 5] = mEE, mEH, mHH, -m0/opacity
-    table[slot, 6], table[slot, 7], table[slot, 8] = g0, g1, g2
+    out = table[slot]
+    out[0], out[1] = fa*mE, fb*mE + fc*mH
+    out[2], out[3], out[4], out[5] = mEE, mEH, mHH, -m0/opacity
+    out[6], out[7], out[8] = g0, g1, g2
     for d in range(3, D):
         g, row = zero, _C + np.uint64(d)*_ROW
         for i in range(pixels): g += s[_WEIGHT + first + i]*s[row + first + i]
-        table[slot, 6 + d] = g
+        out[6 + d] = g
 
 @njit(**_fast)
 def _blend_backward(
@@ -578,7 +579,7 @@ def _dimming_backward(row, opacity, f, eps2d, H): # `f`: a `_Footprint`
         h01 += g*(dimming*dimming*cxy - f.xy)
     return row[5]*dimming, (h00, h01, h11)
 
-# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #356fe1b2
+# %% ../../nbs/gaussians/03_cpu_kernels.ipynb #e24e7fce
 @njit(forceinline=True, **_exact)
 def _point_backward(x, y, iz, f, gq0, gq1, cam, row, g_depth): # `iz`: 1/z
     "Gradient of the point in camera axes: through its pixel, its depth and the Jacobian that is taken at it."
@@ -597,7 +598,7 @@ def _point_backward(x, y, iz, f, gq0, gq1, cam, row, g_depth): # `iz`: 1/z
 
 @njit(forceinline=True, **_exact)
 def _add_view(mean, S, opacity, cam, row, eps2d, antialiased, g_depth, g_mean, g_S, g_view):
-    "Add one view's gradients to those of mean (3,), covariance (3, 3; upper half) and camera (12,); returns the opacity's."
+    "Add one view's part to `g_mean` (3,), `g_S` (3, 3; upper half) and `g_view` (12,); returns that of the opacity."
     x, y, z = _to_camera(mean, cam)
     f = _footprint(x, y, z, S, cam)
     H, g_opacity = _covariance2d_backward(row, f.xx + eps2d, f.xy, f.yy + eps2d), float(row[5])
@@ -740,13 +741,13 @@ def _bin_all(depths, boxes, st):
 
 def _blend_all(records, bins, background, max_alpha, st):
     "Images (I, H, W, D) and final transmittances (I, H, W) as tensors, and the last contributors (I, H, W)."
-    I, H, W = len(bins), st.height, st.width
+    I, H, W, (tiles_x, _) = len(bins), st.height, st.width, _tile_counts(st)
     dtype = torch.from_numpy(background).dtype
     image = torch.empty(I, H, W, background.shape[1], dtype=dtype)
     trans, last = torch.empty(I, H, W, dtype=dtype), np.empty((I, H, W), np.int32)
     pixels, T = image.numpy(), trans.numpy()
     run_jobs([
-        (_blend, records[i], bins[i][0], bins[i][1], background[i], max_alpha, begin, end, _tile_counts(st)[0], W, H,
+        (_blend, records[i], bins[i][0], bins[i][1], background[i], max_alpha, begin, end, tiles_x, W, H,
          pixels[i], T[i], last[i])
         for i, begin, end in _bands(I, st)], st.threads)
     return image, trans, last
@@ -775,13 +776,14 @@ class _Forward(NamedTuple):
 def _rows_of_batch(saved, b, g_image, g_alpha, table, rows, st):
     "Fill `rows` (C, N, R): per view and Gaussian of batch element `b` the gradients, summed over tiles."
     C, N = rows.shape[:2]
+    tiles_x, _ = _tile_counts(st)
     for c in range(C):
         i = b*C + c
         start, pairs, first = saved.bins[i]
         view_table = table[:len(pairs)]
         run_jobs([
-            (_blend_backward, saved.records[i], start, pairs, saved.background[i], saved.max_alpha, begin, end,
-             _tile_counts(st)[0], st.width, st.height, g_image[i], g_alpha[i], saved.trans[i], saved.last[i], view_table)
+            (_blend_backward, saved.records[i], start, pairs, saved.background[i], saved.max_alpha, begin, end, tiles_x,
+             st.width, st.height, g_image[i], g_alpha[i], saved.trans[i], saved.last[i], view_table)
             for _, begin, end in _bands(1, st)], st.threads)
         run_jobs([(_sum_slots, view_table, first, begin, end, rows[c]) for begin, end in _chunks(N)], st.threads)
 

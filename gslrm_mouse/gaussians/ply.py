@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from ..cameras.rotations import matrix_to_quat, quat_to_matrix
 from ..cameras.similarity import Similarity
-from ..files import write_atomic
+from ..files import one_line, write_atomic
 from .cloud import Gaussians
 
 # %% auto #0
@@ -106,14 +106,14 @@ def _check_size(path:Path):
 
 # %% ../../nbs/gaussians/02_ply.ipynb #acd6d177
 def _read_vertices(path:Path) -> tuple[np.ndarray, list[str]]: # structured array, comments of the header
-    from plyfile import PlyData, PlyParseError
+    from plyfile import PlyData
     if not path.is_file(): raise FileNotFoundError(f"no PLY file at {path}")
     _check_size(path)
     try:
         ply = PlyData.read(str(path))
         return ply["vertex"].data, ply.comments
-    except (PlyParseError, KeyError, ValueError, UnicodeDecodeError) as e:
-        raise ValueError(f"{path}: not a readable PLY of Gaussians ({e})") from None
+    except Exception as e: # plyfile raises errors of many kinds
+        raise ValueError(f"{path}: not a readable PLY of Gaussians ({one_line(e)})") from None
 
 def _check_columns(path, vertex:np.ndarray) -> int: # number of `f_rest` columns
     "ValueError unless all columns of the layout but the normals are there, with finite numbers."
@@ -124,9 +124,20 @@ def _check_columns(path, vertex:np.ndarray) -> int: # number of `f_rest` columns
     layout = _column_names(degree=round((n_rest/3 + 1)**.5) - 1)
     missing = [name for name in layout if name not in found and name not in ("nx", "ny", "nz")]
     if missing: raise ValueError(f"{path}: the vertex element lacks {', '.join(missing)}, so these are no Gaussians")
-    bad = [name for name in layout if name in found and not np.isfinite(vertex[name]).all()]
+    bad = [name for name in layout if name in found and not np.isfinite(_as_float32(vertex[name])).all()]
     if bad: raise ValueError(f"{path}: NaN or infinite numbers in {', '.join(bad[:5])}")
     return n_rest
+
+def _as_float32(column):
+    with np.errstate(over="ignore"): return column.astype(np.float32)
+
+def _checked(g:Gaussians, path) -> Gaussians:
+    "The Gaussians unchanged; ValueError where one of them has no extent or no orientation."
+    if not g.scales.isfinite().all(): raise ValueError(f"{path}: infinite scales (scale_0, … are their logarithms)")
+    length = g.quats.norm(dim=-1)
+    if not (length.isfinite() & (length > 0)).all():
+        raise ValueError(f"{path}: a quaternion (rot_0 … rot_3) of length 0 or infinity is no rotation")
+    return g
 
 def load_ply(
     path, # an INRIA-layout PLY
@@ -137,7 +148,7 @@ def load_ply(
     vertex, comments = _read_vertices(path)
     n_rest = _check_columns(path, vertex)
 
-    def columns(*names): return torch.from_numpy(np.stack([vertex[name].astype(np.float32) for name in names], -1))
+    def columns(*names): return torch.from_numpy(np.stack([_as_float32(vertex[name]) for name in names], -1))
 
     sh = columns("f_dc_0", "f_dc_1", "f_dc_2")[:, None]
     if n_rest:
@@ -145,7 +156,7 @@ def load_ply(
         sh = torch.cat([sh, rest.transpose(1, 2)], 1)
     units = [comment.split()[1:2] for comment in comments if comment.startswith("unit ")]
     stated = [words[0] for words in units if words]
-    return Gaussians(
+    g = Gaussians(
         means=columns("x", "y", "z"),
         quats=columns("rot_0", "rot_1", "rot_2", "rot_3"),
         scales=columns("scale_0", "scale_1", "scale_2").exp(),
@@ -153,6 +164,7 @@ def load_ply(
         sh=sh,
         unit=unit or next(iter(stated), "model"),
     )
+    return _checked(g, path)
 
 # %% ../../nbs/gaussians/02_ply.ipynb #8f87d3d3
 _AXES = {
@@ -186,5 +198,5 @@ def ply_world(path) -> tuple[str, Tensor, Similarity]: # unit, (3,) up axis, sim
         up = _read_axis(comments.get("up", ["+z"]))
         to = _read_similarity(similarity_words, unit) if similarity_words else None
     except (ValueError, KeyError, RuntimeError) as e:
-        raise ValueError(f"{path}: its comments on unit, up and similarity cannot be read ({e})") from None
+        raise ValueError(f"{path}: its comments on unit, up and similarity cannot be read ({one_line(e)})") from None
     return unit, up, to

@@ -64,6 +64,11 @@ def with_value(whole, column, value):
     return whole[:at] + np.float32(value).tobytes() + whole[at + 4:]
 
 
+def without_rotation(whole):
+    for column in (b"rot_0", b"rot_1", b"rot_2", b"rot_3"): whole = with_value(whole, column, 0.)
+    return whole
+
+
 MALICIOUS = { # what was done: (change of a good file, part of the message)
     "a billion announced": (lambda data: data.replace(b"vertex 7", b"vertex 1000000000"), "follow"),
     "one too few announced": (lambda data: data.replace(b"vertex 7", b"vertex 6"), "follow"),
@@ -82,6 +87,9 @@ MALICIOUS = { # what was done: (change of a good file, part of the message)
     "a column of SH too few": (lambda data: data.replace(b"float f_rest_44", b"float f_west_44"), "44 f_rest"),
     "not a number": (lambda data: with_value(data, b"scale_1", np.nan), "in scale_1"),
     "infinity": (lambda data: with_value(data, b"scale_1", np.inf), "in scale_1"),
+    "a scale whose exponential is infinite": (lambda data: with_value(data, b"scale_1", 90.), "infinite scales"),
+    "a quaternion of zeros": (without_rotation, "of length 0 or infinity"),
+    "a quaternion too long": (lambda data: with_value(data, b"rot_2", 1e30), "of length 0 or infinity"),
 }
 
 
