@@ -4,17 +4,21 @@
 
 # %% ../nbs/06_cli.ipynb #495fcd7b
 from __future__ import annotations
+import difflib
 import inspect
+import re
 import shlex
 import sys
 from pathlib import Path
 from typing import Literal
-import tyro
-from fastcore.docments import docments
+try:
+    import tyro
+    from fastcore.docments import docments
+except KeyboardInterrupt: sys.exit(130) # while the command starts
 
 # %% auto #0
-__all__ = ['with_argument_help', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves', 'pretrain',
-           'sensitivity', 'convert', 'demo', 'main']
+__all__ = ['Unit', 'COMMANDS', 'with_argument_help', 'study', 'reconstruct', 'doctor', 'masks', 'preprocess', 'train', 'curves',
+           'pretrain', 'sensitivity', 'convert', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #5e28aacd
 def _vector(text:str):
@@ -25,6 +29,9 @@ def _vector(text:str):
     except ValueError: raise wrong from None
     if len(vector) != 3 or not vector.isfinite().all() or not vector.any(): raise wrong
     return vector
+
+def _print_error(error): # libraries write messages of several lines
+    print(f"gslrm_mouse: {' '.join(str(error).splitlines())}", file=sys.stderr)
 
 def _start(device, threads):
     "Threads as asked for; ValueError for a device that is not there."
@@ -40,6 +47,15 @@ def with_argument_help(f):
     f.__doc__ = "\n".join([inspect.cleandoc(f.__doc__), "", "Args:", *lines])
     return f
 
+def _say_assignment(source, unit):
+    "Which camera each video of a recording got, on stderr, where that was decided by position."
+    from gslrm_mouse.views.recordings import is_recording, open_recording
+    if not is_recording(source): return
+    recording = open_recording(source, unit)
+    if recording.matched == "position": print(recording.assignment(), file=sys.stderr)
+
+Unit = Literal["mm", "cm", "m", "model"]
+
 def _command(): # as it was typed, for records
     return shlex.join(["gslrm_mouse", *sys.argv[1:]])
 
@@ -53,14 +69,15 @@ def study(
     seeds:str|None=None, # conditions of these seeds only: 0 or 0,1
     # measure a recording of yours (any layout the doctor reads); procedural mice when left out
     recording:Path|None=None,
+    unit:Unit|None=None, # of the recording's cameras; as their file states or implies when left out
     # folder of held-out views of that recording (heldout_cameras.json and images);
     # without it, its own cameras are held out in turn
     truth:Path|None=None,
     # of the recording, 0,10,20 or 0:40:10, four spread over it when left out;
     # or which mice of the experiment recipes
     frames:str|None=None,
-    # a .safetensors file with camera metadata (gslrm_mouse convert makes one of FaceLift's);
-    # the shipped one when left out
+    # gslrm_64 or gslrm_128, which are shipped, or a .safetensors file with camera metadata
+    # (gslrm_mouse convert makes one of FaceLift's); gslrm_64 when left out
     checkpoint:Path|None=None,
     # folder of the finished results, a file of JSON lines per experiment; OUT/results when left out
     results:Path|None=None,
@@ -81,40 +98,47 @@ def study(
     from gslrm_mouse.experiments.report import report_from, verdicts
     _start(device, threads)
     names = tuple(name.strip() for name in only.split(",")) if only else ()
-    if truth is not None and recording is None: raise ValueError("--truth belongs to a --recording, and none was given")
+    for option, value in (("truth", truth), ("unit", unit)):
+        if value is not None and recording is None:
+            raise ValueError(f"--{option} belongs to a --recording, and none was given")
     if from_results is not None:
         sections, failed = report_from(from_results, out, checkpoint, names, _command()), []
     else:
-        plan = _plan(full, names, seeds, recording, truth, frames, checkpoint, smooth, device)
+        plan = _plan(
+            full=full, only=names, seeds=seeds, recording=recording, unit=unit, truth=truth, frames=frames,
+            checkpoint=checkpoint, smooth=smooth, device=device)
+        if recording is not None: _say_assignment(recording, unit)
         sections, failed = _run_study(plan, out, results, cache, jobs, threads)
     print(verdicts(sections))
     print(f"report: {out/'index.html'}")
     if failed:
-        message = f"{len(failed)} arms failed, see {out/'failed.log'}; the same command tries them again"
+        conditions = "condition" if len(failed) == 1 else "conditions"
+        message = f"{len(failed)} {conditions} failed, see {out/'failed.log'}; the same command tries them again"
         print(f"gslrm_mouse: {message}", file=sys.stderr)
         sys.exit(1)
 
-def _plan(full, names, seeds, recording, truth, frames, checkpoint, smooth, device): # → Plan
+def _plan(*, full, only, seeds, recording, unit, truth, frames, checkpoint, smooth, device): # → Plan
     from gslrm_mouse.experiments.plan import Plan
     from gslrm_mouse.models.checkpoint import checkpoint_path
     from gslrm_mouse.views.recordings import parse_frames
     return Plan(
         checkpoint=str(checkpoint_path(checkpoint)),
         full=full,
-        only=names,
+        only=only,
         seeds=tuple(parse_frames(seeds, what="seeds")) if seeds else (),
         recording=None if recording is None else str(recording),
         truth=None if truth is None else str(truth),
         frames=tuple(parse_frames(frames)) if frames else (),
         smooth=smooth,
-        device=device)
+        device=device,
+        unit=unit)
 
 def _run_study(plan, out, results, cache, jobs, threads) -> tuple: # sections of the report, failed conditions
     import os
     from gslrm_mouse.experiments.report import study as run
     if jobs == 0: jobs = 1 if plan.device.startswith("cuda") else min(2, os.cpu_count() or 1)
     def say(line): print(line, file=sys.stderr, flush=True)
-    return run(out, plan, results, cache, jobs, threads, _command(), say=say)
+    return run(out, plan, results, cache, jobs=jobs, threads=threads, command=_command(), say=say)
 
 # %% ../nbs/06_cli.ipynb #c11a0004
 @with_argument_help
@@ -124,7 +148,9 @@ def reconstruct(
     frame:int=0, # of a recording
     # input views, the others are held out and scored as novel views; recordings: all, samples: 4
     inputs:int|None=None,
-    checkpoint:Path|None=None, # a .safetensors file with camera metadata; the shipped one when left out
+    unit:Unit|None=None, # of the source's cameras; as their file states or implies when left out
+    # gslrm_64 or gslrm_128, which are shipped, or a .safetensors file with camera metadata; gslrm_64 when left out
+    checkpoint:Path|None=None,
     overwrite:bool=False, # replace an existing result
     # what to keep of the checkpoint's cameras: the first three are exact, the last two approximate with a bound;
     # recordings "distance", samples in model units as they are, when left out
@@ -154,8 +180,11 @@ def reconstruct(
     from gslrm_mouse.reconstruction.pipeline import reconstruct as run
     from gslrm_mouse.views.recordings import parse_frames
     _start(device, threads)
+    _say_assignment(source, unit)
     scores = run(
-        source, out, frame, inputs,
+        source, out, frame,
+        inputs=inputs,
+        unit=unit,
         checkpoint=checkpoint,
         device=device,
         overwrite=overwrite,
@@ -183,21 +212,24 @@ def _score_line(split:str, mean:dict, is_fitted:bool) -> str:
 @with_argument_help
 def doctor(
     path:tyro.conf.Positional[Path], # a calibration, a sample folder, a folder of samples or a recording
-    checkpoint:Path|None=None, # a .safetensors file with camera metadata; the shipped one when left out
+    # gslrm_64 or gslrm_128, which are shipped, or a .safetensors file with camera metadata; gslrm_64 when left out
+    checkpoint:Path|None=None,
     size:tuple[int, int]|None=None, # width and height of the images, for calibrations which do not hold it
+    unit:Unit|None=None, # of the cameras; as their file states or implies when left out
+    verbose:bool=False, # the notes in full: what is unusual and harmless, or cured exactly
     json:bool=False, # for machines
 ):
     """Will this rig fail, why, and what to do: seconds on a CPU, no network is loaded.
 
-    Exit status 0: fit, 1: will fail, 3: cannot be read."""
+    Exit status 0: will work, 1: will fail, 3: cannot be read."""
     from gslrm_mouse.doctor.diagnosis import diagnose
     import torch
     torch.set_num_threads(1) # small images: a second thread would only wait
-    try: diagnosis = diagnose(path, checkpoint, size)
+    try: diagnosis = diagnose(path, checkpoint, size, unit)
     except (ValueError, OSError, ImportError) as e:
-        print(f"gslrm_mouse: {e}", file=sys.stderr)
+        _print_error(_with_advice(e))
         sys.exit(3)
-    print(diagnosis.to_json() if json else diagnosis)
+    print(diagnosis.to_json() if json else diagnosis.text(verbose))
     sys.exit(diagnosis.status)
 
 # %% ../nbs/06_cli.ipynb #c11a0008
@@ -207,6 +239,7 @@ def masks(
     source:Path|None=None, # masks of another tool: a folder of PNG, or COCO JSON; made from the recording when left out
     out:Path|None=None, # folder of masks; where the recording's layout wants them when left out
     overwrite:bool=False, # replace existing masks
+    unit:Unit|None=None, # of the calibration; as it states or implies when left out
     threshold:float=8., # levels of 255 below which nothing counts as a difference; higher for noisy videos
     samples:int=50, # frames from which the background is learnt
 ):
@@ -216,7 +249,7 @@ def masks(
     certain come first: look at it."""
     from gslrm_mouse.masks.confidence import summarize_masks
     from gslrm_mouse.masks.make import make_masks
-    reports = make_masks(recording, source, out, overwrite, threshold, samples)
+    reports = make_masks(recording, source, out, overwrite, threshold, samples, unit=unit)
     print(summarize_masks(reports))
     if not all(report.trust == "sure" for report in reports): print("look at masks.png before you go on")
 
@@ -229,6 +262,7 @@ def preprocess(
     # uniform_per_view, uniform_per_sample, com_safe_scale, scene_center
     method:str="exact",
     frames:str|None=None, # numbers of frames or samples: 0,10,20 or 0:40:10; all when left out
+    unit:Unit|None=None, # of the source's cameras; as their file states or implies when left out
     size:int=512, # of the square images, pixels
     val_share:float=.1, # the last block in time, for validation
     gap:int|None=None, # samples between training and validation, in neither list
@@ -237,7 +271,9 @@ def preprocess(
     target_size_ratio:float|None=None, # of the methods that scale to one
     skip_bad:bool=False, # leave out frames that cannot be used, and list them, instead of stopping
     white_threshold:float|None=None, # for samples without alpha: pixels at least this bright are background
-    checkpoint:Path|None=None, # whose cameras to prepare for; the shipped one when left out
+    # whose cameras to prepare for: gslrm_64 or gslrm_128, which are shipped, or a .safetensors file;
+    # gslrm_64 when left out
+    checkpoint:Path|None=None,
 ):
     """Write a data set of FaceLift sample folders, with lists split by time. Resumable.
 
@@ -246,9 +282,14 @@ def preprocess(
     from gslrm_mouse.preprocess.canonical import canonicalize
     from gslrm_mouse.preprocess.dataset import preprocess_dataset
     from gslrm_mouse.preprocess.grading import grade_folder
+    from gslrm_mouse.preprocess.recipes import METHODS
     from gslrm_mouse.views.recordings import parse_frames
+    if method not in ("exact", *METHODS):
+        raise ValueError(f"there is no method {method!r}{_did_you_mean(method, ('exact', *METHODS))}; "
+                         f"there are {', '.join(('exact', *METHODS))}")
     domain = read_card(checkpoint_path(checkpoint)).domain
     is_exact = method == "exact"
+    _say_assignment(source, unit)
     options = {}
     if target_size_ratio is not None: options["ratio"] = target_size_ratio
     if is_exact: options["choose"] = choose
@@ -257,6 +298,7 @@ def preprocess(
         source, out, method,
         frames=parse_frames(frames) if frames else None,
         size=size,
+        unit=unit,
         val_share=val_share,
         gap=gap,
         recipe=canonicalize if is_exact else None,
@@ -268,7 +310,11 @@ def preprocess(
     print(f"{made['samples']} samples: {len(made['train'])} for training, {len(made['val'])} for validation, "
           f"{len(made['gap'])} between{skipped}")
     print(made["statement"])
-    print(grade_folder(out, 12, domain))
+    grades = grade_folder(out, 12, domain)
+    print(grades)
+    if grades.hull_iou < .97 and is_exact:
+        print(f"cameras and silhouettes of the source disagree: only {grades.hull_iou:.0%} of the silhouettes are "
+              f"explained by their visual hull; see gslrm_mouse doctor {source}")
     print(f"written: {out}")
 
 # %% ../nbs/06_cli.ipynb #c11a000c
@@ -284,7 +330,7 @@ def train(
     # heads (experiment B), transformer (all layers frozen), layers:K (the first K are frozen), patch_embedder,
     # none (nothing is frozen)
     policy:str|None=None,
-    init:str|None=None, # weights to start from: a .safetensors file, or "shipped"
+    init:str|None=None, # weights to start from: a .safetensors file, gslrm_64 or gslrm_128, or "shipped" (gslrm_64)
     resume:bool=False, # continue the run in OUT
     stop_at:int|None=None, # stop before this update, to be resumed later
     cache:Path|None=None, # folder of prepared images
@@ -348,10 +394,10 @@ def pretrain(
 # %% ../nbs/06_cli.ipynb #c11a000e
 @with_argument_help
 def sensitivity(
-    checkpoint:Path|None=None, # a .safetensors file with camera metadata; the shipped one when left out
+    # gslrm_64 or gslrm_128, which are shipped, or a .safetensors file with camera metadata; gslrm_64 when left out
+    checkpoint:Path|None=None,
     out:Path|None=None, # sensitivity.json beside the checkpoint when left out
     scenes:int=12, # held-out scenes of each subject
-    seed:int=0, # of the bootstrap
     overwrite:bool=False, # replace an existing table
     device:str="cpu", # cpu, cuda, cuda:1, …
     threads:int=1, # CPU threads
@@ -361,7 +407,8 @@ def sensitivity(
     Writes the table from which the doctor predicts."""
     from gslrm_mouse.evaluation.sensitivity import measure_sensitivity
     _start(device, threads)
-    path = measure_sensitivity(checkpoint, out, scenes, seed, device, overwrite, _command())
+    path = measure_sensitivity(
+        checkpoint, out, scenes=scenes, device=device, overwrite=overwrite, command=_command())
     print(f"written: {path}")
 
 @with_argument_help
@@ -382,7 +429,7 @@ def convert(
 @with_argument_help
 def demo(
     out:tyro.conf.Positional[Path], # folder to write
-    frames:int=4, # of the recording
+    frames:int=8, # of the recording; masks need 8
     seed:int=0, # which mouse
 ):
     """Write a small synthetic recording in MAMMAL's layout, with truth, to try everything on."""
@@ -390,19 +437,79 @@ def demo(
     print(f"written: {write_recording(out, frames, seed)}")
 
 # %% ../nbs/06_cli.ipynb #de2cdb5b
+COMMANDS = {command.__name__: command for command in (
+    doctor, study, reconstruct, masks, preprocess, train, curves, pretrain, sensitivity, convert, demo)}
+
+def _did_you_mean(word, known) -> str:
+    near = difflib.get_close_matches(word, known, 1, .6)
+    return f" (did you mean {near[0]}?)" if near else ""
+
+def _options(command) -> set: # as they are typed
+    parameters = inspect.signature(command).parameters.values()
+    names = {p.name.replace("_", "-") for p in parameters}
+    switches = {p.name.replace("_", "-") for p in parameters if isinstance(p.default, bool)}
+    return {f"--{name}" for name in names | {"help"}} | {f"--no-{name}" for name in switches}
+
+def _check_words(args):
+    "ValueError for a command or an option that there is not, with the nearest one."
+    if not args or args[0].startswith("-"): return
+    if args[0] not in COMMANDS:
+        raise ValueError(f"there is no command {args[0]!r}{_did_you_mean(args[0], COMMANDS)}; "
+                         f"there are {', '.join(COMMANDS)}")
+    options = _options(COMMANDS[args[0]])
+    for arg in args[1:]:
+        option = arg.split("=")[0].replace("_", "-")
+        if not arg.startswith("--") or option in options: continue
+        raise ValueError(f"{args[0]} has no option {option}{_did_you_mean(option, options)}; "
+                         f"gslrm_mouse {args[0]} --help lists all")
+
+def _join_negative(args) -> list:
+    "`--up -0.9,0,0` as one word, since a word that begins with a dash would be an option."
+    joined = []
+    for arg in args:
+        is_vector = re.fullmatch(r"-[0-9.][^ ]*,.*", arg) and joined and re.fullmatch("--[a-z-]+", joined[-1])
+        if is_vector: joined[-1] += f"={arg}"
+        else: joined.append(arg)
+    return joined
+
+def _with_advice(error) -> str:
+    "The sentence of an error, with the option where it asks for something to be stated."
+    message = str(error)
+    if "state the unit" in message and "--unit" not in message: message += " (--unit mm, cm, m or model)"
+    return message
+
+_KEPT = dict( # what an interrupted command leaves, and how it goes on
+    study="finished conditions are kept, and the same command goes on",
+    reconstruct="nothing of an unfinished frame is kept; with --frames the finished ones are, and the same command "
+                "goes on",
+    preprocess="finished samples are kept, and the same command goes on",
+    train="the run's checkpoints are kept, and the same command with --resume goes on from the last one",
+    pretrain="the run's checkpoints are kept, and the same command with --resume goes on from the last one")
+
+def _interrupted(args):
+    kept = _KEPT.get(args[0] if args else "", "nothing was written; the same command begins anew")
+    print(f"\ngslrm_mouse: interrupted; {kept}", file=sys.stderr)
+    sys.exit(130)
+
 def main(
     args:list[str]|None=None, # what follows `gslrm_mouse`; the command line when None
 ) -> None:
-    "Entry point: user errors become one sentence on stderr and exit status 2."
-    commands = (doctor, study, reconstruct, masks, preprocess, train, curves, pretrain, sensitivity, convert, demo)
+    "Entry point: user errors become one sentence on stderr and exit status 2, an interrupt one and 130."
+    args = _join_negative(sys.argv[1:] if args is None else args)
+    if args[:1] == ["--version"]:
+        from gslrm_mouse import __version__
+        print(f"gslrm_mouse {__version__}")
+        return
     description = ("GS-LRM on a mouse rig: why it went white, and what to do. "
-                   "Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA")
+                   "Start with: gslrm_mouse study, and gslrm_mouse doctor YOUR_DATA. "
+                   "Checkpoints that are shipped: gslrm_64 (the default) and gslrm_128.")
     try:
-        tyro.extras.subcommand_cli_from_dict(
-            {command.__name__: command for command in commands}, prog="gslrm_mouse", args=args, description=description)
+        _check_words(args)
+        tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gslrm_mouse", args=args, description=description)
     except (ValueError, OSError, ImportError) as e:
-        print(f"gslrm_mouse: {e}", file=sys.stderr)
+        _print_error(_with_advice(e))
         sys.exit(2)
+    except KeyboardInterrupt: _interrupted(args)
 
 # %% ../nbs/06_cli.ipynb #b4a63302
 if __name__ == "__main__" and "__file__" in globals(): main()

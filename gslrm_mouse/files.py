@@ -74,7 +74,8 @@ def open_image(
             if getattr(image, "n_frames", 1) > 1: raise ValueError(f"it is an animation of {image.n_frames} images")
             return ImageOps.exif_transpose(image)
     except Exception as e: # of any kind: a decoder meets bytes that nobody foresaw
-        raise ValueError(f"{path} is no readable picture ({one_line(e)})") from None
+        name = " ".join(str(path).splitlines())
+        raise ValueError(f"{name} is no readable picture ({one_line(e)})") from None
 
 # %% ../nbs/00_files.ipynb #ab8097b3
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader) # constructs no objects

@@ -4,14 +4,17 @@
 
 # %% ../nbs/02_stats.ipynb #f1238746
 from __future__ import annotations
+import math
 from dataclasses import dataclass
+from functools import lru_cache
 from html import escape
+from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['weighted_quantile', 'bootstrap_ci', 'bootstrap_groups', 'ci_text', 'html_text', 'Table']
+__all__ = ['ENOUGH', 'weighted_quantile', 't_quantile', 'Interval', 'mean_ci', 'ci_text', 'signed_ci', 'html_text', 'Table']
 
 # %% ../nbs/02_stats.ipynb #5fd372bf
 def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → ()
@@ -22,37 +25,78 @@ def weighted_quantile(x:Tensor, w:Tensor, q:float) -> Tensor: # (N,), (N,) → (
     return x[order][index]
 
 # %% ../nbs/02_stats.ipynb #1a3d35d8
-def bootstrap_ci(x, seed:int=0, n:int=2000) -> tuple[float, float]:
-    "95 % bootstrap interval of the mean of `x`."
-    x = np.asarray(x, float)
-    means = np.random.default_rng(seed).choice(x, (n, len(x))).mean(1)
-    return tuple(np.quantile(means, [.025, .975]).tolist())
+def _t_coverage(theta:float, df:int) -> float: # theta = arctan(t/√df); Abramowitz & Stegun 26.7.3, 26.7.4
+    "The probability that Student's t lies between -t and t."
+    cos, sin = math.cos(theta), math.sin(theta)
+    term, series = (cos, cos) if df % 2 else (1., 1.)
+    for k in range(3 if df % 2 else 2, df - 1, 2):
+        term *= cos*cos*(k - 1)/k
+        series += term
+    if df % 2 == 0: return sin*series
+    return 2/math.pi*(theta + sin*series*(df > 1))
+
+@lru_cache(maxsize=None)
+def t_quantile(
+    df:int, # degrees of freedom, at least 1
+    coverage:float=.95, # of the interval from -t to t
+) -> float:
+    "The t for which Student's distribution has the probability `coverage` between -t and t."
+    if df < 1: raise ValueError(f"the t distribution has at least 1 degree of freedom, got {df}")
+    low, high = 0., math.pi/2
+    for _ in range(60):
+        middle = (low + high)/2
+        if _t_coverage(middle, df) < coverage: low = middle
+        else: high = middle
+    return math.sqrt(df)*math.tan(low)
 
 # %% ../nbs/02_stats.ipynb #3ec143e9
-def bootstrap_groups(
-    values:dict, # frame → list of per-image values
-    n:int=2000, seed:int=0,
-) -> tuple[float, float, float]: # mean, 2.5 % and 97.5 %
-    "Mean over images and its 95 % interval by resampling frames."
-    frames = [np.asarray(v, float) for v in values.values()]
-    rng = np.random.default_rng(seed)
-    mean = float(np.concatenate(frames).mean())
+class Interval(NamedTuple):
+    "A mean and its 95 % interval, nan where there is a single value."
+    mean:float
+    low:float
+    high:float
+    n:int # independent units: animals or scenes
 
-    def resampled_mean():
-        picked = rng.integers(0, len(frames), len(frames))
-        return np.concatenate([frames[i] for i in picked]).mean()
+def mean_ci(
+    values, # one or several for each unit
+    groups=None, # the unit of every value; each value is a unit of its own when None
+) -> Interval:
+    "Mean over independent units and its 95 % t interval. Values of one unit are averaged first."
+    values = np.asarray(values, float)
+    if not len(values): raise ValueError("the mean of no value was asked for")
+    if groups is not None:
+        groups = np.asarray(groups)
+        if len(groups) != len(values): raise ValueError(f"{len(values)} values have {len(groups)} groups")
+        values = np.array([values[groups == unit].mean() for unit in dict.fromkeys(groups.tolist())])
+    n, mean = len(values), float(values.mean())
+    if n == 1: return Interval(mean, math.nan, math.nan, n)
+    half = t_quantile(n - 1)*float(values.std(ddof=1))/math.sqrt(n)
+    return Interval(mean, mean - half, mean + half, n)
 
-    draws = [resampled_mean() for _ in range(n)]
-    return mean, float(np.quantile(draws, .025)), float(np.quantile(draws, .975))
+ENOUGH = 4 # independent units; a verdict on fewer says that they are too few
+
+def _interval_text(x, number, unit) -> str: # number: how a float is written
+    interval = x if isinstance(x, Interval) else mean_ci(x)
+    count = f"n = {interval.n}"
+    if interval.n < ENOUGH: count += ", too few for a verdict"
+    if math.isnan(interval.low): return f"{interval.mean:{number}}{unit} [{count}]"
+    return f"{interval.mean:{number}}{unit} [{interval.low:{number}}, {interval.high:{number}}; {count}]"
 
 def ci_text(
-    x, # mean, lower and upper end
+    x, # an `Interval`, or the values of independent units
     digits:int=3,
+    unit:str="", # " dB"
 ) -> str:
-    "A mean with its interval; the mean alone where the interval is empty, as for a single scene."
-    mean, low, high = x
-    if not high > low: return f"{mean:.{digits}f}"
-    return f"{mean:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    "A mean with its interval and the number of independent units."
+    return _interval_text(x, f".{digits}f", unit)
+
+def signed_ci(
+    x, # an `Interval`, or the values of independent units
+    digits:int=2,
+    unit:str="", # " dB"
+) -> str:
+    "The same for a change, with signs."
+    return _interval_text(x, f"+.{digits}f", unit)
 
 # %% ../nbs/02_stats.ipynb #d27171da
 def html_text(text) -> str:
@@ -83,5 +127,3 @@ class Table:
         has_long_cells = any(len(str(cell)) > 90 for row in (self.head, *self.rows) for cell in row[1:])
         kind = "wide words" if has_long_cells else "wide"
         return f'<div class="{kind}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-

@@ -171,6 +171,14 @@ def is_colmap(folder) -> bool:
     "Whether a folder holds COLMAP's cameras and images."
     return _stored_as(Path(folder)) is not None
 
+_UNIT_FILE = "unit.txt" # COLMAP's files have no place for it, and COLMAP ignores other files
+
+def _stated_unit(folder) -> str|None:
+    "The unit that `colmap_files` stated beside the model."
+    path = folder/_UNIT_FILE
+    if not path.is_file(): return None
+    with open(path, "rb") as f: return f.read(20).decode(errors="replace").strip()
+
 def _colmap_camera(image, cameras, cameras_file, where) -> StoredCamera:
     quat = check_matrix(image.quat, (4,), where, "the quaternion", 10.)
     length = np.linalg.norm(quat)
@@ -196,7 +204,8 @@ def read_colmap(folder, width=None, height=None, unit=None) -> Rig:
     stored = [_colmap_camera(image, cameras, cameras_file.name, f"{folder}, image {key}")
               for key, image in sorted(images.items())]
     return rig_from_cameras(
-        stored, .5, "model", str(folder), format="COLMAP", width=width, height=height, unit=unit)
+        stored, .5, "model", str(folder), format="COLMAP", width=width, height=height, unit=unit,
+        file_unit=_stated_unit(folder))
 
 # %% ../../nbs/calibration/05_colmap.ipynb #e5f7a8bb
 def _smallest_model(cameras) -> int: # id
@@ -239,4 +248,5 @@ def colmap_files(rig:Cameras, binary:bool=False) -> dict: # name: bytes
     quats = matrix_to_quat(rig.R.double().cpu()).tolist()
     poses = [[*quat, *camera.w2c[:3, 3]] for quat, camera in zip(quats, cameras)]
     write = _binary_files if binary else _text_files
-    return write(params, poses, names, number, (rig.width, rig.height))
+    files = write(params, poses, names, number, (rig.width, rig.height))
+    return files | {_UNIT_FILE: f"{rig.unit}\n".encode()}

@@ -7,17 +7,18 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 import numpy as np
-from .rig import Rig, StoredCamera, check_keys, check_matrix, rig_from_cameras, rig_to_cameras
+from .rig import Rig, StoredCamera, check_keys, check_matrix, check_required, check_vector
+from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 
 # %% auto #0
-__all__ = ['is_facelift', 'facelift_frames', 'read_facelift', 'facelift_frame', 'facelift_bytes', 'is_nerfstudio',
+__all__ = ['read_json', 'is_facelift', 'facelift_frames', 'read_facelift', 'facelift_frame', 'facelift_bytes', 'is_nerfstudio',
            'nerfstudio_frames', 'read_nerfstudio', 'nerfstudio_bytes']
 
 # %% ../../nbs/calibration/02_json_frames.ipynb #ff416c16
 _MAX_JSON = 64*2**20 # bytes
 
-def _read_json(data:bytes, name:str):
+def read_json(data:bytes, name:str):
     "The content of a JSON; ValueError where it is damaged."
     if len(data) > _MAX_JSON: raise ValueError(f"{name}: {len(data) >> 20} MB of JSON, no file of a rig is that long")
     try: return json.loads(data)
@@ -32,6 +33,12 @@ def _frames(content, name) -> list:
         if isinstance(content, dict): found = f"the keys {sorted(content)[:8]}"
         raise ValueError(f"{name}: `frames` with one entry per camera was expected, found {found}")
     return frames
+
+def _merged_frames(content, name) -> list:
+    "The frames, each with what the top level says of all of them."
+    frames = _frames(content, name)
+    shared = {key: value for key, value in content.items() if key != "frames"}
+    return [shared | frame if isinstance(frame, dict) else frame for frame in frames]
 
 def _image_name(frame) -> str|None:
     "The name of the image without folder and suffix."
@@ -58,23 +65,25 @@ def is_facelift(data:bytes) -> bool:
 
 def facelift_frames(data:bytes, name:str) -> list: # of dicts
     "The frames of an `opencv_cameras.json`; ValueError where the JSON is damaged or is something else."
-    frames = _frames(_read_json(data, name), name)
-    for i, frame in enumerate(frames): check_keys(frame, _FACELIFT_REQUIRED, f"{name}, camera {i}")
+    content = read_json(data, name)
+    frames = _merged_frames(content, name)
+    for i, frame in enumerate(frames): check_required(frame, _FACELIFT_REQUIRED, f"{name}, camera {i}")
     return frames
 
 def _facelift_camera(frame, where) -> StoredCamera:
     "All keys of a frame that describe the camera are read here."
+    model, distortion = check_keys(frame, _FACELIFT_REQUIRED, where)
     w2c = check_matrix(frame["w2c"], (4, 4), where, "w2c")
     _check_last_row(w2c, where, "w2c")
     return StoredCamera(
-        K=_intrinsics(frame, _FACELIFT_INTRINSICS, where), w2c=w2c,
+        K=_intrinsics(frame, _FACELIFT_INTRINSICS, where), w2c=w2c, distortion=distortion, model=model,
         size=(frame["w"], frame["h"]), name=_image_name(frame))
 
 def read_facelift(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of an `opencv_cameras.json`'s bytes."
     cameras = [_facelift_camera(frame, f"{name}, camera {i}") for i, frame in enumerate(facelift_frames(data, name))]
     return rig_from_cameras(
-        cameras, .5, "model", name, format="FaceLift", width=width, height=height, unit=unit)
+        cameras, .5, "any", name, format="FaceLift", width=width, height=height, unit=unit)
 
 # %% ../../nbs/calibration/02_json_frames.ipynb #af84c860
 def facelift_frame(cam:Cameras, **more) -> dict:
@@ -96,24 +105,33 @@ def facelift_bytes(cams:Cameras) -> bytes:
 _NERFSTUDIO_LENSES = { # camera_model: model of the lens, keys of its coefficients
     "OPENCV": ("opencv", ("k1", "k2", "p1", "p2", "k3")),
     "PINHOLE": ("opencv", ()),
+    "SIMPLE_PINHOLE": ("opencv", ()),
+    "SIMPLE_RADIAL": ("opencv", ("k1",)),
+    "RADIAL": ("opencv", ("k1", "k2")),
     "OPENCV_FISHEYE": ("fisheye", ("k1", "k2", "k3", "k4")),
+    "SIMPLE_RADIAL_FISHEYE": ("fisheye", ("k1",)),
+    "RADIAL_FISHEYE": ("fisheye", ("k1", "k2")),
 }
+_NERFSTUDIO_COEFFICIENTS = "k1", "k2", "k3", "k4", "p1", "p2" # in the order of distortion_params
 _NERFSTUDIO_INTRINSICS = "fl_x", "fl_y", "cx", "cy"
 _NERFSTUDIO_REQUIRED = *_NERFSTUDIO_INTRINSICS, "w", "h", "transform_matrix"
+_BLENDER_REQUIRED = "camera_angle_x", "transform_matrix"
 _FLIP = np.diag([1., -1, -1, 1]) # OpenGL's camera axes to OpenCV's, and back
 
 def is_nerfstudio(data:bytes) -> bool:
     "Whether the bytes are a JSON with `transform_matrix` in it."
     return data.lstrip()[:1] == b"{" and b'"transform_matrix"' in data
 
+def _is_blender(frame) -> bool:
+    return isinstance(frame, dict) and "camera_angle_x" in frame and "fl_x" not in frame
+
+def _nerfstudio_required(frame) -> tuple: return _BLENDER_REQUIRED if _is_blender(frame) else _NERFSTUDIO_REQUIRED
+
 def nerfstudio_frames(data:bytes, name:str) -> list: # of dicts
     "The frames of a `transforms.json`, each with its intrinsics; ValueError where something is missing."
-    content = _read_json(data, name)
-    frames = _frames(content, name)
-    shared = {key: value for key, value in content.items() if key != "frames"}
-    merged = [shared | frame if isinstance(frame, dict) else frame for frame in frames]
-    for i, frame in enumerate(merged): check_keys(frame, _NERFSTUDIO_REQUIRED, f"{name}, camera {i}")
-    return merged
+    frames = _merged_frames(read_json(data, name), name)
+    for i, frame in enumerate(frames): check_required(frame, _nerfstudio_required(frame), f"{name}, camera {i}")
+    return frames
 
 # %% ../../nbs/calibration/02_json_frames.ipynb #04a1cf91
 def _nerfstudio_pose(frame, where) -> np.ndarray: # (4, 4) w2c
@@ -126,36 +144,72 @@ def _nerfstudio_pose(frame, where) -> np.ndarray: # (4, 4) w2c
     w2c[:3, 3] = -w2c[:3, :3] @ c2w[:3, 3]
     return w2c
 
-def _nerfstudio_lens(frame, where) -> tuple: # model, coefficients
-    kind = str(frame.get("camera_model", "OPENCV"))
+def _nerfstudio_model(frame, where) -> str:
+    flag = frame.get("is_fisheye", frame.get("fisheye", False))
+    if not isinstance(flag, (bool, int, float)) or flag not in (0, 1):
+        raise ValueError(f"{where}: is_fisheye should be true or false, found {str(flag)[:40]!r}")
+    kind = str(frame.get("camera_model", "OPENCV_FISHEYE" if flag else "OPENCV"))
     if kind not in _NERFSTUDIO_LENSES:
         known = ", ".join(_NERFSTUDIO_LENSES)
-        raise ValueError(f"{where}: camera_model {kind[:40]!r} is no pinhole with a lens known here ({known})")
+        raise ValueError(f"{where}: camera_model {kind[:40]!r} is not one of those known here ({known})")
+    if flag and _NERFSTUDIO_LENSES[kind][0] != "fisheye":
+        raise ValueError(f"{where}: is_fisheye and camera_model {kind} contradict each other")
+    return kind
+
+def _nerfstudio_lens(frame, where) -> tuple: # model, coefficients, keys that were read
+    kind = _nerfstudio_model(frame, where)
     model, keys = _NERFSTUDIO_LENSES[kind]
-    coefficients = [float(check_matrix(frame.get(key, 0.), (), where, key)) for key in keys]
-    if kind == "OPENCV" and check_matrix(frame.get("k4", 0.), (), where, "k4"):
-        raise ValueError(f"{where}: k4 belongs to no OPENCV lens of nerfstudio, found {frame['k4']}")
-    return model, coefficients
+    alone = {key: float(check_matrix(frame.get(key, 0.), (), where, key)) for key in _NERFSTUDIO_COEFFICIENTS}
+    values = alone
+    if frame.get("distortion_params") is not None:
+        params = check_vector(frame["distortion_params"], where, "distortion_params", (6,)).tolist()
+        values = dict(zip(_NERFSTUDIO_COEFFICIENTS, params))
+        if any(alone.values()) and alone != values:
+            raise ValueError(f"{where}: distortion_params and the coefficients k1 … p2 contradict each other")
+    ignored = ("p1", "p2") if model == "fisheye" else () # nerfstudio's fisheye does not use them
+    for key, value in values.items():
+        if value and key not in (*keys, *ignored):
+            raise ValueError(f"{where}: {key} belongs to no {kind} lens of nerfstudio, found {value:.6g}")
+    coefficients = [values[key] for key in keys]
+    length = 4 if model == "fisheye" else 5*bool(keys)
+    coefficients += [0.]*(length - len(coefficients))
+    return model, coefficients, [*alone, "distortion_params", "camera_model", "is_fisheye", "fisheye"]
 
-def _pixel_count(x):
-    "640.0, as some converters write, as int; anything else unchanged."
-    return int(x) if isinstance(x, float) and x.is_integer() else x
+def _blender_intrinsics(frame, size, where) -> np.ndarray: # (3, 3)
+    "K of a field of view in radians, with the principal point in the middle unless it is stated."
+    width, height = check_vector(size, where, "w and h", (2,))
+    def focal(key, length):
+        angle = float(check_matrix(frame[key], (), where, key))
+        if not 0 < angle < np.pi: raise ValueError(f"{where}: {key} should be between 0 and π, found {angle:.6g}")
+        return length/2/np.tan(angle/2)
+    fx = focal("camera_angle_x", width)
+    fy = focal("camera_angle_y", height) if "camera_angle_y" in frame else fx
+    centers = dict(cx=width/2, cy=height/2) | {key: frame[key] for key in ("cx", "cy") if key in frame}
+    cx, cy = (float(check_matrix(centers[key], (), where, key)) for key in ("cx", "cy"))
+    return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
-def _nerfstudio_camera(frame, where) -> StoredCamera:
+def _nerfstudio_camera(frame, where, width, height) -> StoredCamera:
     "All keys of a frame that describe the camera are read here."
-    K = _intrinsics(frame, _NERFSTUDIO_INTRINSICS, where)
-    model, distortion = _nerfstudio_lens(frame, where)
+    model, distortion = check_keys(frame, _nerfstudio_required(frame), where, read_lens=_nerfstudio_lens)
+    size = frame.get("w", width), frame.get("h", height)
+    if None in size:
+        raise ValueError(f"{where}: it does not hold the size of its images; give width and height")
+    if _is_blender(frame): K = _blender_intrinsics(frame, size, where)
+    else: K = _intrinsics(frame, _NERFSTUDIO_INTRINSICS, where)
     return StoredCamera(
-        K=K, w2c=_nerfstudio_pose(frame, where), distortion=distortion, model=model,
-        size=(_pixel_count(frame["w"]), _pixel_count(frame["h"])), name=_image_name(frame))
+        K=K, w2c=_nerfstudio_pose(frame, where), distortion=distortion, model=model, size=size,
+        name=_image_name(frame))
 
 # %% ../../nbs/calibration/02_json_frames.ipynb #e7562739
 def read_nerfstudio(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a `transforms.json`'s bytes."
     frames = nerfstudio_frames(data, name)
-    cameras = [_nerfstudio_camera(frame, f"{name}, camera {i}") for i, frame in enumerate(frames)]
+    cameras = [_nerfstudio_camera(frame, f"{name}, camera {i}", width, height) for i, frame in enumerate(frames)]
+    stated = {str(frame["unit"]) for frame in frames if "unit" in frame}
+    if len(stated) > 1: raise ValueError(f"{name}: one unit was expected, found {' and '.join(sorted(stated))[:60]}")
     return rig_from_cameras(
-        cameras, .5, "model", name, format="nerfstudio", width=width, height=height, unit=unit)
+        cameras, .5, "model", name, format="nerfstudio", width=width, height=height, unit=unit,
+        file_unit=next(iter(stated), None))
 
 def _nerfstudio_lens_of(camera:StoredCamera) -> tuple: # camera_model, keys of the coefficients
     "The camera model that holds a camera's lens; ValueError where none does."
@@ -184,4 +238,5 @@ def nerfstudio_bytes(rig:Cameras) -> bytes:
     cameras = rig_to_cameras(rig, .5)
     frames = [_nerfstudio_frame(camera, i) for i, camera in enumerate(cameras)]
     kind = _nerfstudio_lens_of(cameras[0])[0]
-    return json.dumps(dict(camera_model=kind, w=rig.width, h=rig.height, frames=frames), indent=1).encode()
+    head = dict(camera_model=kind, unit=rig.unit, w=rig.width, h=rig.height)
+    return json.dumps(head | dict(frames=frames), indent=1).encode()

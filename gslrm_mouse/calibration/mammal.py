@@ -9,7 +9,7 @@ import pickle
 import pickletools
 import re
 import numpy as np
-from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose_matrix
+from .rig import Rig, StoredCamera, check_keys, check_matrix, pose_matrix
 from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 from ..files import MAX_DEPTH, MAX_ENTRIES, one_line
@@ -41,6 +41,7 @@ class _Dict(dict):
     def __setitem__(self, key, value):
         if not isinstance(key, str) and not (type(key) is int and abs(key) < 10**9):
             raise ValueError(f"it holds a {type(key).__name__} as the key of a dict")
+        if isinstance(key, str) and len(key.splitlines()) > 1: raise ValueError("it holds a key of several lines")
         super().__setitem__(key, value)
 
 # %% ../../nbs/calibration/01_mammal.ipynb #e67a53df
@@ -140,16 +141,13 @@ def load_arrays(
                          f"it is cut off or damaged ({one_line(e)})") from e
 
 # %% ../../nbs/calibration/01_mammal.ipynb #b0acf00d
-_DISTORTION_KEYS = "dist", "D", "distCoeffs", "distortion"
+_MAMMAL_REQUIRED = "K", "R", "T"
 
 def _mammal_camera(entry, where) -> StoredCamera:
     "All keys of a camera's dict are read here."
-    check_keys(entry, ("K", "R", "T"), where)
-    keys = [key for key in _DISTORTION_KEYS if entry.get(key) is not None]
-    if len(keys) > 1: raise ValueError(f"{where}: the distortion should be there once, found {' and '.join(keys)}")
-    return StoredCamera(
-        K=check_matrix(entry["K"], (3, 3), where, "K"), w2c=pose_matrix(entry["R"], entry["T"], where),
-        distortion=check_vector(entry[keys[0]], where, keys[0]) if keys else ())
+    model, distortion = check_keys(entry, _MAMMAL_REQUIRED, where)
+    return StoredCamera(K=check_matrix(entry["K"], (3, 3), where, "K"), w2c=pose_matrix(entry["R"], entry["T"], where),
+                        distortion=distortion, model=model)
 
 def _entries(content, name) -> list:
     "The cameras of a list or dict, camera 2 before camera 10."

@@ -4,7 +4,8 @@
 
 # %% ../../nbs/calibration/00_rig.ipynb #c4411a6a
 from __future__ import annotations
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 import numpy as np
 import torch
@@ -13,10 +14,12 @@ from torch import Tensor
 from ..cameras.lens import LENS_MODELS, Lens
 from ..cameras.pinhole import Cameras, check_cameras
 from ..cameras.rays import closest_point_to_rays
+from ..files import one_line
 
 # %% auto #0
-__all__ = ['Rig', 'check_matrix', 'check_vector', 'check_keys', 'pose_matrix', 'rig_from_arrays', 'StoredCamera',
-           'rig_from_cameras', 'rig_to_cameras', 'infer_unit', 'assign_unit', 'looks_transposed']
+__all__ = ['Rig', 'check_matrix', 'check_vector', 'read_lens', 'check_required', 'check_keys', 'pose_matrix', 'rig_from_arrays',
+           'StoredCamera', 'rig_from_cameras', 'rig_to_cameras', 'infer_unit', 'unit_of_words', 'check_unit',
+           'assign_unit', 'looks_transposed']
 
 # %% ../../nbs/calibration/00_rig.ipynb #ea240fe3
 @dataclass(frozen=True, repr=False)
@@ -89,7 +92,142 @@ def check_vector(
         raise ValueError(f"{name}: {what} should hold {allowed} numbers, found {len(x)}")
     return check_matrix(x, x.shape, name, what)
 
-def check_keys(
+# %% ../../nbs/calibration/00_rig.ipynb #49a95a84
+_DISTORTION_NAMES = frozenset( # as `_plain_name` writes them; all hold OpenCV's order k1 k2 p1 p2 k3 …
+    "d kc dist distort distortion distortions distcoef distcoefs distcoeff distcoeffs distcoefficient "
+    "distcoefficients distortioncoef distortioncoefs distortioncoeff distortioncoeffs distortioncoefficient "
+    "distortioncoefficients lensdistortion opencvdistortion".split())
+_RADIAL_NAMES, _TANGENTIAL_NAMES = {"radialdistortion", "rdistort"}, {"tangentialdistortion", "tdistort"}
+_SCALAR_NAMES = "k1", "k2", "p1", "p2", "k3", "k4", "k5", "k6", "s1", "s2", "s3", "s4" # in OpenCV's order
+_FISHEYE_SCALARS = "k1", "k2", "k3", "k4"
+_FISHEYE_NAMES = {"fisheye", "isfisheye", "usefisheye", "fisheyemodel", "fisheyelens"}
+_MODEL_NAMES = {"distortionmodel", "distortiontype", "distmodel", "lensmodel", "lenstype"} # hold a lens, or nothing
+_CAMERA_NAMES = {"cameramodel", "cameratype", "projection", "projectionmodel", "projectiontype", "model", "type"} # may
+_NO_LENS = {"", "0", "none", "no", "false", "null", "pinhole", "simplepinhole", "perspective", "rectilinear", "ideal"}
+_OPENCV_TEXTS = {"opencv", "fullopencv", "radtan", "radialtangential", "plumbbob", "rationalpolynomial", "brown",
+                 "brownconrady", "radial", "simpleradial", "standard"}
+_FISHEYE_TEXTS = {"fisheye", "opencvfisheye", "cvfisheye", "equidistant", "equi", "kannalabrandt", "kannalabrandt4",
+                  "kannalabrandt8", "kb", "kb4"}
+_LENS_TEXT = re.compile(
+    "fish|equi|kannala|brown|radial|omni|catadi|fov|eucm|double|unified|spher|panoram|ortho|affine|ocam|scaramuzza|"
+    "prism|cylind|division|polynom|stereograph|latlong")
+_GEOMETRY_NAME = re.compile( # of a key as `_plain_name` writes it
+    "dist(?!an)|fisheye|lens|radial|tangent|skew|shear|coef|prism|^tau|tilt|omni|catadi|mirror|kannala|ocam|polynom|"
+    "ftheta|latlong|equirect|rollingshutter|alphac$|^xi|^kc|flip|crop|^roi|binning|rot90|^rotate|^imagerot|rectif|"
+    "homograph|pixeloffset|principalpointoffset|imagescale|downscal|downsampl|(?<!a)resiz")
+_SCALE_NAME = re.compile("binning|imagescale|downscal|downsampl|(?<!a)resiz") # 1: unchanged
+_NOT_A_LENS_NAME = re.compile("err|rms|std|sigma|quat|colou?r|bbox|bound|aabb|offset|size|time|location|position")
+_COEFFICIENT_COUNTS = 4, 5, 8, 12, 14 # of OpenCV's model
+
+def _plain_name(key) -> str: return re.sub(r"[\W_]", "", str(key)).lower()
+
+def _holds_nothing(x) -> bool:
+    "Whether a value is zero, false, empty, or a word for a camera without lens."
+    try:
+        if isinstance(x, str): return _plain_name(x) in _NO_LENS
+        if isinstance(x, dict): x = list(x.values())
+        if isinstance(x, (list, tuple)): return all(_holds_nothing(value) for value in x)
+        if isinstance(x, np.ndarray): return not x.any()
+        return not x
+    except RecursionError: return False
+
+# %% ../../nbs/calibration/00_rig.ipynb #02ed17dc
+def _distortion_vector(value, model, where, key) -> np.ndarray:
+    "Coefficients in OpenCV's order, from a list, an array, a text of numbers, or a matrix or coefficients by name."
+    if isinstance(value, dict) and "data" in value: value = value["data"]
+    if isinstance(value, dict):
+        unknown = [name for name in value if name not in _SCALAR_NAMES and not _holds_nothing(value[name])]
+        if unknown: raise ValueError(f"{where}: {key} holds {str(unknown[0])[:40]}, which is not known here")
+        return _distortion_scalars(value, model, where)[0]
+    if isinstance(value, str): value = re.split(r"[\s,]+", value.strip("[]() \n"))
+    return check_vector(value, where, key)
+
+def _distortion_scalars(entry, model, where) -> tuple: # coefficients, keys
+    "Coefficients that are stored one by one."
+    names = _FISHEYE_SCALARS if model == "fisheye" else _SCALAR_NAMES
+    keys = [name for name in names if name in entry and not _holds_nothing(entry[name])]
+    values = {key: float(check_matrix(entry[key], (), where, key)) for key in keys}
+    if not values: return np.zeros(0), keys
+    lengths = [4] if model == "fisheye" else [5, 8, 12]
+    needed = 1 + max(names.index(key) for key in keys)
+    length = next(n for n in lengths if n >= needed)
+    return np.array([values.get(name, 0.) for name in names[:length]]), keys
+
+def _radial_and_tangential(entry, where) -> tuple: # coefficients, keys
+    "Coefficients as MATLAB stores them."
+    radial_keys = [key for key in entry if _plain_name(key) in _RADIAL_NAMES]
+    tangential_keys = [key for key in entry if _plain_name(key) in _TANGENTIAL_NAMES]
+    if not radial_keys and not tangential_keys: return np.zeros(0), []
+    radial, tangential = np.zeros(0), np.zeros(0)
+    for key in radial_keys[:1]: radial = check_vector(entry[key], where, key, (0, 2, 3))
+    for key in tangential_keys[:1]: tangential = check_vector(entry[key], where, key, (0, 2))
+    k1, k2, k3 = np.pad(radial, (0, 3 - len(radial)))
+    p1, p2 = np.pad(tangential, (0, 2 - len(tangential)))
+    return np.array([k1, k2, p1, p2, k3]), radial_keys[:1] + tangential_keys[:1]
+
+# %% ../../nbs/calibration/00_rig.ipynb #baa6d821
+def _claimed_model(key, value, where) -> str|None:
+    "The model of the lens that a key states; None where it states none."
+    name = _plain_name(key)
+    if name in _FISHEYE_NAMES and not isinstance(value, str):
+        if np.ndim(value) == 0 and _holds_nothing(value): return "opencv"
+        if np.ndim(value) == 0 and value == 1: return "fisheye"
+    if _holds_nothing(value): return None
+    text = _plain_name(value) if isinstance(value, str) else ""
+    if text in _OPENCV_TEXTS: return "opencv"
+    if text in _FISHEYE_TEXTS or name in _FISHEYE_NAMES and text in ("1", "true", "yes"): return "fisheye"
+    if name in _CAMERA_NAMES and not _LENS_TEXT.search(text): return None # such as the name of a product
+    found = one_line(value)[:60]
+    raise ValueError(f"{where}: {key} should be a lens known here (OpenCV's or fisheye), found {found!r}")
+
+def read_lens(
+    entry:dict, # one camera as a file describes it
+    where:str, # name of the file and the camera, for messages
+) -> tuple: # model of the lens, coefficients (empty without lens), keys that were read
+    "The lens under any of the keys whose meaning is known; ValueError where they contradict each other."
+    stated = [key for key in entry if _plain_name(key) in _FISHEYE_NAMES | _MODEL_NAMES | _CAMERA_NAMES]
+    models = {key: _claimed_model(key, entry[key], where) for key in stated}
+    claimed = sorted({model for model in models.values() if model})
+    if len(claimed) > 1:
+        raise ValueError(f"{where}: {' and '.join(key for key in stated if models[key])} contradict each other")
+    model = claimed[0] if claimed else "opencv"
+    vectors = [key for key in entry if _plain_name(key) in _DISTORTION_NAMES and entry[key] is not None]
+    if len(vectors) > 1:
+        raise ValueError(f"{where}: the distortion should be there once, found {' and '.join(map(str, vectors))}")
+    if vectors:
+        key, = vectors
+        says_none = isinstance(entry[key], str) and _holds_nothing(entry[key])
+        coefficients = np.zeros(0) if says_none else _distortion_vector(entry[key], model, where, key)
+        return model, coefficients, [*stated, key]
+    coefficients, keys = _distortion_scalars(entry, model, where)
+    if not keys: coefficients, keys = _radial_and_tangential(entry, where)
+    return model, coefficients, [*stated, *keys]
+
+# %% ../../nbs/calibration/00_rig.ipynb #42efb0ec
+def _are_coefficients(x) -> bool:
+    "Whether a value could be the coefficients of a lens: as many numbers, of both signs, and no quaternion."
+    try: x = np.ravel(np.asarray(x, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError): return False
+    if len(x) not in _COEFFICIENT_COUNTS or not (np.abs(x) < 50).all(): return False
+    is_quaternion = len(x) == 4 and abs(np.linalg.norm(x) - 1) < 1e-3
+    return x.min() < 0 < x.max() and (x % 1).any() and not is_quaternion
+
+def _is_identity(x) -> bool: # such as the rectification of a camera that is not rectified
+    if isinstance(x, dict): x = x.get("data")
+    try: x = np.ravel(np.asarray(x, dtype=np.float64))
+    except (TypeError, ValueError, OverflowError): return False
+    return len(x) == 9 and np.array_equal(x, np.eye(3).ravel())
+
+def _moves_pixels(key, value) -> bool:
+    "Whether a key that nobody reads may belong to a lens or to another change of the image."
+    name = _plain_name(key)
+    is_coefficient = re.fullmatch(r"[kpsd]\d|k", str(key)) or re.fullmatch(r"[KP]\d", str(key)) and np.ndim(value) == 0
+    if is_coefficient or _GEOMETRY_NAME.search(name):
+        is_unscaled = _SCALE_NAME.search(name) and np.ndim(value) == 0 and value == 1
+        return not is_unscaled and not _is_identity(value) and not _holds_nothing(value)
+    return not _NOT_A_LENS_NAME.search(name) and not isinstance(value, (str, dict)) and _are_coefficients(value)
+
+def check_required(
     entry, # one camera as a file describes it
     required:Sequence, # keys
     name, # of the file and the camera, for messages
@@ -99,8 +237,26 @@ def check_keys(
         raise ValueError(f"{name}: a dict with {', '.join(required)} was expected, found {type(entry).__name__}")
     missing = [key for key in required if key not in entry]
     if missing:
-        found = ", ".join(sorted(map(str, entry)))[:200] or "nothing"
+        found = one_line(", ".join(sorted(map(str, entry)))) or "nothing"
         raise ValueError(f"{name}: {', '.join(missing)} missing, found {found}")
+
+def check_keys(
+    entry, # one camera as a file describes it
+    required:Sequence, # keys
+    name, # of the file and the camera, for messages
+    read:Sequence=(), # further keys that are read; any other one must not change the geometry
+    read_lens:Callable=read_lens, # (entry, name) -> model, coefficients, keys
+) -> tuple: # model of the lens, coefficients
+    "The lens of a camera; ValueError unless the required keys are there and no unread one looks like a lens."
+    check_required(entry, required, name)
+    model, coefficients, lens_keys = read_lens(entry, name)
+    known = {*required, *read, *lens_keys}
+    for key, value in entry.items():
+        if key in known or not _moves_pixels(key, value): continue
+        raise ValueError(f"{name}: {str(key)[:40]} ({one_line(value)[:60]}) looks like a lens or another change of the "
+                         "image, and its meaning is not known here; store a lens as distortion_coefficients "
+                         "(k1 k2 p1 p2 k3), or remove the key if the stored images are free of it")
+    return model, coefficients
 
 # %% ../../nbs/calibration/00_rig.ipynb #c0e99d44
 def pose_matrix(R, t, name) -> np.ndarray: # (4, 4)
@@ -113,6 +269,10 @@ def pose_matrix(R, t, name) -> np.ndarray: # (4, 4)
     return w2c
 
 # %% ../../nbs/calibration/00_rig.ipynb #5a23ded4
+def _pixel_count(x):
+    "320.0, as Pose2Sim and others write, as int; anything else unchanged."
+    return int(x) if isinstance(x, (float, np.floating)) and float(x).is_integer() else x
+
 def _is_pixel_count(x) -> bool:
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and 0 < x < 100000
 
@@ -122,13 +282,14 @@ def _image_size(stored, width, height, name) -> tuple: # (width, height)
         if not (width and height):
             raise ValueError(f"{name}: it does not hold the size of its images; give width and height")
         return width, height
+    stored = [tuple(map(_pixel_count, size)) for size in stored]
     expected = width or stored[0][0], height or stored[0][1]
     source = "given" if width or height else "in camera 0"
     for i, size in enumerate(stored):
         if not all(map(_is_pixel_count, size)):
-            found = str(tuple(size))[:60]
+            found = str(size)[:60]
             raise ValueError(f"{name}, camera {i}: w and h should be whole numbers of pixels, found {found}")
-        if tuple(size) != expected:
+        if size != expected:
             raise ValueError(f"{name}, camera {i}: images of {size[0]} × {size[1]} px, "
                              f"expected {expected[0]} × {expected[1]} as {source}")
     return tuple(map(int, stored[0]))
@@ -163,7 +324,7 @@ def rig_from_arrays(
     w2c:list, # of (4, 4)
     size:tuple, # (width, height) of the stored images
     pixel_origin:float, # coordinate of the first pixel's centre in the file: 0, 0.5 or 1
-    world:str, # unit that the format implies: "mm", "lab" (a length, not stated which) or "model"
+    world:str, # unit that the format implies, see `assign_unit`
     name:str, # of the file, for messages
     *,
     format:str="", # name of the tool
@@ -171,6 +332,7 @@ def rig_from_arrays(
     model:str="opencv", # of the lens
     names:Sequence=(), # one per camera
     unit:str=None, # "mm", "cm", "m" or "model" where the user states it
+    file_unit:str=None, # the same, where the file states it
 ) -> Rig:
     "The checked rig of a file's numbers; ValueError otherwise."
     if not len(K): raise ValueError(f"{name}: it holds no camera")
@@ -181,7 +343,7 @@ def rig_from_arrays(
     K[:, 0, 1] = 0 # the skew is in the lens
     rig = Rig(torch.from_numpy(K), torch.from_numpy(w2c), *size, "model",
               lens=lens, names=tuple(map(str, names)), format=format)
-    return assign_unit(check_cameras(rig, name), world, name, unit)
+    return assign_unit(check_cameras(rig, name), world, name, unit, file_unit)
 
 # %% ../../nbs/calibration/00_rig.ipynb #364ebd6c
 @dataclass(frozen=True)
@@ -197,13 +359,14 @@ class StoredCamera:
 def rig_from_cameras(
     cameras:Sequence, # of `StoredCamera`
     pixel_origin:float, # coordinate of the first pixel's centre in the file: 0, 0.5 or 1
-    world:str, # unit that the format implies: "mm", "lab" (a length, not stated which) or "model"
+    world:str, # unit that the format implies, see `assign_unit`
     name:str, # of the file, for messages
     *,
     format:str, # name of the tool
     width:int=None, # of the stored images, where the user states it
     height:int=None, # of the stored images, where the user states it
     unit:str=None, # "mm", "cm", "m" or "model" where the user states it
+    file_unit:str=None, # the same, where the file states it
 ) -> Rig:
     "The checked rig of a file's cameras; ValueError otherwise."
     if not cameras: raise ValueError(f"{name}: it holds no camera")
@@ -217,7 +380,7 @@ def rig_from_cameras(
     return rig_from_arrays(
         [c.K for c in cameras], [c.w2c for c in cameras], _image_size(sizes, width, height, name),
         pixel_origin, world, name, format=format, distortion=[c.distortion for c in cameras], model=models[0],
-        names=() if None in names else names, unit=unit)
+        names=() if None in names else names, unit=unit, file_unit=file_unit)
 
 def rig_to_cameras(
     rig:Cameras, # or a `Rig` with its lens and names
@@ -235,6 +398,7 @@ def rig_to_cameras(
 # %% ../../nbs/calibration/00_rig.ipynb #5f822bfc
 _UNIT_DISTANCES = {"millimetres": ("mm", 20., 20000.), "model units": ("model", 1., 10.)} # shortest, longest
 _METRES = .05, 1. # a lab's rig this far from its aim was measured in metres
+_DOUBTFUL = 200. # a rig in millimetres is seldom nearer; one in centimetres may be
 
 def _distance(cams) -> tuple: # median distance, to what
     aim, what = torch.zeros(3, dtype=torch.float64), "the world origin (the axes have no common aim)"
@@ -243,10 +407,14 @@ def _distance(cams) -> tuple: # median distance, to what
     return (cams.centers.double().cpu() - aim.cpu()).norm(dim=-1).median().item(), what
 
 def infer_unit(cams:Cameras) -> tuple: # (unit, reason)
-    "The unit that the size of the rig implies, and why; ValueError where it implies none."
+    "The unit that the size of the rig implies, and why, with a note where it could be another; ValueError for none."
     distance, what = _distance(cams)
     for name, (unit, least, most) in _UNIT_DISTANCES.items():
-        if least <= distance <= most: return unit, f"median distance to {what} {distance:.3g}: {name}"
+        if not least <= distance <= most: continue
+        reason = f"median distance to {what} {distance:.3g}: {name}"
+        if unit == "mm" and distance < _DOUBTFUL:
+            reason += f", or centimetres if the animal is seen from {distance/100:.2g} m: state unit= to be sure"
+        return unit, reason
     ranges = [f"{name} ({least:g} to {most:g})" for name, (_, least, most) in _UNIT_DISTANCES.items()]
     hint = ": it looks like metres" if _METRES[0] < distance < _METRES[1] else ""
     raise ValueError(f"the median distance of the cameras to {what} is {distance:.3g}, "
@@ -255,30 +423,49 @@ def infer_unit(cams:Cameras) -> tuple: # (unit, reason)
 # %% ../../nbs/calibration/00_rig.ipynb #e25d4a7e
 _MILLIMETRES = {"mm": 1., "cm": 10., "m": 1000.} # per unit
 
+_UNIT_WORDS = {"mm": "mm", "millimet": "mm", "cm": "cm", "centimet": "cm", "m": "m", "met": "m"}
+
+def unit_of_words(text:str) -> str:
+    "The unit that a tool writes out, such as `millimeters`; anything unknown unchanged."
+    stem = re.sub(r"(er|re)s?$", "", text.strip().lower())
+    return _UNIT_WORDS.get(stem, text)
+
+def check_unit(unit, name):
+    "ValueError unless `unit` is one that can be stated."
+    if unit not in (*_MILLIMETRES, "model"):
+        allowed = ", ".join(_MILLIMETRES)
+        raise ValueError(f"{name}: the unit should be one of {allowed} or model, found {str(unit)[:40]!r}")
+
 def assign_unit(
     rig:Rig,
-    world:str, # unit that the format implies: "mm", "lab" (a length, not stated which) or "model"
+    world:str, # of the format: "mm", "m", "lab" (some length), "model" (none) or "any" (model units, or mm left behind)
     name:str, # for messages
     stated:str=None, # by the user: "mm", "cm", "m" or "model"
+    in_file:str=None, # the same, as the file states it; the user has precedence
 ) -> Rig:
     "The rig with its unit and the reason, metres and centimetres converted; ValueError where the unit is unknown."
-    if stated is not None:
-        if stated not in (*_MILLIMETRES, "model"):
-            allowed = ", ".join(_MILLIMETRES)
-            raise ValueError(f"{name}: the unit should be one of {allowed} or model, found {stated!r}")
-        return _converted(rig, stated, f"stated: {stated}")
+    for unit, reason in ((stated, f"stated: {stated}"), (in_file, f"{rig.format or name} states {in_file}")):
+        if unit is None: continue
+        check_unit(unit, name)
+        return _converted(rig, unit, reason)
 
+    distance, what = _distance(rig)
+    tool = rig.format or name
+    if world == "model":
+        reason = f"{tool} has no unit: model units; state unit= if its world was scaled to a length"
+        return replace(rig, unit="model", reason=reason)
+    if world == "m" and distance < _UNIT_DISTANCES["millimetres"][1]:
+        return _converted(rig, "m", f"{tool} writes metres, median distance to {what} {distance:.3g}")
     try: unit, reason = infer_unit(rig)
     except ValueError as e: unit, reason = None, str(e)
-    if world == "model":
-        if unit is None: unit, reason = "model", f"{rig.format or name} states none: model units"
+    if world == "any":
+        if unit is None: unit, reason = "model", f"{tool} states none: model units"
         return replace(rig, unit=unit, reason=reason)
     if unit == "mm": return replace(rig, unit=unit, reason=reason)
-    distance, what = _distance(rig)
     if world == "lab" and _METRES[0] <= distance <= _METRES[1]:
         return _converted(rig, "m", f"median distance to {what} {distance:.3g}: metres")
     article = "the " if unit else ""
-    advice = "; if that is right, state the unit (unit=\"m\", \"model\", …)" if world == "lab" else ""
+    advice = "; if that is right, state the unit (unit=\"m\", \"model\", …)" if world != "mm" else ""
     raise ValueError(f"{name}: millimetres were expected, but {article}{reason}{advice}")
 
 def _converted(rig, unit, reason):

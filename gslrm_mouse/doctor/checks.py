@@ -7,23 +7,25 @@ from __future__ import annotations
 import json
 import math
 import re
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from itertools import combinations, permutations
 import torch
 from torch import Tensor
 from ..calibration.rig import looks_transposed
 from ..cameras.pinhole import Cameras
 from ..cameras.rays import closest_point_to_rays
 from .evidence import Diagnostic, GUESS_PIXELS, shrink_views
-from ..preprocess.silhouettes import border_share, com_offsets, size_ratios
+from ..preprocess.silhouettes import border_share, com_offsets, foreground_stats, size_ratios
 from ..views.hull import visual_hull
-from ..views.triangulation import triangulate
+from ..views.samples import SAMPLES
+from ..views.triangulation import centroids, triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['EXACT_CURE', 'CAMERA_CHECKS', 'MIN_HULL_AGREEMENT', 'VIEW_CHECKS', 'DATA_CHECKS', 'predicted_iou', 'common_aim',
-           'units', 'origin', 'per_camera_scaling', 'aspect', 'another_size', 'up_axis', 'duplicates', 'view_order',
-           'inconsistent_rotations', 'candidate_corrections', 'explain_disagreement', 'recognize_recipe', 'silhouettes',
-           'clipped', 'split', 'lost_views']
+__all__ = ['EXACT_CURE', 'CAMERA_CHECKS', 'MIN_HULL_AGREEMENT', 'VIEW_CHECKS', 'DATA_CHECKS', 'predicted_iou', 'measured_views',
+           'too_few_views', 'common_aim', 'units', 'origin', 'per_camera_scaling', 'aspect', 'another_size', 'up_axis',
+           'duplicates', 'view_order', 'inconsistent_rotations', 'Correction', 'Disagreement', 'search_corrections',
+           'explain_disagreement', 'recognize_recipe', 'silhouettes', 'clipped', 'split', 'lost_views']
 
 # %% ../../nbs/doctor/01_checks.ipynb #9cae4a21
 def predicted_iou(table, knob, value, kind="honest") -> str:
@@ -39,8 +41,27 @@ def _cost(table, knob, value, kind="honest", subject="mouse") -> float:
     undisturbed = table.curve(knob, kind, subject)[0]["iou_undisturbed"]
     return undisturbed - iou if math.isfinite(iou) else undisturbed
 
+def measured_views(table, n) -> int:
+    "The number of views at which the table is read: `n`, or the most that were measured; more cost nothing."
+    return n if table is None else min(n, int(table.curve("views")[-1]["value"]))
+
+def _cost_of_a_view(table, n) -> float: # what the loss of one of n views costs
+    if table is None: return math.nan
+    few, all_ = (table.predict("views", measured_views(table, k)).iou for k in (max(1, n - 1), n))
+    return max(0., all_ - few)
+
 # %% ../../nbs/doctor/01_checks.ipynb #40031d66
 EXACT_CURE = "gslrm_mouse reconstruct, study and `preprocess --method exact` move it by one exact similarity"
+
+def too_few_views(e):
+    "One camera, of which nothing can be triangulated."
+    if len(e.cameras) > 1: return
+    yield Diagnostic(
+        "too_few_views",
+        says="there is one camera",
+        means="One view shows no depth: its object cannot be located, and no silhouette contradicts another",
+        cure=f"add the other cameras to {e.path}, then: gslrm_mouse doctor {e.path}",
+        number=1)
 
 def common_aim(cams:Cameras) -> Tensor: # (3,)
     "Where the cameras look; the mean of their centres where the axes have no common aim."
@@ -118,7 +139,8 @@ def another_size(e, center, domain, table):
         says=f"the principal points lie at {relative[0]/2:.2f} of the width and {relative[1]/2:.2f} of the height",
         means=f"K seems to belong to images of {relative[0]*cams.width:.0f} × {relative[1]*cams.height:.0f} px, not to "
               f"these of {cams.width} × {cams.height}: every ray is wrong",
-        cure="scale K with the images (its first row by the width's factor, its second by the height's)",
+        cure="scale K with the images (its first row by the width's factor, its second by the height's), then: "
+             f"gslrm_mouse doctor {e.path}",
         cost=_cost(table, "focal", factor, "lie"), number=factor)
 
 def up_axis(e, center, domain, table):
@@ -126,13 +148,16 @@ def up_axis(e, center, domain, table):
     up = up/up.norm()
     angle = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
     if angle <= 45: return
-    option = ",".join(f"{x:.0f}" for x in up.round().tolist())
+    option = ",".join(f"{round(x, 3) + 0.:.3f}" for x in up.tolist()) # no minus zero
+    commands = dict(calibration="reconstruct RECORDING", recording=f"reconstruct {e.path}",
+                    sample=f"reconstruct {e.path}")
+    command = commands.get(e.kind, f"preprocess {e.path} OUT")
     yield Diagnostic(
         "up_axis",
         says=f"up in the images is {[round(x, 2) for x in up.tolist()]} in the world, {angle:.0f}° from +z",
         means="The animal would be given to the network lying on its side or upside down, which the checkpoint was "
               "never trained on",
-        cure=f"state the up direction: gslrm_mouse reconstruct {e.path} --up {option}",
+        cure=f"state the up direction: gslrm_mouse {command} --up {option}",
         number=angle)
 
 def duplicates(e, center, domain, table):
@@ -142,16 +167,22 @@ def duplicates(e, center, domain, table):
     smallest = angles.min().item()
     if smallest >= 3: return
     i, j = divmod(angles.argmin().item(), n)
-    is_copy = smallest < .1
-    means = (f"{n} views count as {n - 1} (predicted IoU {predicted_iou(table, 'views', n - 1)} instead of "
-             f"{predicted_iou(table, 'views', n)})")
+    is_copy = smallest < .1 and not _shows_the_same(e, i, j)
+    few, all_ = (predicted_iou(table, "views", measured_views(table, k)) for k in (n - 1, n))
+    means = f"{n} views count as {n - 1} (predicted IoU {few} instead of {all_})"
     if is_copy: means += "; two cameras with one pose are usually a copy"
     yield Diagnostic(
         "duplicates",
         says=f"cameras {i} and {j} see the object from directions {smallest:.1f}° apart",
         means=means,
-        cure="check whether a camera was copied in the calibration",
-        note=not is_copy, cost=_cost(table, "views", n - 1), number=smallest)
+        cure=f"check whether a camera was copied in the calibration, then: gslrm_mouse doctor {e.path}",
+        note=not is_copy, cost=_cost_of_a_view(table, n), number=smallest)
+
+def _shows_the_same(e, i, j) -> bool:
+    "Whether two views have one silhouette, as they should where their cameras have one pose."
+    if not e.views: return False
+    a, b = e.views.alpha[i] > .5, e.views.alpha[j] > .5
+    return ((a & b).sum()/(a | b).sum()).item() > .9
 
 def view_order(e, center, domain, table):
     p = e.cameras.centers.double() - center
@@ -174,7 +205,7 @@ def inconsistent_rotations(e, center, domain, table):
         "transposed",
         says=message[0].lower() + message[1:],
         means="det(R) is +1 either way, so no other check complains: all rays point elsewhere",
-        cure="transpose R in the conversion (MATLAB tools store rows)")
+        cure=f"transpose R in the conversion (MATLAB tools store rows), then: gslrm_mouse doctor {e.path}")
 
 CAMERA_CHECKS = (
     units, origin, per_camera_scaling, aspect, another_size, up_axis, duplicates, view_order, inconsistent_rotations)
@@ -182,16 +213,30 @@ CAMERA_CHECKS = (
 # %% ../../nbs/doctor/01_checks.ipynb #11efef6c
 MIN_HULL_AGREEMENT = .97 # mean visual-hull consistency of a sound rig, at least
 
+_UNDONE = .9 # consistency at which a mistake counts as undone: corrections are tried on a grid, in small images
+
 _UNDECIDED = .6 # above it, a disagreement in a frame whose animal is cut by the border counts as undecided
 
-_FROM_RECORDING = "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method exact"
+_FEW = 12 # views on which a mistake of all views is undone
 
 def _agreement(views:Views, n:int=40, rays:int=1500) -> float:
     "Mean visual-hull consistency; 0 where the rays meet behind a camera."
     try: return visual_hull(views, n=n, rays=rays).iou.mean().item()
     except ValueError: return 0.
 
+def _quick_agreement(views:Views) -> float: return _agreement(views, 16, 250)
+
+@dataclass(frozen=True)
+class Correction:
+    "The views with one mistake undone."
+    name:str # of the mistake
+    condition:str # what is done to undo it
+    views:Views
+    number:float=math.nan
+
 def _with_k(views, K) -> Views: return replace(views, cameras=replace(views.cameras, K=K))
+
+def _with_w2c(views, w2c) -> Views: return replace(views, cameras=replace(views.cameras, w2c=w2c))
 
 def _zoomed(views, x, y) -> Views:
     K = views.cameras.K.clone()
@@ -199,66 +244,236 @@ def _zoomed(views, x, y) -> Views:
     K[:, 1, 1] *= y
     return _with_k(views, K)
 
-def _exchanged(views, i, j) -> Views:
-    order = list(range(len(views)))
-    order[i], order[j] = j, i
-    return replace(views, cameras=views.cameras[order])
+def _rows_scaled(views, x, y) -> Views:
+    return _with_k(views, views.cameras.K*views.cameras.K.new_tensor([x, y, 1.])[:, None])
 
-def _pair_base(views) -> int: return max(10, len(views)) # a pair of cameras i > j is the number j*base + i
-
-def candidate_corrections(views:Views): # yields (name, number, views)
-    "The views with each of the known mistakes undone, in turn."
+# %% ../../nbs/doctor/01_checks.ipynb #48ad6ef9
+def _k_corrections(views): # yields Correction
+    cams = views.cameras
     for s in torch.logspace(-.3, .3, 13).tolist():
-        if abs(s - 1) > .04: yield "overwritten_k", s, _zoomed(views, s, s)
+        if abs(s - 1) < .04: continue
+        yield Correction("overwritten_k", f"all focal lengths are multiplied by {s:.2f}", _zoomed(views, s, s), s)
+    for s in (.25, 1/3, .5, 2/3, .75, 4/3, 1.5, 2., 3., 4.):
+        condition = (f"K is multiplied by {s:.2f}, as if it was that of images of {cams.width/s:.0f} × "
+                     f"{cams.height/s:.0f} px")
+        yield Correction("another_size", condition, _rows_scaled(views, s, s), 1/s)
     for a in (.75, .8, .85, .89, .93, 1.07, 1.125, 1.18, 1.25, 1.33):
-        second_row = views.cameras.K.new_tensor([1., a, 1.])[:, None]
-        yield "anisotropic_k", a, _zoomed(views, 1., a)
-        yield "anisotropic_k", a, _with_k(views, views.cameras.K*second_row)
-    yield "flipped", 1., replace(views, images=views.images.flip(2), alpha=views.alpha.flip(2))
-    for i in range(len(views)):
-        for j in range(i): yield "swapped", float(_pair_base(views)*j + i), _exchanged(views, i, j)
+        condition = f"K's second row (fy) is multiplied by {a:.2f}"
+        for corrected in (_zoomed(views, 1., a), _rows_scaled(views, 1., a)):
+            yield Correction("anisotropic_k", condition, corrected, a)
+    K = cams.K.clone()
+    K[:, :2, 2] = K[:, :2, 2].flip(1)
+    yield Correction("swapped_center", "cx and cy are exchanged", _with_k(views, K))
+
+def _pose_corrections(views): # yields Correction
+    w2c = views.cameras.w2c
+    transposed = w2c.clone()
+    transposed[:, :3, :3] = w2c[:, :3, :3].mT
+    yield Correction("transposed", "R is transposed", _with_w2c(views, transposed))
+    flip_yz = torch.diag(w2c.new_tensor([1., -1, -1, 1]))
+    yield Correction("opengl_axes", "the y and z axes of the cameras are turned round", _with_w2c(views, flip_yz @ w2c))
+    inverse = torch.linalg.inv(w2c.double()).to(w2c)
+    yield Correction("inverted_poses", "the poses are inverted", _with_w2c(views, inverse))
+
+def _covered(views) -> Tensor: return (views.alpha > .5).double().mean((1, 2)) # (V,)
+
+def _image_corrections(views): # yields Correction
+    mirrored = replace(views, images=views.images.flip(2), alpha=views.alpha.flip(2))
+    yield Correction("flipped", "the images are mirrored", mirrored, 1.)
+    if (_covered(views) > .5).all():
+        yield Correction("mask_inverted", "all masks are inverted", replace(views, alpha=1 - views.alpha))
+
+def _common_corrections(views): # yields Correction
+    yield from _k_corrections(views)
+    yield from _pose_corrections(views)
+    yield from _image_corrections(views)
+
+# %% ../../nbs/doctor/01_checks.ipynb #b88fd953
+def _ray_equations(views) -> tuple[Tensor, Tensor, Tensor, Tensor]: # of the ray of camera a through centroid i
+    "Directions (V, V, 3), centres (V, 3), and the equations of the point nearest to rays: (V, V, 3, 3), (V, V, 3)."
+    cams = views.cameras.to(torch.float64)
+    uv = centroids(views)
+    homogeneous = torch.cat([uv, torch.ones_like(uv[:, :1])], 1)
+    d = torch.einsum("aij,vj->avi", torch.linalg.inv(cams.K @ cams.R), homogeneous)
+    d = torch.nn.functional.normalize(d, dim=-1)
+    A = torch.eye(3, dtype=d.dtype) - d[..., :, None]*d[..., None, :]
+    b = (A @ cams.centers[:, None, :, None])[..., 0]
+    return d, cams.centers, A, b
+
+def _ray_error(orders:Tensor, d, centers, A, b) -> Tensor: # (P,); orders (P, n): the camera of each view
+    "How far the rays of each order are from meeting: mean squared tangent; large where they meet behind a camera."
+    view = torch.arange(orders.shape[1])
+    matrix = A[orders, view].sum(1) + 1e-9*torch.eye(3, dtype=d.dtype)
+    point = torch.linalg.solve(matrix, b[orders, view].sum(1))
+    to_point = point[:, None] - centers[orders]
+    depth = (to_point*d[orders, view]).sum(-1)
+    off = to_point.square().sum(-1) - depth**2
+    return torch.where(depth > 0, off/depth**2, 10.).mean(1)
+
+def _candidate_orders(n) -> list:
+    identity = tuple(range(n))
+    if n <= 6: return [order for order in permutations(identity) if order != identity]
+    orders = [tuple((i + k) % n for i in identity) for k in range(1, n)] + [identity[::-1]]
+    for i, j in combinations(identity, 2):
+        order = list(identity)
+        order[i], order[j] = j, i
+        orders.append(tuple(order))
+    return orders
+
+def _pair_base(n) -> int: return max(10, n) # a pair of cameras i < j is the number i*base + j
+
+def _order_corrections(views, most=12): # yields Correction
+    "The views with their cameras in another order, those first whose rays meet best."
+    n = len(views)
+    orders = torch.tensor(_candidate_orders(n))
+    best = _ray_error(orders, *_ray_equations(views)).argsort()[:most]
+    for order in orders[best].tolist():
+        moved = [i for i in range(n) if order[i] != i]
+        is_exchange = len(moved) == 2
+        condition = f"the cameras are in the order {', '.join(map(str, order))}"
+        if is_exchange: condition = f"cameras {moved[0]} and {moved[1]} are exchanged"
+        number = float(_pair_base(n)*moved[0] + moved[1]) if is_exchange else math.nan
+        yield Correction("swapped", condition, replace(views, cameras=views.cameras[order]), number)
+
+def _suspects(views, most=8) -> list:
+    "The views without which the rays through the centroids of the others meet best, the most suspected first."
+    n = len(views)
+    d, centers, A, b = _ray_equations(views)
+    own = torch.arange(n)
+    errors = []
+    for i in range(n):
+        others = own[own != i]
+        kept = others[:, None], others[None]
+        errors.append(_ray_error(torch.arange(n - 1)[None], d[kept], centers[others], A[kept], b[kept]).item())
+    return torch.tensor(errors).argsort()[:most].tolist()
+
+def _single_mask_corrections(views, suspects): # yields Correction
+    for i in suspects:
+        if _covered(views)[i] < .5: continue # the whole of the background would contradict nothing
+        alpha = views.alpha.clone()
+        alpha[i] = 1 - alpha[i]
+        yield Correction("mask_inverted", f"the mask of view {i} is inverted", replace(views, alpha=alpha), float(i))
+
+def _without(views, i) -> Views: return views[[j for j in range(len(views)) if j != i]]
 
 # %% ../../nbs/doctor/01_checks.ipynb #5d1da949
-_CORRECTIONS = dict( # name: (what makes the silhouettes agree, what that means)
-    overwritten_k=(
-        "all focal lengths are multiplied by {x:.2f}",
-        "K was overwritten, or the images were resampled without it: every ray but the optical axis is wrong"),
-    anisotropic_k=(
-        "K's second row (fy) is multiplied by {x:.2f}",
-        "K was scaled along one axis and the pixels were not, or the other way round"),
-    flipped=(
-        "the images are mirrored",
-        "The images were flipped and the cameras were not, as the original augmentation did"),
-    swapped=(
-        "cameras {i} and {j} are exchanged",
-        "Images and cameras are in different orders"))
+_MEANINGS = dict( # name: (what it means, how to cure it in the calibration or the images)
+    overwritten_k=("K was overwritten, or the images were resampled without it: every ray but the optical axis is "
+                   "wrong", "restore the K of the calibration"),
+    another_size=("K belongs to images of another size: every ray is wrong", "scale K with the images"),
+    anisotropic_k=("K was scaled along one axis and the pixels were not, or the other way round",
+                   "scale both rows of K as the pixels were scaled"),
+    swapped_center=("cx and cy were read in the wrong order (row and column): rays are off in every view",
+                    "exchange cx and cy in the calibration"),
+    transposed=("det(R) is +1 either way, so no other check complains: all rays point elsewhere",
+                "transpose R in the conversion (MATLAB tools store rows)"),
+    opengl_axes=("The cameras are in the axes of OpenGL or Blender, where a camera looks along -z",
+                 "turn the second and third row of R and T round"),
+    inverted_poses=("The poses are those from camera to world (c2w), the format holds those from world to camera",
+                    "invert the poses"),
+    flipped=("The images were flipped and the cameras were not, as the original augmentation did",
+             "flip the images back"),
+    mask_inverted=("The mask is black where the object is: background is taken for the object",
+                   "ffmpeg -i MASK.mp4 -vf negate NEW.mp4 for each such mask"),
+    swapped=("Images and cameras are in different orders",
+             "bring the cameras into the order of the videos, or name each by the number of its video"))
 
-_COST_CURVES = dict(overwritten_k="focal", anisotropic_k="aspect")
+_COST_CURVES = dict(overwritten_k="focal", anisotropic_k="aspect", another_size="focal")
 
-def explain_disagreement(views:Views, table) -> Diagnostic|None:
+def _best(corrections) -> tuple: # agreement, Correction
+    return max(((_quick_agreement(c.views), c) for c in corrections), key=lambda pair: pair[0], default=(0., None))
+
+def _is_undone(before, after) -> bool: return after >= _UNDONE and 1 - after <= .4*(1 - before)
+
+@dataclass(frozen=True)
+class Disagreement:
+    "Why silhouettes contradict each other: the correction that makes them agree, or the view that disagrees most."
+    before:float # consistency in small images
+    after:float # with the correction, or without the view
+    correction:Correction=None # None where no single mistake of the known ones explains it
+    view:int=None # that disagrees most, where there are more than two
+    is_one_view:bool=False # whether the others agree without it
+
+def search_corrections(views:Views) -> Disagreement:
+    "Undo the known mistakes in turn, in small images."
+    small = shrink_views(views, GUESS_PIXELS)
+    n, before = len(small), _quick_agreement(small)
+    few = small[torch.linspace(0, n - 1, min(n, _FEW)).round().long().tolist()]
+    before_few = before if len(few) == n else _quick_agreement(few)
+    found = []
+    if before_few < MIN_HULL_AGREEMENT: # otherwise no mistake of all views is there
+        found.append((before_few, *_best(_common_corrections(few))))
+    found.append((before, *_best(_order_corrections(small))))
+    suspects = _suspects(small) if n > 2 else []
+    found.append((before, *_best(_single_mask_corrections(small, suspects))))
+    undone = [(after, start, c) for start, after, c in found if c and _is_undone(start, after)]
+    if undone:
+        after, start, correction = max(undone, key=lambda x: x[0])
+        return Disagreement(start, after, correction)
+    if n == 2: return Disagreement(before, before)
+    if n > _FEW: return _one_of_many(small, suspects)
+    without = {i: _quick_agreement(_without(small, i)) for i in suspects}
+    first, *others = sorted(without, key=without.get, reverse=True)
+    is_one_view = n > 3 and _is_undone(before, without[first]) and all(without[i] < _UNDONE for i in others)
+    return Disagreement(before, without[first], view=first, is_one_view=is_one_view)
+
+def _one_of_many(views, suspects) -> Disagreement:
+    "Each suspect beside a few other views, since many views of few pixels cut each other's hull."
+    others = [i for i in range(len(views)) if i not in suspects]
+    few = [others[i] for i in torch.linspace(0, len(others) - 1, min(len(others), _FEW - 1)).round().long().tolist()]
+    after = _quick_agreement(views[few])
+    beside = {i: _quick_agreement(views[[*few, i]]) for i in suspects}
+    worst = min(beside, key=beside.get)
+    contradicting = [i for i in suspects if _is_undone(beside[i], after) and beside[i] < MIN_HULL_AGREEMENT]
+    is_one_view = contradicting == [worst] and beside[worst] < .9*after
+    return Disagreement(beside[worst], after, view=worst, is_one_view=is_one_view)
+
+def _view_name(views, i) -> str:
+    name = views.names[i] if views.names else ""
+    return f"view {i} ({name})" if name and name != f"camera {i}" else f"camera {i}"
+
+def explain_disagreement(
+    views:Views,
+    table, # of the sensitivity, or None
+    path="RECORDING", # for commands
+) -> Diagnostic|None:
     "What makes the silhouettes contradict each other, or None where they agree."
     agreement = _agreement(views)
     if agreement >= MIN_HULL_AGREEMENT: return None
-    small = shrink_views(views, GUESS_PIXELS)
-    before = _agreement(small, 16, 250)
-    corrected = ((_agreement(v, 16, 250), name, x) for name, x, v in candidate_corrections(small))
-    after, name, x = max(corrected, default=(0, "", 0.))
-    if 1 - after > .4*(1 - before):
+    found = search_corrections(views)
+    check = f", then: gslrm_mouse doctor {path}"
+    if found.correction:
+        c = found.correction
+        means, cure = _MEANINGS[c.name]
+        cost = math.nan
+        if c.name in _COST_CURVES:
+            factor = c.number if c.name == "another_size" else 1/c.number
+            cost = _cost(table, _COST_CURVES[c.name], factor, "lie")
         return Diagnostic(
-            "disagreement",
-            says=f"the visual-hull consistency is {agreement:.0%}",
-            means="Cameras, K and pixels do not belong together: recentred or rescaled images, cameras of another rig, "
-                  "or a calibration of another day",
-            cure=_FROM_RECORDING, number=agreement)
-    condition, means = _CORRECTIONS[name]
-    i, j = divmod(int(x), _pair_base(views))
+            c.name,
+            says=f"the silhouettes agree ({found.after:.0%} instead of {found.before:.0%}) if {c.condition}",
+            means=means, cure=cure + check, cost=cost, number=c.number)
+    if found.is_one_view:
+        return Diagnostic(
+            "moved_camera",
+            says=f"the silhouettes of the other cameras agree ({found.after:.0%} instead of {found.before:.0%}) "
+                 f"without {_view_name(views, found.view)}",
+            means="That camera was moved after the calibration, or its calibration, video or mask is another's",
+            cure="calibrate it anew, or leave it out of the recording" + check, number=float(found.view))
+    return _plain_disagreement(views, agreement, found, check)
+
+def _plain_disagreement(views, agreement, found, check) -> Diagnostic:
+    worst = ""
+    if found.view is not None:
+        worst = (f"; {_view_name(views, found.view)} disagrees most ({found.after:.0%} without it instead of "
+                 f"{found.before:.0%})")
     return Diagnostic(
-        name,
-        says=f"the silhouettes agree ({after:.0%} instead of {before:.0%}) if {condition.format(x=x, i=i, j=j)}",
-        means=means,
-        cure=_FROM_RECORDING,
-        cost=_cost(table, _COST_CURVES[name], 1/x, "lie") if name in _COST_CURVES else math.nan,
-        number=x)
+        "disagreement",
+        says=f"the visual-hull consistency is {agreement:.0%}{worst}",
+        means="Cameras, K and pixels do not belong together, and no single mistake of those that were tried explains "
+              "it: cameras of another rig, a calibration of another day, or several mistakes at once",
+        cure="calibrate anew, or go back to the original videos and their calibration" + check,
+        number=agreement)
 
 # %% ../../nbs/doctor/01_checks.ipynb #02073172
 def _recorded_method(info) -> str|None:
@@ -274,55 +489,139 @@ def _looks_assumed(cams) -> bool:
     difference = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
     return off_middle < 2e-3 and difference < 1e-4
 
-def recognize_recipe(e) -> Diagnostic|None:
-    "The legacy method whose trace the images, the cameras or the file bear."
+def _images_moved_back(views, point, zoom, shift) -> Views:
+    "Each K zoomed by its factor and shifted so that `point` is seen at a small shift from the silhouette's centroid."
+    K = views.cameras.K.double().clone()
+    K[:, 0, 0] *= zoom
+    K[:, 1, 1] *= zoom
+    zoomed = replace(views.cameras.to(torch.float64), K=K)
+    K[:, :2, 2] += centroids(views) - zoomed.project(point[None])[:, 0] + shift
+    return _with_k(views, K.to(views.cameras.K))
+
+_LOG_FACTORS = (-.6, -.4, -.2, 0., .2, .4, .6) # of focal lengths
+
+def _search_shifts(views:Views, by:str) -> float: # the best consistency
+    """Search for the shift of each image, and its zoom, that make the silhouettes agree.
+
+    `by` is "shift", "zoom" (a factor for each image, too) or "lens" (nearly one factor for all). A pattern search."""
+    n = len(views)
+    try: point = closest_point_to_rays(views.cameras.centers, views.cameras.axes).double()
+    except ValueError: return 0.
+    distance = (views.cameras.centers.double() - point).norm(dim=-1)
+    n_factors = 0 if by == "shift" else n
+    start = torch.zeros(3 + n_factors + 2*n, dtype=torch.float64) # position of the point, factors, shifts
+    if by == "zoom": # as if the object were round
+        size = size_ratios(views)*distance/views.cameras.K[:, 0, 0].double()
+        start[3:3 + n] = (size/size.mean()).log()
+
+    def agreement(x):
+        zoom = torch.ones(n, dtype=torch.float64)
+        if n_factors: zoom = x[3:3 + n].exp()
+        shift = x[3 + n_factors:].view(n, 2)*views.cameras.width
+        return _agreement(_images_moved_back(views, point + distance.mean()*x[:3], zoom, shift), 12, 120)
+
+    starts = [start]
+    if by == "lens": starts = [start + torch.eye(len(start), dtype=start.dtype)[3:3 + n].sum(0)*s for s in _LOG_FACTORS]
+    best, x = max(((agreement(x), x) for x in starts), key=lambda pair: pair[0])
+    for step in (.16, .08, .04, .02, .01, .005):
+        n_moved = 3 + n_factors if step > .02 else len(x) # a centroid is the image of no one point, but nearly
+        x, best = _pattern_step(agreement, x, best, step, n_moved)
+        if best >= .98: break
+    return best
+
+def _pattern_step(score, x, best, step, n_moved) -> tuple: # x, its score
+    "Each of the first numbers a step up or down where that is better; twice."
+    for k in [*range(n_moved)]*2:
+        for sign in (1, -1):
+            changed = x.clone()
+            changed[k] += sign*step
+            value = score(changed)
+            if value > best: x, best = changed, value
+    return x, best
+
+# %% ../../nbs/doctor/01_checks.ipynb #50b6c4d0
+@dataclass(frozen=True)
+class _Trace:
+    name:str # of the mistake
+    says:str
+    means:str
+    number:float
+    by:str # how it is undone, see `_search_shifts`
+
+_CENTRED = 6 # pixels of 512: nobody aims so well at an animal that moves
+
+def _box_offsets(views) -> Tensor: # (V,) from the middle of each bounding box to that of the image, px of 512
+    w, h = views.cameras.width, views.cameras.height
+    box = foreground_stats(views)[2]
+    middle = (box[:, :2] + box[:, 2:])/2
+    return (middle - middle.new_tensor([w/2, h/2])).norm(dim=-1)*512/w
+
+def _traces(e): # yields _Trace
     cams, sizes = e.views.cameras, size_ratios(e.views)
     n, cv = len(sizes), _spread(sizes)
-    offset = float(com_offsets(e.views).mean())
-    recorded = _recorded_method(e.info)
-    on_record = f", and the file says {recorded}" if recorded else ""
+    offset = min(com_offsets(e.views).max(), _box_offsets(e.views).max())
     if cv < .015 and n > 2:
-        return Diagnostic(
-            "per_view_zoom",
-            says=f"the animal has one size in all views (CV {cv:.1%}){on_record}",
-            means="Each view was zoomed by its own factor, which neither K nor pose includes: the views disagree on "
-                  "the object's size",
-            cure=_FROM_RECORDING, number=cv)
-    if offset < 25:
-        return Diagnostic(
-            "recentred",
-            says=f"the animal is {offset:.0f} px (of 512) from the middle of every view{on_record}",
-            means="Each image was shifted and its camera was not rotated: rays miss the animal",
-            cure=_FROM_RECORDING, number=offset)
-    if recorded:
-        return Diagnostic(
-            "rescaled", f"the file says {recorded}", "The images were rescaled, K was not", _FROM_RECORDING)
+        yield _Trace(
+            "per_view_zoom", f"the animal has one size in all views (CV {cv:.1%})",
+            "Each view was zoomed by its own factor, which neither K nor pose includes: the views disagree on the "
+            "object's size", cv, "zoom")
+    if offset < _CENTRED:
+        yield _Trace(
+            "recentred", f"the animal is at most {offset:.1f} px (of 512) from the middle of every view",
+            "Each image was shifted and its camera was not rotated: rays miss the animal", offset, "shift")
     if _looks_assumed(cams):
-        focal = cams.K[0, 0, 0].double()
+        focal = cams.K[0, 0, 0].double().item()
         fov = 2*math.degrees(math.atan(cams.width/2/focal))
-        return Diagnostic(
+        yield _Trace(
             "overwritten_k",
-            says="all cameras have one K with its principal point exactly in the middle (field of view "
-                 f"{fov:.1f}°), which no calibration of {n} lenses gives",
-            means="K was overwritten, or these cameras were assumed and never calibrated: rays miss the animal, in "
-                  "each view by another amount",
-            cure=_FROM_RECORDING, number=focal.item()/cams.width)
-    return None
+            f"all cameras have one K with its principal point exactly in the middle (field of view {fov:.1f}°), which "
+            f"no calibration of {n} lenses gives",
+            "K was overwritten, or these cameras were assumed and never calibrated: rays miss the animal, in each view "
+            "by another amount", focal/cams.width, "lens")
+
+def _recorded(e) -> Diagnostic|None:
+    "The mistake that the file itself records."
+    key = _recorded_method(e.info)
+    if not key: return None
+    trace = next((t for t in _traces(e) if t.by != "lens"), None)
+    on_record = f"the file says {key}"
+    if not trace:
+        return Diagnostic("rescaled", on_record, "The images were rescaled, K was not", _from_recording(e))
+    says = f"{trace.says}, and {on_record}"
+    return Diagnostic(trace.name, says, trace.means, _from_recording(e), number=trace.number)
+
+def _from_recording(e) -> str:
+    if e.kind == "recording": return f"restore the original videos and calibration, then: gslrm_mouse doctor {e.path}"
+    return "go back to the recording: gslrm_mouse preprocess RECORDING OUT --method exact"
+
+def recognize_recipe(e, found:Diagnostic) -> Diagnostic:
+    "The legacy method that explains a disagreement, undone or on record; else what was found, with traces."
+    recorded = _recorded(e)
+    agreement = f"the visual-hull consistency is {_agreement(e.views):.0%}"
+    if recorded: return replace(recorded, says=f"{recorded.says}; {agreement}")
+    small, unproven = shrink_views(e.views, GUESS_PIXELS), []
+    few = small[torch.linspace(0, len(small) - 1, min(len(small), _FEW)).round().long().tolist()]
+    for trace in _traces(e):
+        after = _search_shifts(few, trace.by)
+        if after < (.9 if trace.by == "lens" else .95): # one K for all leaves the lenses' own differences
+            unproven.append(trace.says)
+            continue
+        undone = dict(shift="shifted back", zoom="zoomed and shifted back", lens="given one focal length")[trace.by]
+        return Diagnostic(
+            trace.name, f"{trace.says}; {agreement}, and {after:.0%} once the images are {undone}", trace.means,
+            _from_recording(e), number=trace.number)
+    if not unproven: return found
+    return replace(found, says=f"{found.says}; {', '.join(unproven)}")
 
 # %% ../../nbs/doctor/01_checks.ipynb #559a553a
-def _with_trace(found, e) -> Diagnostic|None:
-    "The trace of a legacy method in place of a disagreement that it explains better."
-    if not found or found.name not in ("disagreement", "anisotropic_k", "overwritten_k"): return found
-    trace = recognize_recipe(e)
-    if not trace: return found
-    if found.name != "disagreement" and trace.name not in ("per_view_zoom", "recentred"): return found
-    return replace(trace, says=f"{trace.says}; the visual-hull consistency is {_agreement(e.views):.0%}")
-
 def silhouettes(e, center, domain, table):
     """Do cameras and silhouettes agree?
 
-    If not: the one mistake that explains it, else a trace, else the plain fact."""
-    found = _with_trace(explain_disagreement(e.views, table), e)
+    If not: the one mistake that explains it, else a legacy method that does, else the plain fact."""
+    found = explain_disagreement(e.views, table, e.path)
+    if found and found.name in ("disagreement", "anisotropic_k", "overwritten_k") and _recorded_method(e.info):
+        found = recognize_recipe(e, found)
+    elif found and found.name == "disagreement": found = recognize_recipe(e, found)
     if not found:
         cams = e.views.cameras
         size = size_ratios(e.views).mean().item()*math.sqrt(cams.width*cams.height)
@@ -340,7 +639,7 @@ def silhouettes(e, center, domain, table):
             says=f"in {n_cut} views the animal runs into the border, and the visual-hull consistency of what is left "
                  f"is {found.number:.0%}",
             means="Whether cameras and pixels agree cannot be decided from such a frame",
-            cure="use a frame in which the whole animal is in view",
+            cure=f"use a frame in which the whole animal is in view: gslrm_mouse reconstruct {e.path} --frame N",
             note=True, number=found.number)
         return
     yield found
@@ -355,7 +654,8 @@ def clipped(e, center, domain, table):
         "clipped",
         says=f"in view{'s'*(len(cut) > 1)} {', '.join(cut)} the animal runs into the border",
         means=means,
-        cure="use frames in which the whole animal is in view, or crop less",
+        cure=f"use frames in which the whole animal is in view (gslrm_mouse reconstruct {e.path} --frame N), or crop "
+             "less",
         note=True, number=float(max(share)))
 
 VIEW_CHECKS = (silhouettes, clipped)
@@ -374,10 +674,11 @@ def split(e):
         "adjacent_split",
         says=f"{len(near)} of {len(val)} validation samples have a neighbour in time among the training samples",
         means="They are nearly the same images: validation then measures memory",
-        cure="split by time blocks, as gslrm_mouse preprocess does", number=len(near)/len(val))
+        cure="split by time blocks, as this does: gslrm_mouse preprocess RECORDING OUT", number=len(near)/len(val))
 
 def _count_frames(folder) -> int:
-    try: return len(json.loads((folder/"opencv_cameras.json").read_bytes())["frames"])
+    file = next((folder/name for name in SAMPLES if (folder/name).exists()), folder/SAMPLES[0])
+    try: return len(json.loads(file.read_bytes())["frames"])
     except (OSError, ValueError, KeyError, TypeError): return 0
 
 def lost_views(e):
@@ -390,6 +691,6 @@ def lost_views(e):
         "lost_views",
         says=f"{len(incomplete)} of {len(folders)} samples have fewer than {max(counts)} views, {incomplete[0]} first",
         means="A view that failed was dropped silently: the samples are not alike",
-        cure="make the data set anew with gslrm_mouse preprocess, which names the frame instead")
+        cure="make the data set anew, with an error that names the frame: gslrm_mouse preprocess RECORDING OUT")
 
 DATA_CHECKS = (split, lost_views)

@@ -12,8 +12,9 @@ import torch
 from fastcore.basics import patch
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import check_in_front
-from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT_CURE, VIEW_CHECKS, common_aim, predicted_iou
-from .evidence import Diagnostic, Evidence, call_checked, read_evidence
+from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT_CURE, VIEW_CHECKS, common_aim
+from .checks import measured_views, predicted_iou, silhouettes, too_few_views
+from .evidence import FINDINGS, Diagnostic, Evidence, call_checked, read_evidence
 from ..evaluation.sensitivity import Prediction, load_sensitivity
 from ..models.checkpoint import checkpoint_path, read_card
 from ..preprocess.canonical import canonicalize
@@ -61,7 +62,8 @@ def _domain_notes(e, rig, domain, table): # yields
             says=f"seen by the checkpoint's camera the relative object size is {size:.3f}, the checkpoint was trained "
                  f"on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}",
             means=f"Distance and angular size are physics (predicted IoU {iou('coverage')})",
-            cure='choose="coverage" or "zoom" of canonicalize trades it for field of view, or for exactness',
+            cure=f"gslrm_mouse reconstruct {e.path} --choose coverage (or zoom) trades it for field of view, or for "
+                 "exactness",
             note=True, number=size)
     if spread > .02:
         yield Diagnostic(
@@ -93,6 +95,7 @@ def _predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
     notes = list(_domain_notes(e, rig, domain, table))
     if table is None: return None, notes
     measured = {name: rig[name] for name in ("distance_spread", "coverage", "views", "elevation")}
+    measured["views"] = measured_views(table, rig["views"])
     return table.predict_joint(measured), notes
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #c25d5b21
@@ -102,34 +105,45 @@ def diagnose(
     path, # a calibration, a sample folder, a folder of samples or a recording
     checkpoint=None, # a file with camera metadata; the shipped one when None
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
+    unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
 ) -> Diagnosis:
     """Findings and notes on what is at `path`, for the cameras that a checkpoint was trained on.
 
     FileNotFoundError or ValueError where nothing can be read."""
     start = time.perf_counter()
     checkpoint = checkpoint_path(checkpoint)
-    domain, e = read_card(checkpoint).domain, read_evidence(path, size)
+    domain, e = read_card(checkpoint).domain, read_evidence(path, size, unit)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
 
-    found, center = list(e.broken), None
-    if e.views:
-        center, problems = call_checked(lambda: triangulate(e.views).point)
-        found += problems
-    if e.cameras is not None: found += _examine_cameras(e, center, domain, table)
-    predicted = None
-    if center is not None:
-        predicted, problems = _examine_views(e, center, domain, table)
+    found, predicted = list(e.broken), None
+    is_single = e.cameras is not None and len(e.cameras) < 2
+    if is_single: found += too_few_views(e)
+    else:
+        predicted, problems = _examine(e, domain, table)
         found += problems
     if len(e.folders) > 1 or e.lists:
         for check in DATA_CHECKS: found += check(e)
     return _sorted(e, found, predicted, domain, time.perf_counter() - start)
 
+def _examine(e, domain, table) -> tuple: # (Prediction or None, diagnostics) of two cameras or more
+    found, center, predicted = [], None, None
+    if e.views:
+        center, problems = call_checked(lambda: triangulate(e.views).point, path=e.path)
+        found += problems
+    if e.cameras is not None: found += _examine_cameras(e, center, domain, table)
+    if center is not None:
+        predicted, problems = _examine_views(e, center, domain, table)
+        found += problems
+    elif e.views: # the object seems to lie behind a camera: which mistake, undone, puts it in front?
+        found += [f for f in silhouettes(e, None, domain, table) if f.name != "disagreement"]
+    return predicted, found
+
 def _examine_cameras(e, center, domain, table) -> list[Diagnostic]:
     found, aim = [], center
     if center is None:
         aim = common_aim(e.cameras)
-        if len(e.cameras) > 1: found += call_checked(check_in_front, e.cameras, aim)[1]
+        found += call_checked(check_in_front, e.cameras, aim, path=e.path)[1]
     for check in CAMERA_CHECKS: found += check(e, aim, domain, table)
     return found
 
@@ -145,7 +159,8 @@ def _examine_views(e, center, domain, table) -> tuple: # (Prediction or None, di
             "out_of_domain",
             says=f"after canonicalising exactly, {predicted.said}",
             means=f"The network is predicted to lose more than half of the silhouette (IoU {predicted.iou:.2f})",
-            cure="adapt it to such cameras, or record closer",
+            cure="record closer, or adapt the network to such cameras: gslrm_mouse train --config "
+                 "configs/mouse_gslrm_lora.yaml --scale small --out RUN",
             cost=undisturbed - predicted.iou))
     return predicted, found
 
@@ -154,9 +169,8 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
     notes = {f.name: f for f in found if f.note}
     findings = {f.name: f for f in reversed(found) if not f.note}
     if "anisotropic_k" in findings: notes.pop("aspect", None)
-    if findings.keys() & {"another_size", "per_camera_scaling", "transposed", "duplicates", "behind"}:
-        findings.pop("disagreement", None) # it is explained by these
-        notes.pop("disagreement", None)
+    if findings.keys() & {"another_size", "per_camera_scaling", "transposed", "duplicates", "behind", "frame_counts"}:
+        for name in ("disagreement", "moved_camera"): findings.pop(name, None) # they are explained by these
 
     def cost(f): return f.cost if math.isfinite(f.cost) else 2. # no curve: a contradiction, which comes first
     by_cost = sorted(findings.values(), key=cost, reverse=True)
@@ -164,25 +178,42 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #a01c940f
 @patch
-def __str__(self:Diagnosis):
-    lines = [f"{self.evidence.path}: {self.evidence.says}"]
+def text(
+    self:Diagnosis,
+    verbose:bool=False, # with the notes
+) -> str:
+    "The verdict, what was examined, the findings, and the notes or their number."
+    lines = [self.verdict, f"{self.evidence.path}: {self.evidence.says}"]
+    if "by position" in self.evidence.assignment: lines.append(f"  {self.evidence.assignment}")
     for i, f in enumerate(self.findings, 1):
         cost = f" (costs {f.cost:.2f} of novel-view IoU)" if math.isfinite(f.cost) else ""
         lines.append(f"  {i}. {f}{cost}")
-    lines += [f"  note · {f}" for f in self.notes]
-    return "\n".join([*lines, self.verdict])
+    if verbose: lines += [f"  note · {f}" for f in self.notes]
+    elif self.notes:
+        names = ", ".join(f.name for f in self.notes)
+        lines.append(f"  {len(self.notes)} note{'s'*(len(self.notes) != 1)} (--verbose): {names}")
+    return "\n".join(lines)
+
+@patch
+def __str__(self:Diagnosis): return self.text()
 
 @patch(as_prop=True)
 def verdict(self:Diagnosis) -> str:
     "One plain sentence."
-    if self.findings: return f"will fail: {', '.join(f.name for f in self.findings)}"
+    if self.findings:
+        names = ", ".join(FINDINGS[f.name] for f in self.findings)
+        return f"This rig will fail: {names}."
+    if not self.evidence.views:
+        return ("This rig will work as far as the cameras alone tell: no silhouettes were examined, so nothing is "
+                "predicted.")
     p = self.predicted
     if not p:
-        return ("fit: no prediction: it needs silhouettes, and a sensitivity table beside the checkpoint (gslrm_mouse "
-                "sensitivity makes one)")
-    if not math.isfinite(p.iou): return f"fit: no prediction: {p.said}"
-    return (f"fit: novel-view IoU {p.iou:.2f} ({p.low:.2f} to {p.high:.2f}) is predicted after canonicalising; "
-            f"{p.said}")
+        return ("This rig will work: cameras and silhouettes agree. How well is not predicted, as the checkpoint has "
+                "no sensitivity table (gslrm_mouse sensitivity makes one).")
+    if not math.isfinite(p.iou):
+        return f"This rig will work: cameras and silhouettes agree. How well is not predicted ({p.said})."
+    return (f"This rig will work: cameras and silhouettes agree, and a novel-view IoU of {p.iou:.2f} ({p.low:.2f} to "
+            f"{p.high:.2f}) is predicted after canonicalising.")
 
 def _finite(values:dict) -> dict:
     "NaN and infinity as None: JSON has neither."
@@ -193,6 +224,7 @@ def to_json(self:Diagnosis) -> str:
     "The same as one JSON object."
     content = dict(
         path=str(self.evidence.path), kind=self.evidence.kind, says=self.evidence.says,
+        assignment=self.evidence.assignment,
         status=self.status, verdict=self.verdict,
         findings=[_finite(asdict(f)) for f in self.findings],
         notes=[_finite(asdict(f)) for f in self.notes],

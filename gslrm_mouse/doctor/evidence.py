@@ -13,13 +13,65 @@ from ..cameras.pinhole import CameraError, Cameras
 from ..files import describe_folder
 from ..video import frame_stamps, open_video, video_size
 from ..views.recordings import find_recording_rig, folder_layout, is_recording, open_recording
-from ..views.samples import is_sample, read_sample, sample_folders
+from ..views.samples import SAMPLES, is_sample, read_sample, sample_folders
 from ..views.views import MaskError, Views
 
 # %% auto #0
-__all__ = ['VIEW_PIXELS', 'GUESS_PIXELS', 'Diagnostic', 'Evidence', 'shrink_views', 'call_checked', 'read_evidence']
+__all__ = ['FINDINGS', 'NOTES', 'VIEW_PIXELS', 'GUESS_PIXELS', 'Diagnostic', 'Evidence', 'shrink_views', 'call_checked',
+           'read_evidence']
 
 # %% ../../nbs/doctor/00_evidence.ipynb #1b23eb7f
+FINDINGS = dict( # name: what is wrong, in a few words
+    masks_missing="a recording without masks",
+    mask_empty="a mask without an object",
+    mask_full="a mask that covers the whole image",
+    mask_inverted="a mask that is black where the object is",
+    no_alpha="images without masks",
+    frame_counts="videos or masks of different length",
+    frame_times="videos that began or ended at different times",
+    too_few_views="one camera",
+    not_finite="NaN or infinity in a camera",
+    no_tensor="a camera that is no tensor",
+    no_rotation="a pose without a rotation",
+    mirrored="a pose that mirrors the world",
+    focal="a focal length that is not positive",
+    skew="an intrinsic matrix that is no pinhole's",
+    behind="an object behind a camera",
+    opengl_axes="poses with OpenGL's camera axes",
+    inverted_poses="poses from camera to world",
+    transposed="rotations stored transposed",
+    another_size="intrinsics of images of another size",
+    swapped_center="cx and cy exchanged",
+    overwritten_k="other focal lengths than the lenses had",
+    anisotropic_k="one axis scaled in K or in the images alone",
+    flipped="mirrored images",
+    swapped="cameras in another order than the images",
+    moved_camera="one camera that contradicts all others",
+    per_camera_scaling="cameras scaled one by one",
+    per_view_zoom="images zoomed one by one",
+    recentred="images shifted one by one",
+    rescaled="images that were rescaled, on record",
+    disagreement="cameras and silhouettes that contradict each other",
+    duplicates="two cameras with one pose",
+    up_axis="another up direction than +z",
+    out_of_domain="cameras too far from those of the training",
+    adjacent_split="validation frames between training frames",
+    lost_views="samples with fewer views than others")
+
+NOTES = dict( # the same, of what is harmless or cured exactly
+    units="another unit than the checkpoint's",
+    origin="an object far from the world's origin",
+    aspect="pixels that are not square",
+    duplicates="two cameras that see nearly the same",
+    view_order="cameras that do not stand in a ring by number",
+    residual="the triangulation error",
+    undecided="silhouettes cut by the border",
+    clipped="silhouettes cut by the border",
+    coverage="an object of another size in the images",
+    distance_spread="cameras at different distances",
+    elevation="cameras at another height",
+    field_of_view="another field of view")
+
 @dataclass(frozen=True)
 class Diagnostic:
     "Something about the data, what follows from it, and what to do."
@@ -30,6 +82,10 @@ class Diagnostic:
     note:bool = False # harmless, or cured exactly by canonicalising
     cost:float = math.nan # novel-view IoU that is lost by the measured curves; nan where none was measured
     number:float = math.nan # the number in `says`
+
+    def __post_init__(self):
+        known = NOTES if self.note else FINDINGS
+        if self.name not in known: raise ValueError(f"{self.name!r} is none of {', '.join(known)}")
 
     def __str__(self):
         cure = f" → {self.cure}" if self.cure else ""
@@ -48,6 +104,7 @@ class Evidence:
     folders:tuple = () # of samples
     lists:dict = field(default_factory=dict) # "train" and "val": names in a split
     info:dict = field(default_factory=dict) # what an `opencv_cameras.json` records of its making
+    assignment:str = "" # which camera each video of a recording got
 
 # %% ../../nbs/doctor/00_evidence.ipynb #a44ce8e1
 VIEW_PIXELS = 320 # width and height of the views that are examined, at most
@@ -74,34 +131,87 @@ _CAMERA_CONSEQUENCES = dict(
              "culls everything (a white image)",
     behind="Whatever the weights, nothing is drawn (a white image): the poses are inverted, or in OpenGL's axes")
 
-def call_checked(call, *args) -> tuple: # (result or None, findings)
+_MASK_CURES = dict( # of a recording, of a sample
+    mask_empty=("gslrm_mouse masks {path} --overwrite; frames without an animal are left out by --skip-bad",
+                "gslrm_mouse preprocess RECORDING OUT --skip-bad"),
+    mask_full=("gslrm_mouse masks {path} --overwrite", "gslrm_mouse preprocess RECORDING OUT"),
+    mask_inverted=("for f in {path}/MASKS/*.mp4; do ffmpeg -i $f -vf negate ${{f%.mp4}}_new.mp4; done, for the masks "
+                   "that are inverted", "mogrify -channel A -negate {path}/images/*.png, for those that are inverted"),
+    no_alpha=("gslrm_mouse masks {path} --overwrite",
+              "name a mask for each frame (`mask_path` in transforms.json, white on black), or store images with "
+              "alpha; on a white background: gslrm_mouse preprocess {path} OUT --white-threshold 0.95"))
+
+def call_checked(
+    call,
+    *args,
+    path="RECORDING", # for commands
+    is_sample:bool=False, # of images, not of videos
+    **kwargs,
+) -> tuple: # (result or None, findings)
     "A camera or a mask that is wrong becomes a finding; everything else stays an error."
-    try: return call(*args), ()
+    try: return call(*args, **kwargs), ()
     except CameraError as e:
         finding = Diagnostic(
             e.problem,
             says=str(e),
             means=_CAMERA_CONSEQUENCES.get(e.problem, "No ray can be made of such a camera"),
-            cure="convert the calibration anew from the tool that made it (gslrm_mouse reads eight tools' files), and "
-                 "flip no axis by hand")
+            cure="write the calibration anew with the tool that made it, flip no axis by hand, then: "
+                 f"gslrm_mouse doctor {path}")
     except MaskError as e:
         finding = Diagnostic(
             e.problem,
             says=str(e),
             means="Where the animal is, is not known: a missing or full mask makes everything foreground, an empty one "
                   "makes white the truth",
-            cure="gslrm_mouse masks RECORDING makes masks for static cameras; leave out frames without an animal")
+            cure=_MASK_CURES[e.problem][is_sample].format(path=path))
     return None, (finding,)
 
 # %% ../../nbs/doctor/00_evidence.ipynb #b9a943ab
 def _frames(n) -> str: return f"{n} frame{'s'*(n != 1)}"
 
-def _recording_without_masks(path, size, videos, masks) -> Evidence:
+def _each(values:dict) -> str: # path: text
+    return ", ".join(f"{path.parent.name}/{path.name} {value}" for path, value in values.items())
+
+def _frame_counts(rec): # yields Diagnostic
+    counts = {path: info.frames for path, info in rec.infos.items()}
+    fewest = min(counts.values())
+    if fewest == max(counts.values()): return
+    yield Diagnostic(
+        "frame_counts",
+        says=f"the videos and masks have different numbers of frames: {_each(counts)}",
+        means=f"Frame i of one camera is frame i of the others only as long as all recorded every frame: of the "
+              f"{_frames(fewest)} that all have, those after a lost one show different moments",
+        cure="find which frames were lost; where only the end differs, cut it: "
+             f"ffmpeg -i VIDEO.mp4 -frames:v {fewest} -crf 12 NEW.mp4",
+        number=fewest)
+
+def _frame_times(rec): # yields Diagnostic
+    "Videos of equal length whose time stamps disagree by more than half a frame; the same for masks."
+    for files in rec.videos, rec.masks:
+        infos = {path: rec.infos[path] for path in files.values()}
+        if len({info.frames for info in infos.values()}) > 1: continue
+        intervals = [info.duration/(info.frames - 1) for info in infos.values() if info.frames > 1]
+        slack = .5*min(intervals, default=math.inf)
+        for what in "start", "duration":
+            seconds = {path: getattr(info, what) for path, info in infos.items()}
+            if max(seconds.values()) - min(seconds.values()) <= slack: continue
+            yield Diagnostic(
+                "frame_times",
+                says=f"the files have the same number of frames, but another {what}: "
+                     + _each({path: f"{infos[path].frames} frames, {x:.3f} s" for path, x in seconds.items()}),
+                means="The cameras did not record at the same times, or a frame was lost and another one added: "
+                      "frame i shows different moments",
+                cure="synchronise the videos anew from the original files, then: gslrm_mouse doctor "
+                     f"{rec.path}",
+                number=max(seconds.values()) - min(seconds.values()))
+            return
+
+def _recording_without_masks(path, size, unit, videos, masks) -> Evidence:
     first = sorted(videos.glob("*.mp4"))[:1]
     if first: width, height, n = video_size(first[0])
     else: (width, height), n = size or (None, None), 0
     _, read = find_recording_rig(path)
-    cams, broken = call_checked(read, width, height, None)
+    cams, broken = call_checked(read, width, height, unit, path=path)
     missing = Diagnostic(
         "masks_missing",
         says=f"there is no folder {masks.name} with masks; {describe_folder(path)}",
@@ -111,17 +221,19 @@ def _recording_without_masks(path, size, videos, masks) -> Evidence:
     return Evidence(
         path, "recording", f"a recording without masks, {_frames(n)}", cameras=cams, broken=(*broken, missing))
 
-def _recording(path, size) -> Evidence:
+def _recording(path, size, unit) -> Evidence:
     videos, masks = folder_layout(path)
-    if not masks.is_dir(): return _recording_without_masks(path, size, videos, masks)
-    rec, broken = call_checked(open_recording, path)
+    if not masks.is_dir(): return _recording_without_masks(path, size, unit, videos, masks)
+    rec, broken = call_checked(open_recording, path, unit=unit, path=path)
     if rec is None: return Evidence(path, "recording", "a recording", broken=broken)
     i = min(_middle_keyframe(next(iter(rec.videos.values()))), rec.n_frames - 1)
-    views, broken = call_checked(rec.frame, i)
+    views, broken = call_checked(rec.frame, i, path=path)
     cams = rec.cameras
     says = (f"a recording, {len(cams)} cameras, {_frames(rec.n_frames)} of {cams.width} × {cams.height} px, "
             f"frame {i} examined")
-    return Evidence(path, "recording", says, cameras=cams, views=views and shrink_views(views), broken=broken)
+    return Evidence(
+        path, "recording", says, cameras=cams, views=views and shrink_views(views),
+        broken=(*broken, *_frame_counts(rec), *_frame_times(rec)), assignment=rec.assignment())
 
 def _info(folder) -> dict:
     try: content = json.loads((folder/"opencv_cameras.json").read_bytes())
@@ -129,18 +241,19 @@ def _info(folder) -> dict:
     if not isinstance(content, dict): return {}
     return {k: v for k, v in content.items() if k not in ("frames", "id")}
 
-def _sample(path) -> Evidence:
-    views, broken = call_checked(read_sample, path)
-    cams = views.cameras if views else call_checked(read_calibration, path/"opencv_cameras.json")[0]
-    says = f"a sample of {len(cams) if cams else 'unreadable'} views"
+def _sample(path, unit) -> Evidence:
+    views, broken = call_checked(read_sample, path, unit=unit, path=path, is_sample=True)
+    file = next(path/name for name in SAMPLES if (path/name).exists())
+    cams = views.cameras if views else call_checked(read_calibration, file, unit=unit)[0]
+    says = f"a sample of {len(cams) if cams else 'unreadable'} view{'s'*(not cams or len(cams) != 1)}"
     if cams: says += f", {cams.width} × {cams.height} px"
     return Evidence(
         path, "sample", says, cameras=cams, views=views and shrink_views(views), broken=broken, folders=(path,),
         info=_info(path))
 
-def _data_set(path) -> Evidence:
+def _data_set(path, unit) -> Evidence:
     folders = sample_folders(path)
-    one = _sample(folders[len(folders)//2])
+    one = _sample(folders[len(folders)//2], unit)
     lists = {}
     for name in ("train", "val"):
         files = sorted(path.glob(f"*_{name}.txt"))
@@ -148,10 +261,13 @@ def _data_set(path) -> Evidence:
     says = f"a data set of {len(folders)} samples; {one.path.name} examined: {one.says}"
     return replace(one, path=path, kind="data set", says=says, folders=tuple(folders), lists=lists)
 
-def _calibration(path, size) -> Evidence:
-    cams, broken = call_checked(read_calibration, path, *(size or ()))
+def _calibration(path, size, unit) -> Evidence:
+    try: cams, broken = call_checked(read_calibration, path, *(size or (None, None)), unit, path=path)
+    except ValueError as e:
+        if size is not None or "give width and height" not in str(e): raise
+        raise ValueError(f"{e}: gslrm_mouse doctor {path} --size WIDTH HEIGHT") from None
     says = "a calibration"
-    if cams is not None: says += f" of {len(cams)} cameras"
+    if cams is not None: says += f" of {len(cams)} camera{'s'*(len(cams) != 1)}"
     if cams: says += f", {cams.width} × {cams.height} px ({cams.format}; {cams.reason})"
     return Evidence(path, "calibration", says, cameras=cams, broken=broken)
 
@@ -159,10 +275,11 @@ def _calibration(path, size) -> Evidence:
 def read_evidence(
     path, # a calibration, a sample folder, a folder of samples or a recording
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
+    unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
 ) -> Evidence:
     "What there is to judge by; FileNotFoundError or ValueError where nothing can be read."
     path = Path(path)
-    if is_recording(path): return _recording(path, size)
-    if is_sample(path): return _sample(path)
-    if path.is_dir() and any(is_sample(p) for p in path.iterdir()): return _data_set(path)
-    return _calibration(path, size)
+    if is_recording(path): return _recording(path, size, unit)
+    if is_sample(path): return _sample(path, unit)
+    if path.is_dir() and any(is_sample(p) for p in path.iterdir()): return _data_set(path, unit)
+    return _calibration(path, size, unit)

@@ -99,7 +99,7 @@ def head_scores(
     for i in range(n):
         views = _head_views(i, size, tuple(elevation))
         cameras = views.cameras[:4]
-        batch = replace(cameras, K=cameras.K[None], w2c=cameras.w2c[None]).to(device)
+        batch = cameras.batch().to(device)
         gaussians = model(views.images[None, :4].to(device), batch).scene(0).to("cpu")
         scores.append(score_cloud(gaussians, views[4:]))
     return {name: float(np.mean([s[name] for s in scores])) for name in scores[0]}

@@ -22,13 +22,14 @@ from ..cameras.perturb import at_distance, shifted, spread_factors, turned, zoom
 from ..cameras.pinhole import Cameras
 from ..cameras.similarity import IDENTITY, Similarity
 from .scoring import score_cloud
+from ..files import one_line, read_bytes
 from ..models.checkpoint import ModelCard, checkpoint_hash, checkpoint_path, load_checkpoint
 from ..preprocess.silhouettes import ModelInput
 from ..reconstruction.prediction import predict as predict_cloud, resize_to_pixels, training_blur
 from ..scenes.bodies import canonical_scene
 from ..scenes.dataset import HELD_OUT, WORLD, canonical_cameras
 from ..scenes.tracer import Scene, raytrace
-from ..stats import bootstrap_ci
+from ..stats import mean_ci, signed_ci
 from ..views.views import Views
 
 # %% auto #0
@@ -264,7 +265,6 @@ def sensitivity(
     model,
     card:ModelCard,
     scenes:int=12, # held-out scenes of each subject
-    seed:int=0, # of the bootstrap
     *,
     subjects=("head", "mouse"),
     knobs=tuple(PERTURBATIONS), # names of perturbations
@@ -287,15 +287,19 @@ def sensitivity(
                 for kind, scores in score_perturbation(model, held_out, knob, value, smooth).items():
                     record = {**scores, "undisturbed": undisturbed}
                     collected.setdefault((subject, knob, kind, value), []).append(record)
-    return [_row(*key, records, seed) for key, records in collected.items()]
+    return [_row(*key, records) for key, records in collected.items()]
 
-def _row(subject, knob, kind, value, records, seed) -> dict:
+def _iou_range(per_scene) -> dict: # of the mean; a single scene says nothing about others
+    _, low, high, n = mean_ci(per_scene)
+    if n == 1: return dict(low=0., high=1.)
+    return dict(low=round(max(low, 0.), 4), high=round(min(high, 1.), 4))
+
+def _row(subject, knob, kind, value, records) -> dict:
     def mean(score): return round(float(np.mean([r[score] for r in records])), 4)
     per_scene = [round(r["iou"], 4) for r in records]
-    low, high = bootstrap_ci(per_scene, seed)
     return dict(
         subject=subject, knob=knob, kind=kind, value=value, n=len(records),
-        iou=mean("iou"), low=round(low, 4), high=round(high, 4), iou_undisturbed=mean("undisturbed"),
+        iou=mean("iou"), **_iou_range(per_scene), iou_undisturbed=mean("undisturbed"),
         psnr=mean("psnr"), psnr_fg=mean("psnr_fg"), psnr_white=mean("psnr_white"), coverage=mean("coverage"),
         scenes=per_scene)
 
@@ -304,11 +308,11 @@ def sensitivity_file(checkpoint) -> Path:
     "Where the table of a checkpoint lies: beside it."
     return Path(checkpoint).with_suffix(".sensitivity.json")
 
-def measure_sensitivity( # noqa: PLR0917 the command passes seven by position
+def measure_sensitivity(
     checkpoint=None, # a file with camera metadata; the shipped one when None
     out=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
+    *,
     scenes:int=12, # held-out scenes of each subject
-    seed:int=0, # of the bootstrap
     device:str="cpu",
     overwrite:bool=False, # replace an existing table
     command:str="", # recorded in the table
@@ -321,13 +325,12 @@ def measure_sensitivity( # noqa: PLR0917 the command passes seven by position
         raise FileExistsError(f"{out} exists; choose another file or pass --overwrite")
     model, card = load_checkpoint(path)
     begun = time.perf_counter()
-    rows = sensitivity(model.to(device), card, scenes, seed, **kwargs)
+    rows = sensitivity(model.to(device), card, scenes, **kwargs)
     facts = dict(
         checkpoint=checkpoint_hash(path),
         file=path.name,
         world=WORLD,
         command=command or "measure_sensitivity()",
-        seed=seed,
         scenes=[HELD_OUT, HELD_OUT + scenes],
         n_views=kwargs.get("n_views", 6),
         input_px=card.domain.image_size,
@@ -352,8 +355,17 @@ class Prediction(NamedTuple):
 @dataclass(frozen=True)
 class Sensitivity:
     "The measured curves of one checkpoint."
-    facts:dict # checkpoint hash, scene generator, command, seeds, sizes
+    facts:dict # checkpoint hash, scene generator, command, sizes
     rows:tuple[dict, ...]
+
+def _is_number(x) -> bool: return type(x) in (int, float) and -1e300 < x < 1e300
+
+def _checked_row(row) -> dict:
+    "A stored row, with the interval of its mean."
+    is_named = all(isinstance(row[key], str) for key in ("subject", "knob", "kind"))
+    is_measured = row["scenes"] and all(map(_is_number, (row["value"], row["iou"], row["coverage"], *row["scenes"])))
+    if not is_named or not is_measured: raise ValueError(f"a row holds {one_line(row)[:80]}")
+    return row | _iou_range(row["scenes"])
 
 def load_sensitivity(
     checkpoint=None, # the shipped one when None
@@ -366,11 +378,11 @@ def load_sensitivity(
         raise FileNotFoundError(f"no sensitivity table at {path}; measure_sensitivity({str(checkpoint)!r}) makes one "
                                 "in some minutes")
     try:
-        facts = json.loads(path.read_text())
-        rows = tuple(facts.pop("rows"))
+        facts = json.loads(read_bytes(path))
+        rows = tuple(_checked_row(row) for row in facts.pop("rows"))
         measured = facts["checkpoint"]
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ValueError(f"{path} is not a sensitivity table ({type(e).__name__}: {e})") from None
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as e:
+        raise ValueError(f"{path} is not a sensitivity table ({type(e).__name__}: {one_line(e)})") from None
     current = checkpoint_hash(checkpoint)
     if measured != current:
         raise ValueError(f"{path} was measured with checkpoint {measured}, {checkpoint.name} is {current}: "

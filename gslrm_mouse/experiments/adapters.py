@@ -18,7 +18,7 @@ from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card, sav
 from ..models.gslrm import GSLRMConfig
 from ..models.lora import load_adapters, merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
-from ..stats import bootstrap_ci, Table
+from ..stats import ci_text, mean_ci, signed_ci, Table
 from ..training.loop import load_trained, run_training
 from ..training.settings import Settings, model_settings, settings_from
 from ..training.sources import build_dataset
@@ -207,11 +207,9 @@ def _plot_scores(ax, by, score):
     "A score of mice for each condition and method, with its interval over mice."
     names, methods = _names_and_methods(by)
     for i, method in enumerate(methods):
-        values = [by[name, method][score] for name in names]
-        means = np.array([x.mean() for x in values])
-        bounds = np.array([bootstrap_ci(x) for x in values])
+        means, low, high, _ = np.array([mean_ci(by[name, method][score]) for name in names]).T
         x = np.arange(len(names)) + .12*(i - 1)
-        ax.errorbar(x, means, abs(bounds.T - means), fmt="o", ms=4, lw=1, label=method)
+        ax.errorbar(x, means, (means - low, high - means), fmt="o", ms=4, lw=1, label=method)
     ax.set_xticks(range(len(names)), names, rotation=35, ha="right", fontsize=7)
 
 def adapters_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
@@ -245,8 +243,7 @@ def adapters_table(done:list[dict]) -> Table:
 
     def cell(name, method):
         scores = by[name, method]
-        low, high = bootstrap_ci(scores["iou"])
-        return (f"{scores['iou'].mean():.3f} [{low:.3f}, {high:.3f}] · {scores['psnr'].mean():.2f} · "
+        return (f"{ci_text(scores['iou'])} · {scores['psnr'].mean():.2f} · "
                 f"{scores['psnr_fg'].mean():.2f} · resized {scores['sized'].mean():.3f}")
 
     head = ["adapters", "heads [dB]", *(f"`{method}`: IoU · PSNR · foreground PSNR" for method in methods)]
@@ -257,11 +254,9 @@ def adapters_table(done:list[dict]) -> Table:
 def _level(scores): return f"{scores['iou'].mean():.3f}"
 
 def _difference(a, b, score="iou"): # mouse by mouse
-    x = a[score] - b[score]
-    low, high = bootstrap_ci(x)
-    return f"{x.mean():+.3f} [{low:+.3f}, {high:+.3f}]"
+    return signed_ci(a[score] - b[score], 3)
 
-def _is_better(a, b): return bootstrap_ci(a["iou"] - b["iou"])[0] > 0
+def _is_better(a, b): return mean_ci(a["iou"] - b["iou"]).low > 0
 
 _EXACT, _CALIBRATED = "choose distance", "similarity" # methods
 

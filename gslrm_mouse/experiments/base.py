@@ -32,12 +32,17 @@ class Arm:
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/experiments/00_base.ipynb #8b7374be
+_LINE = dict(key=str, experiment=str, name=str, settings=dict, records=list) # of every line
+
 def load_results(
     path,
     **given, # settings which a condition must have: checkpoint="0123456789ab"
 ) -> list[dict]: # Arm's fields, key, seconds, records
     "The finished conditions of a file; ValueError where a line before the last cannot be read."
     finished = read_jsonl(path) if Path(path).is_file() else []
+    for i, line in enumerate(finished):
+        if not isinstance(line, dict) or any(type(line.get(key)) is not kind for key, kind in _LINE.items()):
+            raise ValueError(f"{path}: condition {i + 1} should have {', '.join(_LINE)}")
     return [arm for arm in finished if all(arm["settings"].get(name) == value for name, value in given.items())]
 
 def _plain(x):

@@ -11,7 +11,8 @@ import numpy as np
 from ..cameras.domain import CameraDomain
 from ..evaluation.scoring import rig_and_novel_views, score_cloud, score_cloud_in
 from .base import Arm, Experiment, Finding
-from .plan import Plan, chosen_frames, recorded_frames, recording_settings, records_of
+from .plan import Plan, chosen_frames, is_one_animal, recorded_frames, recording_settings
+from .plan import records_of
 from .recipes import RECIPE_ARMS
 from ..gaussians.fit import Fit, fit_gaussians, pixel_at
 from ..models.checkpoint import read_card
@@ -20,7 +21,7 @@ from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import METHODS
 from ..reconstruction.prediction import EPS2D, blur_cloud
 from ..scenes.dataset import WORLD
-from ..stats import bootstrap_ci, ci_text, Table
+from ..stats import ci_text, mean_ci, Table
 from ..views.recordings import open_recording
 from ..views.views import Views
 
@@ -62,17 +63,16 @@ CONTROL_SCORES = (("input", "psnr"), ("input", "psnr_white"), ("input", "iou"), 
 
 def control_summary(
     records:list[dict], # of `run_control`, with `scene`
-) -> dict: # method: {(part, score): (mean, 2.5 %, 97.5 %)}
-    "Means with bootstrap intervals over scenes, best novel IoU first (held-out IoU where novel views are unknown)."
+    one_animal:bool=False, # the scenes are frames of a recording, not mice
+) -> dict: # method: {(part, score): an `Interval`}
+    "Means with intervals over mice, best novel IoU first (held-out IoU where novel views are unknown)."
     scores = [(part, score) for part, score in CONTROL_SCORES if part in records[0]]
-    scenes = sorted({r["scene"] for r in records})
     summary = {}
     for method in dict.fromkeys(r["arm"] for r in records):
-        by_scene = [[r for r in records if (r["arm"], r["scene"]) == (method, scene)] for scene in scenes]
-        summary[method] = {}
-        for part, score in scores:
-            means = [np.mean([r[part][score] for r in of_scene]) for of_scene in by_scene]
-            summary[method][part, score] = (float(np.mean(means)), *bootstrap_ci(means))
+        of_method = [r for r in records if r["arm"] == method]
+        animals = [0 if one_animal else r["scene"] for r in of_method]
+        summary[method] = {
+            (part, score): mean_ci([r[part][score] for r in of_method], animals) for part, score in scores}
     return dict(sorted(summary.items(), key=lambda item: -item[1][scores[-1]][0]))
 
 # %% ../../nbs/experiments/04_control.ipynb #b6f6f5e0
@@ -82,7 +82,7 @@ _IOU_LABELS = {"held": "IoU of the held-out view, in the method's own cameras",
 def _plot_iou(ax, summary:dict, part:str):
     "IoU of the held-out view or of the novel views, a bar for each method."
     y = np.arange(len(summary))
-    mean, low, high = np.array([scores[part, "iou"] for scores in summary.values()]).T
+    mean, low, high, _ = np.array([scores[part, "iou"] for scores in summary.values()]).T
     ax.barh(y, mean, xerr=[mean - low, high - mean], height=.6, error_kw=dict(lw=.8))
     ax.set_yticks(y, list(summary), fontsize=7)
     ax.invert_yaxis()
@@ -109,8 +109,8 @@ def control_run(arm, checkpoint, cache, plan:Plan):
     scene = settings["scene"]
     domain = replace(read_card(checkpoint).domain, image_size=settings["size"])
     if "recording" in settings:
-        views, truths = open_recording(plan.recording).frame(scene), ()
-        if plan.truth: truths = recorded_frames(plan.recording, [scene], plan.truth)[0].truths
+        views, truths = open_recording(plan.recording, plan.unit).frame(scene), ()
+        if plan.truth: truths = recorded_frames(plan.recording, [scene], plan.truth, unit=plan.unit)[0].truths
     else: views, *truths = rig_and_novel_views(scene)
     options = Fit(**settings["fit"])
     return [dict(scene=scene, seed=arm.seed, **run_control(method, views, truths, domain, options, arm.seed))
@@ -122,7 +122,7 @@ _SCORE_NAMES = {"psnr": "PSNR", "psnr_white": "blank image", "iou": "IoU"}
 
 def control_table(done) -> Table:
     "The methods, best first."
-    summary = control_summary(records_of(done))
+    summary = control_summary(records_of(done), is_one_animal(done))
     columns = next(iter(summary.values()))
     head = ["method", *(f"{_PART_NAMES[part]}: {_SCORE_NAMES[score]}" for part, score in columns)]
     def cell(x): return f"{x[0]:.2f}" if x[0] > 2 else ci_text(x, 2) # decibels have no interval
@@ -131,7 +131,7 @@ def control_table(done) -> Table:
 def control_plot(done, folder) -> list[tuple]: # (file name, caption)
     "IoU of the held-out view and of novel views, method by method."
     import matplotlib.pyplot as plt
-    summary = control_summary(records_of(done))
+    summary = control_summary(records_of(done), is_one_animal(done))
     parts = [part for part in ("held", "novel") if (part, "iou") in next(iter(summary.values()))]
     fig, axs = plt.subplots(1, len(parts), figsize=(4.5*len(parts), 3.2), squeeze=False)
     for ax, part in zip(axs[0], parts): _plot_iou(ax, summary, part)
@@ -170,14 +170,14 @@ def control_findings(done) -> list[Finding]:
 
 def recording_control_findings(done) -> list[Finding]:
     "Whether a recording's images and cameras agree."
-    summary = control_summary(records_of(done))
-    exact, overwritten = (summary[method]["held", "iou"] for method in ("exact", "overwritten_k"))
+    summary = control_summary(records_of(done), one_animal=True)
+    exact, overwritten = (summary[method]["held", "iou"].mean for method in ("exact", "overwritten_k"))
     return [Finding(
         claim=f"Do images and cameras of the recording {done[0]['settings']['called']} agree?",
-        measured="Gaussians optimised on all cameras but one explain that one with IoU "
-                 f"{ci_text(exact, 2)} (`exact`), {ci_text(overwritten, 2)} with overwritten intrinsics",
+        measured="one animal, Gaussians optimised on all cameras but one explain that one with IoU "
+                 f"{exact:.2f} (`exact`), {overwritten:.2f} with overwritten intrinsics",
         verdict="answered",
-        why="yes: if a reconstruction fails, the model is at fault" if exact[0] > .8
+        why="yes: if a reconstruction fails, the model is at fault" if exact > .8
             else "not well: either there are too few views to explain another one, or calibration or masks are wrong, "
                  "which gslrm_mouse doctor reports; check this before any training")]
 

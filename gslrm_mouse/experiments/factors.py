@@ -26,7 +26,7 @@ from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
 from ..scenes.bodies import head_scene, mouse_scene
 from ..scenes.dataset import HELD_OUT
 from ..scenes.tracer import Scene, raytrace
-from ..stats import bootstrap_ci, Table
+from ..stats import mean_ci, signed_ci, Table
 
 # %% auto #0
 __all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'RIGHT_UNIT_FACTORS', 'MICE_RIGHT_UNIT', 'FACTORS_EXPERIMENT',
@@ -271,9 +271,8 @@ def shapley(
     measures=("iou", "psnr"), # of `MEASURES`
     given=(), # see `cell_values`
     sized:bool=False, # see `cell_values`
-    seed:int=0, # of the bootstrap
-) -> dict: # factor: {measure: (share, 2.5 %, 97.5 %)}
-    "What each factor costs (negative), with bootstrap intervals over scenes; the shares add up to the whole loss."
+) -> dict: # factor: {measure: an `Interval`}
+    "What each factor costs (negative), with intervals over scenes; the shares add up to the whole loss."
     out = {name: {} for name in factors}
     for measure in measures:
         cells, values = cell_values(records, factors, measure, given, sized)
@@ -282,7 +281,7 @@ def shapley(
         loss = values[size.index(len(factors))] - values[size.index(0)]
         assert np.abs(shares.sum(0) - loss).max() < 1e-9
         for name, share in zip(factors, shares):
-            out[name][measure] = (float(share.mean()), *bootstrap_ci(share, seed))
+            out[name][measure] = mean_ci(share)
     return out
 
 # %% ../../nbs/experiments/03_factors.ipynb #f7715aeb
@@ -305,7 +304,7 @@ def _plot_waterfall(ax, records, measure, game):
     order = sorted(shares, key=lambda name: shares[name][measure][0])
     ax.bar(0, start, color="0.7")
     for x, name in enumerate(order, 1):
-        share, low, high = shares[name][measure]
+        share, low, high, _ = shares[name][measure]
         ax.bar(x, share, bottom=level, color="C3" if share < 0 else "C2")
         ax.errorbar(x, level + share, [[share - low], [high - share]], color="k", lw=.8, capsize=2)
         label = f"{share:+.3f}" if measure == "iou" else f"{share:+.2f}"
@@ -345,11 +344,6 @@ def _games(is_full:bool) -> dict: # title: arguments of `shapley`
         games["mice, correct unit, footprint-corrected scales"] = MICE_RIGHT_UNIT | dict(sized=True)
     return games
 
-# %% ../../nbs/experiments/03_factors.ipynb #7231c4cd
-def _signed_ci(share, digits=3) -> str: # of (mean, 2.5 %, 97.5 %)
-    mean, low, high = share
-    return f"{mean:+.{digits}f} [{low:+.{digits}f}, {high:+.{digits}f}]"
-
 # %% ../../nbs/experiments/03_factors.ipynb #d8d00da6
 def factors_arms(full, checkpoint):
     "Twelve mice, 256 cells; or four, sixteen cells."
@@ -380,7 +374,9 @@ def factors_table(done) -> Table:
     columns = [(title, measure) for title in shares for measure in measures]
     factors = dict.fromkeys(name for game in shares.values() for name in game)
 
-    def cell(name, title, measure): return _signed_ci(shares[title][name][measure]) if name in shares[title] else "–"
+    def cell(name, title, measure):
+        return signed_ci(shares[title][name][measure], 3) if name in shares[title] else "–"
+
     def total(title, measure): return f"{sum(share[measure][0] for share in shares[title].values()):+.3f}"
     rows = [[f"`{name}`", *(cell(name, *column) for column in columns)] for name in factors]
     rows.append(["all", *(total(*column) for column in columns)])

@@ -15,7 +15,7 @@ from ..preprocess.silhouettes import foreground_stats, size_ratios
 from ..scenes.bodies import canonical_scene
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
-from ..stats import bootstrap_ci, Table
+from ..stats import Interval, Table, ci_text, mean_ci
 from ..views.views import Views
 
 # %% auto #0
@@ -97,21 +97,22 @@ GAP_DESCRIPTIONS = dict(
     poses="spread of poses: 1 - IoU between scenes",
 )
 
-def _mean_ci(values) -> tuple: # mean, 2.5 %, 97.5 %; nan for the interval of a single value
-    interval = bootstrap_ci(values) if len(values) > 1 else (np.nan, np.nan)
-    return float(np.mean(values)), *interval
 
 def gap_row(
     frames:list[Views], # several frames or scenes, the same cameras
     sizes:list, # of each: relative object size in its views
-) -> dict: # name: (mean, 2.5 %, 97.5 %); the last two have no interval
+    one_animal:bool=False, # the frames are those of a recording
+) -> dict: # name: an `Interval`; the last two are single numbers of all frames
     "All measures of one kind of object."
+    animals = [0]*len(frames) if one_animal else range(len(frames))
+    n_animals = len(set(animals))
     stats = [appearance_stats(views) for views in frames]
-    row = {name: _mean_ci([s[name].mean().item() for s in stats]) for name in stats[0]}
-    row["size"] = _mean_ci([float(np.mean(size)) for size in sizes])
+    row = {name: mean_ci([s[name].mean().item() for s in stats], animals) for name in stats[0]}
+    row["size"] = mean_ci([float(np.mean(size)) for size in sizes], animals)
     all_sizes = np.concatenate([np.asarray(size) for size in sizes])
-    row["size_spread"] = (float(all_sizes.std()/all_sizes.mean()), np.nan, np.nan)
-    row["poses"] = (pose_spread(frames) if len(frames) > 1 else np.nan, np.nan, np.nan)
+    row["size_spread"] = Interval(float(all_sizes.std()/all_sizes.mean()), np.nan, np.nan, n_animals)
+    poses = pose_spread(frames) if len(frames) > 1 else np.nan
+    row["poses"] = Interval(poses, np.nan, np.nan, n_animals)
     return row
 
 def world_gap(kind:str, n:int=24, size:int=256) -> dict:
@@ -122,10 +123,10 @@ def world_gap(kind:str, n:int=24, size:int=256) -> dict:
 
 def _is_missing(x) -> bool: return x is None or math.isnan(x) # stored results have None for NaN
 
-def _cell(mean, low, high) -> str:
+def _cell(mean, low, high, n) -> str:
     if _is_missing(mean): return "–"
     if _is_missing(low): return f"{mean:.3f}"
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return ci_text(Interval(mean, low, high, n))
 
 def _gap_rows(rows:dict) -> Table: # name of a kind: its `gap_row`
     cells = []

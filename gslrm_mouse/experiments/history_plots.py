@@ -10,7 +10,7 @@ import numpy as np
 from .history import DATA, condition_names, condition_settings, conditions_with
 from .history import gradient_shares_of, per_mouse, trajectory
 from ..plotting import picture
-from ..stats import bootstrap_ci
+from ..stats import mean_ci
 
 # %% auto #0
 __all__ = ['history_a_plot', 'history_b_plot']
@@ -45,7 +45,7 @@ def _plot_score(ax, done, names, split, key, style):
         steps, scores = trajectory(done, name, split, key)
         ax.plot(steps, scores, label=name, **style(name))
         if split == "heads" or len(steps) < 2: continue # heads have one number, their mean
-        low, high = np.array([bootstrap_ci(per_mouse(done, name, split, key, step)) for step in steps]).T
+        _, low, high, _ = np.array([mean_ci(per_mouse(done, name, split, key, step)) for step in steps]).T
         ax.fill_between(steps, low, high, color=style(name)["color"], alpha=.08, lw=0)
 
 def _plot_panel(ax, done, names, panel, style):

@@ -14,7 +14,7 @@ from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card
 from ..models.gslrm import GSLRM, GSLRMConfig
 from ..models.lora import THIRDS, target_modules
 from ..scenes.dataset import HELD_OUT, WORLD
-from ..stats import bootstrap_ci, Table
+from ..stats import mean_ci, signed_ci, Table
 from ..training.freeze import apply_trainable
 from ..training.loop import train_in_stages
 from ..training.settings import Settings, model_settings, settings_from
@@ -290,7 +290,7 @@ def groups(
     done:list[dict], # finished conditions
 ) -> dict: # name: dict(description, place, rank, lr, parameters, gain, level, cost, heads)
     """The finished runs by name, compared with the untrained network; {} while that was not scored.
-    `gain` and `level`: {score: [one per mouse and seed]}, on mice; `cost`: change of PSNR on human heads, one per seed;
+    `gain` and `level`: {score: [one per mouse, means over seeds]}; `cost`: change of PSNR on human heads, one per seed;
     `heads`: their (step, PSNR) at every stop, one list per seed."""
     starts = {x["settings"]["method"]: x["records"] for x in done if x["settings"]["kind"] == "start"}
     out = {}
@@ -306,16 +306,22 @@ def groups(
             out[x["name"]] = dict(
                 description=facts["says"], place=facts["place"], rank=facts["rank"], lr=facts["lr"],
                 parameters=facts["parameters"],
-                gain={score: [] for score in SCORES}, level={score: [] for score in SCORES}, cost=[], heads=[],
+                gain={score: {} for score in SCORES}, level={score: {} for score in SCORES}, cost=[], heads=[],
             )
         group = out[x["name"]]
         for r in records:
             if r["kind"] != "mouse": continue
             for score in SCORES:
-                group["gain"][score].append(r["novel"][score] - mouse_before[r["scene"]][score])
-                group["level"][score].append(r["novel"][score])
+                after, before = r["novel"][score], mouse_before[r["scene"]][score]
+                group["gain"][score].setdefault(r["scene"], []).append(after - before)
+                group["level"][score].setdefault(r["scene"], []).append(after)
         group["cost"].append(mean_of(records, "head")["psnr"] - head_before)
         group["heads"].append([(0, head_before), *((r["step"], r["psnr"]) for r in records if r["kind"] == "head")])
+    for group in out.values():
+        for part in ("gain", "level"):
+            group[part] = {
+                score: [float(np.mean(of_mouse)) for of_mouse in of_mice.values()]
+                for score, of_mice in group[part].items()}
     return out
 
 def net_worth(group:dict) -> float: # dB
@@ -341,7 +347,7 @@ def _scatter(ax, by_name, score, best):
     "Gain on mice over the change on heads: a point per group, its interval, a tick per seed."
     for i, (name, group) in enumerate(by_name.items()):
         x, y = np.mean(group["cost"]), np.mean(group["gain"][score])
-        low, high = bootstrap_ci(group["gain"][score])
+        _, low, high, _ = mean_ci(group["gain"][score])
         ax.errorbar(
             x, y, [[y - low], [high - y]],
             fmt="s" if group["place"] in POLICIES else "o",
@@ -427,9 +433,9 @@ def placement_plot(done:list[dict], folder) -> list[tuple]: # (file name, captio
     folder, figures, by_name = Path(folder), [], groups(done)
     if by_name:
         _plot_pareto(by_name, winner(done), folder/"places_pareto.png")
-        caption = ("Gain on mice against the change on human heads. Bars: 95 % intervals over mice and seeds; ticks: "
-                   "seeds. Squares: policies that are not adapters alone; hollow: controls (replay, distillation, "
-                   "exact camera).")
+        caption = ("Gain on mice against the change on human heads. Bars: 95 % intervals over mice (means over seeds); "
+                   "ticks: seeds. Squares: policies that are not adapters alone; hollow: controls (replay, "
+                   "distillation, exact camera).")
         figures.append(("places_pareto.png", caption))
     search = next((x["records"] for x in done if x["settings"]["kind"] == "search"), None)
     if search:
@@ -442,10 +448,6 @@ def placement_plot(done:list[dict], folder) -> list[tuple]: # (file name, captio
     return figures
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #f3290e68
-def _signed_ci(x, unit=""): # mean and 95 % interval of a change
-    low, high = bootstrap_ci(x)
-    return f"{np.mean(x):+.2f}{unit} [{low:+.2f}, {high:+.2f}]"
-
 def placement_table(done:list[dict]) -> Table:
     "The groups, the largest net gain first."
     by_name = groups(done)
@@ -457,8 +459,8 @@ def placement_table(done:list[dict]) -> Table:
             f"{group['lr']:g}",
             f"{group['parameters']:,}",
             f"{np.mean(group['level']['iou']):.3f}",
-            _signed_ci(group["gain"]["psnr"]),
-            _signed_ci(group["gain"]["psnr_fg"]),
+            signed_ci(group["gain"]["psnr"]),
+            signed_ci(group["gain"]["psnr_fg"]),
             f"{np.mean(group['cost']):+.2f}",
             f"{net_worth(group):+.2f}",
             len(group["cost"]),
@@ -469,7 +471,7 @@ def placement_table(done:list[dict]) -> Table:
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #a28eff47
 def _both_domains(group):
-    on_mice = _signed_ci(group["gain"]["psnr"], " dB")
+    on_mice = signed_ci(group["gain"]["psnr"], unit=" dB")
     return f"{group['description']}: mice {on_mice}, heads {np.mean(group['cost']):+.2f} dB"
 
 def _applicable(by_name, best):
@@ -480,7 +482,7 @@ def _applicable(by_name, best):
             why="not all conditions are finished")
     others = _by_worth(by_name, [name for name in by_name if name != best and not _is_control(name)])
     behind = [name for name in others if net_worth(by_name[name]) < net_worth(by_name[best])]
-    gains = bootstrap_ci(by_name[best]["gain"]["psnr"])[0] > 0
+    gains = mean_ci(by_name[best]["gain"]["psnr"]).low > 0
     why = "it can be applied, but in so few optimisation steps it gains nothing certain"
     if gains:
         group = by_name[best]

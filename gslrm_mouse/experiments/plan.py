@@ -4,7 +4,6 @@
 
 # %% ../../nbs/experiments/01_plan.ipynb #20d6dd8a
 from __future__ import annotations
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 import numpy as np
@@ -13,13 +12,13 @@ from ..models.checkpoint import checkpoint_hash
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
-from ..views.recordings import open_recording
-from ..views.samples import read_truth, truth_frames, truth_json
+from ..views.recordings import combined_fingerprint, fingerprint_of_source, open_recording
+from ..views.samples import read_truth, truth_frames
 from ..views.views import Views
 
 # %% auto #0
 __all__ = ['Frame', 'procedural_frame', 'recorded_frames', 'Plan', 'arm_settings', 'recording_hash', 'recording_settings',
-           'chosen_frames', 'records_of']
+           'chosen_frames', 'is_one_animal', 'records_of']
 
 # %% ../../nbs/experiments/01_plan.ipynb #74ad4340
 @dataclass(frozen=True)
@@ -60,9 +59,10 @@ def recorded_frames(
     frames, # frame numbers
     truth=None, # folder of held-out views; without it, cameras of the rig are held out
     every:bool=True, # hold out each camera of a frame in turn, or one camera per frame
+    unit:str=None, # of the cameras; as their file states or implies when None
 ) -> list[Frame]:
     "Frames of a recording with their held-out views."
-    opened = open_recording(recording)
+    opened = open_recording(recording, unit)
     out = []
     for k, i in enumerate(frames):
         views = opened.frame(i)
@@ -84,36 +84,40 @@ class Plan:
     frames:tuple = () # of the recording, or mice of the experiment `recipes`; chosen when empty
     smooth:bool = True # the six preprocessing methods with the training camera's blur
     device:str = "cpu"
+    unit:str|None = None # of the recording's cameras; as their file states or implies when None
 
 def arm_settings(checkpoint, **more) -> dict:
     "Settings of a condition that evaluates a checkpoint on procedural scenes."
     return dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, **more)
 
-def recording_hash(recording, truth=None) -> str:
-    "What identifies a recording: its cameras, the sizes of its files, and the cameras of its held-out views."
-    opened = open_recording(recording)
-    sizes = [path.stat().st_size for path in (*opened.videos.values(), *opened.masks.values())]
-    identity = [opened.cameras.K.tolist(), opened.cameras.w2c.tolist(), opened.n_frames, sizes]
-    if truth: identity.append(truth_json(Path(truth)/"heldout_cameras.json"))
-    return hashlib.sha256(repr(identity).encode()).hexdigest()[:12]
+def recording_hash(recording, truth=None, unit=None) -> str:
+    "What identifies a recording: the content of its videos, masks, calibration and held-out views, and a stated unit."
+    open_recording(recording, unit) # raises if it is none
+    files = fingerprint_of_source(recording, truth)
+    return combined_fingerprint(files | dict(unit=unit) if unit else files)
 
 def recording_settings(plan:Plan, checkpoint, **more) -> dict:
     "Settings of a condition that evaluates a checkpoint on a recording."
     return dict(
         checkpoint=checkpoint_hash(checkpoint),
-        recording=recording_hash(plan.recording, plan.truth),
+        recording=recording_hash(plan.recording, plan.truth, plan.unit),
         called=Path(plan.recording).name,
         truth=plan.truth is not None,
+        **(dict(unit=plan.unit) if plan.unit else {}),
         **more)
 
 def chosen_frames(plan:Plan, most:int=4) -> list[int]:
     "The frames of the plan, or `most` frames spread over the recording (over its held-out views, if it has some)."
     if plan.frames: return list(plan.frames)
-    available = truth_frames(plan.truth) if plan.truth else range(open_recording(plan.recording).n_frames)
+    available = truth_frames(plan.truth) if plan.truth else range(open_recording(plan.recording, plan.unit).n_frames)
     if not len(available):
         raise FileNotFoundError(f"{plan.truth}: images of frames were looked for (frame_…_view_….png), there are none")
     spread = sorted({int(i) for i in np.linspace(0, len(available) - 1, most)})
     return [available[i] for i in spread]
+
+def is_one_animal(done:list) -> bool: # finished conditions
+    "Whether all frames show the same animal, as those of a recording do: a mean over them has no interval."
+    return "recording" in done[0]["settings"]
 
 def records_of(
     done:list, # finished conditions

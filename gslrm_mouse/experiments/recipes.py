@@ -13,14 +13,14 @@ import numpy as np
 from ..cameras.domain import CameraDomain
 from .base import Arm, Experiment, Finding
 from .plan import Frame, Plan, arm_settings, chosen_frames, procedural_frame, recorded_frames
-from .plan import recording_settings, records_of
+from .plan import is_one_animal, recording_settings, records_of
 from ..gaussians.rasterize import render
 from ..metrics import image_scores
 from ..models.checkpoint import load_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import RECIPES
 from ..reconstruction.prediction import predict, training_blur
-from ..stats import bootstrap_groups, ci_text, Table
+from ..stats import ci_text, mean_ci, Table
 from ..views.views import Views
 
 # %% auto #0
@@ -72,43 +72,47 @@ def _small(views:Views) -> Views:
     return views.resized(width//factor, height//factor)
 
 # %% ../../nbs/experiments/02_recipes.ipynb #66f02a88
-def summary(records:list[dict], split:str="novel") -> list[dict]:
-    "One row per method: means of the scores over the images of `split`, and the interval of the IoU over frames."
+def summary(
+    records:list[dict],
+    split:str="novel",
+    one_animal:bool=False, # the frames are those of a recording, not mice
+) -> list[dict]: # arm, psnr, psnr_fg, psnr_white, iou: an `Interval`
+    "One row per method: means of the scores over the images of `split`, and the interval of the IoU over animals."
     rows = []
     for method in dict.fromkeys(r["arm"] for r in records):
         selected = [r for r in records if r["arm"] == method and r["split"] == split]
-        iou_by_frame = {}
-        for r in selected: iou_by_frame.setdefault(r["frame"].split()[0], []).append(r["iou"])
+        animals = ["the animal" if one_animal else r["frame"] for r in selected]
+        iou = mean_ci([r["iou"] for r in selected], animals)
         means = {score: float(np.nanmean([r[score] for r in selected])) for score in ("psnr", "psnr_fg", "psnr_white")}
-        rows.append(dict(arm=method, **means, iou=bootstrap_groups(iou_by_frame)))
+        rows.append(dict(arm=method, **means, iou=iou))
     return rows
 
-def recipes_scores(records:list[dict]) -> Table:
+def recipes_scores(records:list[dict], one_animal:bool=False) -> Table:
     "The summary, novel views first, then input views."
     input_rows = {row["arm"]: row for row in summary(records, "input")}
     rows = []
-    for novel in summary(records):
+    for novel in summary(records, one_animal=one_animal):
         method = novel["arm"]
-        mean, low, high = novel["iou"]
         psnr, foreground, blank = (f"{novel[score]:.2f}" for score in ("psnr", "psnr_fg", "psnr_white"))
         input_psnr, input_iou = f"{input_rows[method]['psnr']:.2f}", f"{input_rows[method]['iou'][0]:.3f}"
         rows.append([f"`{method}` {RECIPE_DESCRIPTIONS[method]}", psnr, foreground,
-                     f"{mean:.3f} [{low:.3f}, {high:.3f}]", blank, input_psnr, input_iou])
+                     ci_text(novel["iou"]), blank, input_psnr, input_iou])
     return Table(
         ["method", "novel: PSNR", "foreground PSNR", "IoU [95 %]", "blank image", "input: PSNR", "IoU"], rows)
 
-def verdict(records:list[dict]) -> str:
+def verdict(records:list[dict], one_animal:bool=False) -> str:
     "One sentence: which method was best, and whether that was expected."
-    iou = {row["arm"]: row["iou"] for row in summary(records)} # mean, 2.5 %, 97.5 %
-    best = max(iou, key=lambda method: iou[method][0])
+    iou = {row["arm"]: row["iou"] for row in summary(records, one_animal=one_animal)}
+    best = max(iou, key=lambda method: iou[method].mean)
     if "exact" not in iou or best == "exact":
-        return (f"The best of the {len(iou)} methods by IoU is `{best}` ({iou[best][0]:.3f}); "
-                f"millimetres reach {iou['mm'][0]:.3f}.")
-    overlaps = iou[best][1] <= iou["exact"][2]
+        return (f"The best of the {len(iou)} methods by IoU is `{best}` ({iou[best].mean:.3f}); "
+                f"millimetres reach {iou['mm'].mean:.3f}.")
+    overlaps = iou[best].low <= iou["exact"].high
     why = (f"`{best}` shows the network a larger animal, which gains resolution at the price of inconsistent views; "
            "see the images.")
-    if overlaps: why = "their intervals overlap, so these frames cannot tell them apart."
-    return f"The best method by IoU is `{best}` ({iou[best][0]:.3f}), not `exact` ({iou['exact'][0]:.3f}); {why}"
+    if overlaps: why = "their intervals overlap, so these mice cannot tell them apart."
+    if one_animal: why = "one animal cannot tell them apart."
+    return f"The best method by IoU is `{best}` ({iou[best].mean:.3f}), not `exact` ({iou['exact'].mean:.3f}); {why}"
 
 # %% ../../nbs/experiments/02_recipes.ipynb #2003de17
 def _crop(truth:Views) -> tuple: # x, y, half width in pixels
@@ -157,7 +161,8 @@ def recipes_run(arm, checkpoint, cache, plan:Plan):
     model, card = load_checkpoint(checkpoint)
     model.to(plan.device)
     i, is_recording = arm.settings["frame"], "recording" in arm.settings
-    frames = recorded_frames(plan.recording, [i], plan.truth) if is_recording else [procedural_frame(i)]
+    frames = [procedural_frame(i)]
+    if is_recording: frames = recorded_frames(plan.recording, [i], plan.truth, unit=plan.unit)
     keeps_images = is_recording or i < 2
     records, sheet = [], None
     for frame in frames:
@@ -188,7 +193,7 @@ def recipes_plot(done, folder, cache=None) -> list[tuple]: # (file name, caption
 
 def recipes_table(done) -> Table:
     "The six methods."
-    return recipes_scores(records_of(done, "iou"))
+    return recipes_scores(records_of(done, "iou"), is_one_animal(done))
 
 # %% ../../nbs/experiments/02_recipes.ipynb #84a72344
 def _normalization_verdict(mm, similarity, exact) -> str: # of novel IoU
@@ -249,17 +254,17 @@ def recipes_findings(done) -> list[Finding]:
 def recording_recipes_findings(done) -> list[Finding]:
     "The order of the methods on a recording."
     records = records_of(done, "iou")
-    rows = sorted(summary(records), key=lambda row: -row["iou"][0])
+    rows = sorted(summary(records, one_animal=True), key=lambda row: -row["iou"].mean)
     best = rows[0]
     settings = done[0]["settings"]
     cameras = "held-out cameras" if settings["truth"] else "each of its cameras held out in turn"
-    ranking = ", ".join(f"`{row['arm']}` {ci_text(row['iou'], 2)}" for row in rows)
+    ranking = ", ".join(f"`{row['arm']}` {row['iou'].mean:.2f}" for row in rows)
     return [Finding(
         claim=f"Which preprocessing method suits the recording {settings['called']}?",
-        measured=f"{cameras}, IoU: {ranking}; PSNR of `{best['arm']}` {best['psnr']:.1f} dB (blank image "
+        measured=f"{cameras}, one animal, IoU: {ranking}; PSNR of `{best['arm']}` {best['psnr']:.1f} dB (blank image "
                  f"{best['psnr_white']:.1f})",
         verdict="answered",
-        why=verdict(records))]
+        why=verdict(records, one_animal=True))]
 
 # %% ../../nbs/experiments/02_recipes.ipynb #b3271e91
 def recipes(plan:Plan, cache=None) -> Experiment:

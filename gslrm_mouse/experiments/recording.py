@@ -19,7 +19,7 @@ from ..models.gslrm import GSLRMConfig
 from ..preprocess.canonical import canonicalize
 from ..preprocess.recipes import similarity
 from ..reconstruction.prediction import fit_to_views, predict, training_blur
-from ..stats import Table, bootstrap_ci
+from ..stats import Table
 from ..training.settings import Settings
 from ..views.recordings import parse_frames
 from ..views.recordings import open_recording
@@ -67,11 +67,12 @@ def complete_plan(
     recording, # a folder as `open_recording` reads it
     truth=None, # folder of views from cameras outside the rig
     domain:CameraDomain=CameraDomain(), # of the checkpoint # noqa: B008 (it is frozen)
+    unit:str=None, # of the cameras; as their file states or implies when None
 ) -> RecordingPlan: # nothing of it is None
     """The plan for one recording; ValueError where the recording is too small.
 
     The first three eighths train, frames of the second half are evaluated, every other camera is held out in turn."""
-    opened = open_recording(recording)
+    opened = open_recording(recording, unit)
     n_frames, n_cameras = opened.n_frames, len(opened.cameras)
     n_train = max(1, 3*n_frames//8)
     if n_cameras < 3:
@@ -115,11 +116,12 @@ def film_run(
     plan:RecordingPlan, # complete
     seed:int=0,
     heldout=(), # cameras that are in no batch
+    unit:str=None, # of the cameras; as their file states or implies when None
 ) -> Settings:
     "The recording's own frames: one camera is the target, and the others, or all but one of them, are inputs."
-    n_views = len(open_recording(recording).cameras) - len(heldout)
+    n_views = len(open_recording(recording, unit).cameras) - len(heldout)
     dataset = dict(
-        dataset_path=str(recording), frames=plan.train, val_share=0., num_views=n_views,
+        dataset_path=str(recording), unit=unit or "", frames=plan.train, val_share=0., num_views=n_views,
         input_views=sorted({max(1, n_views - 2), n_views - 1}), heldout_cameras=list(heldout),
         **_zoomed_dataset(config, plan))
     return adapter_run_settings(replace(plan.film, seed=seed), config, dataset)
@@ -184,12 +186,14 @@ def _without(views, camera:int) -> tuple: # the other views, and the held-out on
     return views[others], [views[[camera]].resized(width, height)]
 
 # %% ../../nbs/experiments/13_recording.ipynb #8683a81c
-def measure_recording( # noqa: PLR0917 as it is called by hand, see the last section
+def measure_recording(
     recording, # a folder as `open_recording` reads it
     # folder of views from cameras outside the rig, see `read_truth`; only held-out rig cameras are scored when None
     truth=None,
     checkpoint=None, # file; the shipped one when None
     cache="cache", # folder of adapters
+    *,
+    unit:str=None, # of the cameras; as their file states or implies when None
     seeds=(0, 1, 2),
     plan:RecordingPlan=RecordingPlan(),
     stages:dict=STAGES,
@@ -199,8 +203,8 @@ def measure_recording( # noqa: PLR0917 as it is called by hand, see the last sec
     "Scores of every stage on a recording; the first record has the split \"plan\" and says how the recording was used."
     path = checkpoint_path(checkpoint)
     card = read_card(path)
-    opened = open_recording(recording)
-    plan = complete_plan(plan, recording, truth, card.domain)
+    opened = open_recording(recording, unit)
+    plan = complete_plan(plan, recording, truth, card.domain, unit)
     novel_frames = plan.asked if truth else ()
     frames = {frame: opened.frame(frame) for frame in sorted({*novel_frames, *plan.alone})}
     truths = {frame: read_truth(truth, frame) for frame in novel_frames}
@@ -209,7 +213,7 @@ def measure_recording( # noqa: PLR0917 as it is called by hand, see the last sec
         runs = dict(
             camera=lambda: camera_run(card.config, replace(plan.camera, seed=seed)),
             mice=lambda: mice_run(card.config, plan, seed),
-            film=lambda: film_run(card.config, recording, plan, seed, heldout))
+            film=lambda: film_run(card.config, recording, plan, seed, heldout, unit))
         return load_with_adapters(tuple(runs[name]() for name in chain), path, cache).to(device)
 
     records = [dict(split="plan", **asdict(plan))]
@@ -246,10 +250,6 @@ def _image_means(records, arm, split, score) -> list[float]: # one for each imag
 
 def _mean_text(values, digits=2) -> str: return f"{np.mean(values):.{digits}f}" if values else "–"
 
-def _ci_text(values) -> str:
-    if not values: return "–"
-    low, high = bootstrap_ci(values)
-    return f"{np.mean(values):.3f} [{low:.3f}, {high:.3f}]"
 
 def _stage_scores(records:list[dict]) -> Table:
     records = [r for r in records if "arm" in r]
@@ -261,10 +261,10 @@ def _stage_scores(records:list[dict]) -> Table:
         heads = np.mean(means("head", "psnr") or [float("nan")]) - frozen_heads
         rows.append([
             arm,
-            _ci_text(means("novel", "iou")),
+            _mean_text(means("novel", "iou"), 3),
             _mean_text(means("novel", "psnr_fg")),
             f"{_mean_text(means('novel', 'psnr'))} ({_mean_text(means('novel', 'psnr_white'))})",
-            _ci_text(means("left out", "iou")),
+            _mean_text(means("left out", "iou"), 3),
             _mean_text(means("left out", "psnr_fg")),
             f"{heads:+.2f}",
             len({r["seed"] for r in records if r["arm"] == arm})])
@@ -284,7 +284,8 @@ def _arms(full, checkpoint, plan:Plan) -> list[Arm]: # all of it, or nothing
     return [Arm("recording_adapters", "adapters", seed, settings) for seed in plan.seeds or range(3)]
 
 def _run(arm, checkpoint, cache, plan:Plan) -> list[dict]:
-    return measure_recording(plan.recording, plan.truth, checkpoint, cache, seeds=(arm.seed,), device=plan.device)
+    return measure_recording(
+        plan.recording, plan.truth, checkpoint, cache, unit=plan.unit, seeds=(arm.seed,), device=plan.device)
 
 def _table(done) -> Table:
     "A row for each stage: cameras outside the rig, held-out rig cameras, heads."

@@ -19,7 +19,7 @@ from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import fit_to_views, predict, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.tracer import raytrace
-from ..stats import bootstrap_ci, ci_text, Table
+from ..stats import ci_text, mean_ci, signed_ci, Table
 from ..views.views import Views
 
 # %% auto #0
@@ -114,7 +114,7 @@ def refine_table(done:list[dict]) -> Table:
     for (n_cameras, cloud), scores in by_rig(done).items():
         iou = scores["iou"]
         psnr, white, foreground = (f"{scores[k].mean():.2f}" for k in ("psnr", "psnr_white", "psnr_fg"))
-        rows.append([n_cameras, cloud, ci_text((iou.mean(), *bootstrap_ci(iou))), f"{psnr} ({white})", foreground])
+        rows.append([n_cameras, cloud, ci_text(iou), f"{psnr} ({white})", foreground])
     return Table(
         ["cameras", "Gaussians", "novel IoU", "PSNR [dB] (blank image)", "foreground PSNR [dB]"], rows)
 
@@ -123,10 +123,9 @@ def _plot_score(ax, scores, key, label):
     "One score over the number of cameras, a curve for each reconstruction."
     n_cameras = sorted({n for n, _ in scores})
     for cloud in CLOUDS:
-        mean = np.array([scores[n, cloud][key].mean() for n in n_cameras])
-        interval = np.array([bootstrap_ci(scores[n, cloud][key]) for n in n_cameras])
+        mean, low, high, _ = np.array([mean_ci(scores[n, cloud][key]) for n in n_cameras]).T
         ax.plot(n_cameras, mean, "o-", ms=4, label=cloud)
-        ax.fill_between(n_cameras, *interval.T, alpha=.15, lw=0)
+        ax.fill_between(n_cameras, low, high, alpha=.15, lw=0)
     ax.set_xlabel("cameras")
     ax.set_xticks(n_cameras)
     ax.set_ylabel(label, fontsize=8)
@@ -154,9 +153,6 @@ def refine_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
 # %% ../../nbs/experiments/14_refine.ipynb #28bd592f
 def _listed(items) -> str: return " and ".join(map(str, items))
 
-def _signed_ci(x, digits=3, unit="") -> str:
-    low, high = bootstrap_ci(x)
-    return f"{x.mean():+.{digits}f}{unit} [{low:+.{digits}f}, {high:+.{digits}f}]"
 
 def refine_findings(done:list[dict]) -> list[Finding]:
     "Whether optimisation improves on the network, and whether starting from the network improves the optimisation."
@@ -167,7 +163,7 @@ def refine_findings(done:list[dict]) -> list[Finding]:
     def level(n, cloud): return f"{scores[n, cloud]['iou'].mean():.2f} ({scores[n, cloud]['psnr_fg'].mean():.1f} dB)"
     def gain(n, a, b, score="iou"): return scores[n, a][score] - scores[n, b][score] # mouse by mouse
 
-    better = [n for n in rigs if bootstrap_ci(gain(n, from_network, network))[0] > 0]
+    better = [n for n in rigs if mean_ci(gain(n, from_network, network)).low > 0]
     optimisation = Finding(
         claim="Can the same six views give a better mouse than the network does? (not in the original report)",
         measured="novel IoU (foreground PSNR): " + "; ".join(
@@ -176,9 +172,9 @@ def refine_findings(done:list[dict]) -> list[Finding]:
         why=f"optimising the network's Gaussians on its own input views is better with {_listed(better)} cameras"
             if better else "optimisation adds nothing to the network's reconstruction")
 
-    bounds = {n: bootstrap_ci(gain(n, from_network, from_nothing)) for n in rigs}
-    helps = [n for n in rigs if bounds[n][0] > 0]
-    hurts = [n for n in rigs if bounds[n][1] < 0]
+    gains = {n: mean_ci(gain(n, from_network, from_nothing)) for n in rigs}
+    helps = [n for n in rigs if gains[n].low > 0]
+    hurts = [n for n in rigs if gains[n].high < 0]
     undecided = [n for n in rigs if n not in helps + hurts]
     by_iou = []
     if helps: by_iou.append(f"starting from the network's Gaussians is better with {_listed(helps)} cameras")
@@ -190,10 +186,10 @@ def refine_findings(done:list[dict]) -> list[Finding]:
         claim="Is the network needed at all, once one optimises per scene? (not in the original report)",
         measured="novel IoU (foreground PSNR): " + "; ".join(
             f"{n} cameras, from the visual hull {level(n, from_nothing)}, from the network {level(n, from_network)}, "
-            f"{_signed_ci(gain(n, from_network, from_nothing))}" for n in rigs),
+            f"{signed_ci(gains[n], 3)}" for n in rigs),
         verdict="answered",
         why=f"by IoU, {', '.join(by_iou)}; the foreground is better from {winner} with {rigs[0]} cameras "
-            f"({_signed_ci(foreground, 1, ' dB')})")
+            f"({signed_ci(foreground, 1, ' dB')})")
     return [optimisation, start]
 
 EXPERIMENT_REFINE = Experiment(

@@ -136,9 +136,9 @@ _TEMPLATE = """<!doctype html>
 <p>{{ background }}</p>
 
 <h2 id="findings">Claims, questions and verdicts</h2>
-<p class="made">Numbers are means over images, [95 % intervals] by bootstrap over mice or frames. IoU is that of
-silhouettes in novel views. PSNR is in dB against ground truth on white; <i>white</i> is what a blank image scores in
-the same cameras.</p>
+<p class="made">Numbers are means over images, [95 % t intervals] over n mice; frames of one animal have none.
+IoU is that of silhouettes in novel views. PSNR is in dB against ground truth on white; <i>white</i> is what a blank
+image scores in the same cameras.</p>
 <table class="verdict">
 <thead><tr><th>claim or question</th><th>what was measured</th><th>verdict</th><th>why</th></tr></thead>
 <tbody>
@@ -379,11 +379,12 @@ def _not_planned(plan, known) -> dict: # experiment → command that runs it
     else: names = [name for name, (_, is_quick) in (known or EXPERIMENTS).items() if not (plan.full or is_quick)]
     return {name: f"gslrm_mouse study --full --only {name}" for name in names}
 
-def study( # noqa: PLR0917 the command passes seven by position
+def study(
     out, # folder of the report; an earlier study there is continued
     plan:Plan=None, # the quick study of the shipped checkpoint when None
     results=None, # folder of JSON lines; `out`/results when None
     cache=None, # folder of training runs and images; `out`/cache when None
+    *,
     jobs:int=1, # conditions at a time
     threads:int=1, # CPU threads of each
     command:str="", # recorded in the report

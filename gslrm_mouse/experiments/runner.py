@@ -4,10 +4,12 @@
 
 # %% ../../nbs/experiments/16_runner.ipynb #f8542287
 from __future__ import annotations
+import os
+import signal
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from functools import partial, partialmethod
 from multiprocessing import get_context
@@ -77,19 +79,38 @@ def _run_one(plan, name, arm, cache, known, threads) -> tuple: # records, second
     with _without_bars(): records = experiment.run(arm, plan.checkpoint, Path(cache))
     return records, time.perf_counter() - begun
 
+def _process_pool(jobs) -> ProcessPoolExecutor:
+    "Processes that do not import modules from the working directory."
+    os.environ["PYTHONSAFEPATH"] = "1" # is read by the processes that are started from here on
+    return ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+
 def _outcomes(todo, jobs, plan, cache, known, threads):
     "Run conditions; as each ends: its experiment's name, the condition, and a function that returns what came of it."
     if jobs == 1:
         for name, arm in todo: yield name, arm, partial(_run_one, plan, name, arm, cache, known, threads)
         return
-    pool = ProcessPoolExecutor(jobs, mp_context=get_context("spawn"))
+    pool = _process_pool(jobs)
     try:
         futures = {}
-        for name, arm in todo:
-            future = pool.submit(_run_one, plan, name, arm, str(cache), known, threads)
-            futures[future] = name, arm
+        with _interrupts_held_back():
+            for name, arm in todo:
+                future = pool.submit(_run_one, plan, name, arm, str(cache), known, threads)
+                futures[future] = name, arm
         for future in as_completed(futures): yield *futures[future], future.result
+    except (KeyboardInterrupt, GeneratorExit): # nobody waits for the conditions that run
+        for process in list(pool._processes.values()): process.terminate()
+        raise
     finally: pool.shutdown(cancel_futures=True)
+
+@contextmanager
+def _interrupts_held_back():
+    "Ctrl-C waits until the end of the block; processes that begin inside never get it, their parent ends them."
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try: yield
+    finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 def run_arms(
     plan:Plan,
@@ -112,15 +133,16 @@ def run_arms(
         f"{len(planned) - len(todo)} of them stored; {at_a_time} at a time")
     if not todo: return []
     progress, failed = _Progress(len(todo), say), []
-    for name, arm, result in _outcomes(todo, jobs, plan, cache, known, threads):
-        try:
-            records, seconds = result()
-            append_result(results/f"{name}.jsonl", arm, records, seconds)
-            outcome = duration_text(seconds)
-        except Exception as e:
-            failed.append((name, arm, "".join(traceback.format_exception(e))))
-            outcome = f"FAILED: {type(e).__name__}: {e}"
-        progress.end(name, arm, outcome)
+    with closing(_outcomes(todo, jobs, plan, cache, known, threads)) as outcomes:
+        for name, arm, result in outcomes:
+            try:
+                records, seconds = result()
+                append_result(results/f"{name}.jsonl", arm, records, seconds)
+                outcome = duration_text(seconds)
+            except Exception as e:
+                failed.append((name, arm, "".join(traceback.format_exception(e))))
+                outcome = f"FAILED: {type(e).__name__}: {e}"
+            progress.end(name, arm, outcome)
     progress.bar.close()
     return failed
 

@@ -10,10 +10,10 @@ import numpy as np
 from ..evaluation.scoring import CHOICES, WAYS, ZOOMS, rig_and_novel_views, zero_shot
 from .base import Arm, Experiment, Finding
 from .plan import Plan, arm_settings, chosen_frames, recorded_frames, recording_settings
-from .plan import records_of
+from .plan import is_one_animal, records_of
 from ..models.checkpoint import load_checkpoint
 from ..plotting import save_figure
-from ..stats import bootstrap_ci, ci_text, Table
+from ..stats import Interval, Table, ci_text, mean_ci
 
 # %% auto #0
 __all__ = ['zoom_arms', 'recording_zoom_arms', 'zoom_run', 'zoom_table', 'zoom_plot', 'zoom_findings', 'recording_zoom_findings',
@@ -34,7 +34,7 @@ def recording_zoom_arms(full, checkpoint, plan:Plan):
     return [Arm("recording_zoom", f"frame {frame}", 0, settings(frame)) for frame in chosen_frames(plan)]
 
 def _recording_views(plan:Plan, i:int) -> tuple: # input views, truths
-    frame = recorded_frames(plan.recording, [i], plan.truth, every=False)[0]
+    frame = recorded_frames(plan.recording, [i], plan.truth, every=False, unit=plan.unit)[0]
     if not plan.truth: return frame.views, frame.truths
     return frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths]
 
@@ -49,9 +49,10 @@ def zoom_run(arm, checkpoint, cache, plan:Plan):
             for method in arm.settings["ways"]]
 
 # %% ../../nbs/experiments/06_zoom.ipynb #aab02b06
-def _mean_ci(done, method, part="novel", score="iou") -> tuple: # mean, 2.5 %, 97.5 %
-    values = [r[part][score] for r in records_of(done) if r["arm"] == method]
-    return float(np.mean(values)), *bootstrap_ci(values)
+def _mean_ci(done, method, part="novel", score="iou") -> Interval: # over mice
+    of_method = [r for r in records_of(done) if r["arm"] == method]
+    animals = [0 if is_one_animal(done) else r["scene"] for r in of_method]
+    return mean_ci([r[part][score] for r in of_method], animals)
 
 def _best_first(done, methods) -> list: return sorted(methods, key=lambda m: (-_mean_ci(done, m)[0], m))
 def _methods(done) -> set: return {r["arm"] for r in records_of(done)}
@@ -75,7 +76,7 @@ def _plot_zooms(ax, done, score):
     for kind, part, label in (("zoom", "novel", "K not updated"), ("coverage", "novel", "K updated"),
                               ("coverage", "sized", "K updated, footprint-corrected scales")):
         zooms = _zooms(done, kind)
-        mean, low, high = np.array([_mean_ci(done, f"{kind} {zoom:g}", part, score) for zoom in zooms]).T
+        mean, low, high, _ = np.array([_mean_ci(done, f"{kind} {zoom:g}", part, score) for zoom in zooms]).T
         ax.plot(zooms, mean, "o-", ms=3, label=label)
         ax.fill_between(zooms, low, high, alpha=.12, lw=0)
     ax.set_xlabel("zoom")
@@ -93,7 +94,8 @@ def zoom_plot(done, folder) -> list[tuple]: # (file name, caption)
     file = "recording_zoom.png" if "recording" in done[0]["settings"] else "zoom.png"
     save_figure(fig, Path(folder)/file)
     return [(file, "How far to zoom: K not updated, K updated to the longer focal length, and the latter with "
-             "footprint-corrected scales; bands are 95 % confidence intervals")]
+             "footprint-corrected scales; bands are 95 % confidence intervals over mice (a recording of one animal has "
+             "none)")]
 
 # %% ../../nbs/experiments/06_zoom.ipynb #0bdc2454
 def zoom_findings(done) -> list[Finding]:
@@ -141,7 +143,7 @@ def recording_zoom_findings(done) -> list[Finding]:
     called = done[0]["settings"]["called"]
     return [Finding(
         claim=f"How should the recording {called} be brought to the checkpoint's camera?",
-        measured=f"novel IoU: `{best}` {ci_text(_mean_ci(done, best), 2)}; of the choices, {choices}",
+        measured=f"one animal, novel IoU: `{best}` {_mean_ci(done, best).mean:.2f}; of the choices, {choices}",
         verdict="answered",
         why="the exact choices are distance, size and coverage; zoom and equal_distances gain resolution or equal "
             "distances, and their views disagree a little")]

@@ -8,8 +8,7 @@ import json
 import re
 from pathlib import Path, PurePosixPath
 import numpy as np
-from PIL import Image
-from ..files import describe_folder, read_bytes
+from ..files import describe_folder, one_line, open_image, read_bytes
 
 # %% auto #0
 __all__ = ['read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'items_in_order']
@@ -17,7 +16,8 @@ __all__ = ['read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'items_in_
 # %% ../../nbs/masks/02_imported.ipynb #09031e78
 def _camera_and_frame(name:str, only=None) -> tuple:
     "The numbers in a file's name; `only` is the camera where there is just one."
-    *folders, stem = PurePosixPath(str(name).replace("\\", "/")).with_suffix("").parts
+    path = PurePosixPath(str(name).replace("\\", "/"))
+    *folders, stem = *path.parent.parts, path.stem
     in_stem = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?(\d{1,9})", stem, re.I)
     in_folders = [numbers[-1] for folder in folders if (numbers := re.findall(r"\d{1,9}", folder))]
     camera = only
@@ -27,7 +27,7 @@ def _camera_and_frame(name:str, only=None) -> tuple:
     rest = stem.replace(in_stem[0], " ", 1) if in_stem else stem
     frames = re.findall(r"\d{1,18}", rest)
     if camera is None or not frames:
-        raise ValueError(f"{name}: a camera's and a frame's number were looked for in the name, "
+        raise ValueError(f"{one_line(name)}: a camera's and a frame's number were looked for in the name, "
                          "as in cam_0/frame_000012.png")
     return camera, int(frames[-1])
 
@@ -36,18 +36,16 @@ def _by_camera_and_frame(named_items, only) -> dict: # {camera: {frame: item}}
     for name, item in named_items:
         camera, frame = _camera_and_frame(name, only)
         frames = found.setdefault(camera, {})
-        if frame in frames: raise ValueError(f"{name}: camera {camera} has a second mask for frame {frame}")
+        if frame in frames: raise ValueError(f"{one_line(name)}: camera {camera} has a second mask for frame {frame}")
         frames[frame] = item
     return found
 
 def _read_image(path, width, height) -> tuple: # mode, array
-    try:
-        with Image.open(path) as image:
-            if image.size != (width, height):
-                raise ValueError(f"it is {image.size[0]} × {image.size[1]} px, the video is {width} × {height}")
-            return image.mode, np.array(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as e:
-        raise ValueError(f"{path} is no readable mask ({e})") from None
+    image = open_image(path)
+    if image.size != (width, height):
+        raise ValueError(f"{path} is no mask of the video: it is {image.size[0]} × {image.size[1]} px, "
+                         f"the video is {width} × {height}")
+    return image.mode, np.array(image)
 
 def read_png(
     path,
@@ -117,8 +115,9 @@ def decode_rle(
     if not isinstance(rle, dict) or "counts" not in rle:
         found = "polygons" if isinstance(rle, list) else type(rle).__name__
         raise ValueError(f"run lengths (size, counts) were expected, found {found}")
-    if list(rle.get("size") or ()) != [height, width]:
-        raise ValueError(f"the run lengths are for {str(rle.get('size'))[:40]} (height, width), "
+    size = rle.get("size")
+    if not isinstance(size, (list, tuple)) or list(size) != [height, width]:
+        raise ValueError(f"the run lengths are for {one_line(size)[:40]} (height, width), "
                          f"the video is {[height, width]}")
     runs = _read_counts(rle["counts"], height*width + 1)
     if sum(runs) != height*width:
@@ -136,12 +135,13 @@ def _coco_images(path, data) -> dict: # id: (file name, run lengths)
     images = {}
     for image in data["images"]:
         if not _has_id(image, "id") or not isinstance(image.get("file_name"), str):
-            raise ValueError(f"{path}: each of `images` should have an id and a file_name, found {str(image)[:80]}")
-        if image["id"] in images: raise ValueError(f"{path}: two images have the id {image['id']}")
+            raise ValueError(f"{path}: each of `images` should have an id and a file_name, "
+                             f"found {one_line(image)[:80]}")
+        if image["id"] in images: raise ValueError(f"{path}: two images have the id {one_line(image['id'])}")
         images[image["id"]] = image["file_name"], []
     for annotation in data["annotations"]:
         if not _has_id(annotation, "image_id") or annotation["image_id"] not in images:
-            raise ValueError(f"{path}: an annotation belongs to no image of the file: {str(annotation)[:80]}")
+            raise ValueError(f"{path}: an annotation belongs to no image of the file: {one_line(annotation)[:80]}")
         images[annotation["image_id"]][1].append(annotation.get("segmentation"))
     return images
 
@@ -156,7 +156,7 @@ def read_coco(
     for file in files:
         try: data = json.loads(read_bytes(file))
         except (ValueError, RecursionError) as e:
-            raise ValueError(f"{file}: no readable JSON ({str(e)[:80]})") from None
+            raise ValueError(f"{file}: no readable JSON ({one_line(e)[:80]})") from None
         for name, run_lengths in _coco_images(file, data).values():
             named_items.append((f"{file.stem}/{name}" if path.is_dir() else name, run_lengths))
     return _by_camera_and_frame(named_items, only)

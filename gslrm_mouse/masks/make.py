@@ -6,8 +6,6 @@
 from __future__ import annotations
 import json
 import re
-import shutil
-import uuid
 import zlib
 from contextlib import contextmanager
 from fractions import Fraction
@@ -17,13 +15,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
-from ..files import describe_folder
+from ..files import atomic_folder, describe_folder, recover_folder
 from .background import NOISE, bounding_slices, disk_kernel, estimate_background, import_cv2
 from .confidence import MIN_CONFIDENCE, MaskReport, area_steps, cross_view_agreement, doubt_reason
 from .confidence import inspect_frame, mask_confidence, mask_facts
 from .imported import decode_rle, items_in_order, read_coco, read_mask_folder, read_png
 from ..video import decode_frame, open_video, video_frames, video_size
-from ..views.recordings import MASK_THRESHOLD, find_recording_rig, folder_layout, numbered_files
+from ..views.recordings import MASK_THRESHOLD, find_recording_rig, folder_layout, match_cameras
+from ..views.recordings import numbered_files
 
 # %% auto #0
 __all__ = ['BACKGROUND_FRAMES', 'write_mask_video', 'make_masks', 'contact_sheet', 'import_masks']
@@ -75,20 +74,9 @@ def _check_replaceable(folder:Path, overwrite):
 @contextmanager
 def _new_folder(folder:Path, overwrite):
     "A new folder that becomes `folder` when the block ends without an error."
+    recover_folder(folder)
     _check_replaceable(folder, overwrite)
-    hidden = f".{folder.name}.{uuid.uuid4().hex[:8]}"
-    part, old = folder.with_name(hidden), folder.with_name(f"{hidden}.old")
-    try:
-        part.mkdir(parents=True)
-        yield part
-        if folder.exists(): folder.rename(old)
-        try: part.rename(folder)
-        except OSError:
-            if old.exists(): old.rename(folder)
-            raise
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+    with atomic_folder(folder, overwrite) as part: yield part
 
 def _rate(path) -> Fraction: # frames per second
     with open_video(path) as f: return f.streams.video[0].average_rate or Fraction(100)
@@ -126,12 +114,13 @@ def _frame_agreement(part, rig, cameras, frame) -> tuple: # agreement (V,), tria
     try: return cross_view_agreement(masks, rig.cameras)
     except ValueError: return np.zeros(len(rig)), np.inf # rays that meet behind a camera: nothing agrees
 
-def _compare_cameras(path, part, videos, n) -> tuple: # {camera: agreement}, triangulation error
+def _compare_cameras(path, part, videos, n, unit) -> tuple: # {camera: agreement}, triangulation error
     "Medians over some frames; ({}, None) where no calibration can be read."
     width, height, _ = video_size(next(iter(videos.values())))
-    try: rig = find_recording_rig(path)[1](width, height, None)
+    try: rig = find_recording_rig(path)[1](width, height, unit)
     except (ValueError, FileNotFoundError, ImportError): return {}, None
     if len(rig) != len(videos) or len(rig) < 3: return {}, None
+    rig, _ = match_cameras(rig, videos)
     frames = np.linspace(0, n - 1, min(_CHECKED_FRAMES, n)).round().astype(int)
     compared = [_frame_agreement(part, rig, videos, int(frame)) for frame in frames]
     compared = [x for x in compared if x is not None]
@@ -153,9 +142,9 @@ def _as_json(report, facts) -> dict: # of one camera, as masks.json has it
         doubts=report.doubtful,
         frames=[{name: round(value, 4) for name, value in frame_facts.items()} for frame_facts in facts])
 
-def _write_reports(path, part, videos, facts, made) -> list: # of MaskReport
+def _write_reports(path, part, videos, facts, *, made, unit) -> list: # of MaskReport
     "Judge all cameras, write masks.json and masks.png."
-    agreement, error = _compare_cameras(path, part, videos, min(map(len, facts.values())))
+    agreement, error = _compare_cameras(path, part, videos, min(map(len, facts.values())), unit)
     reports = []
     for camera, camera_facts in facts.items():
         confidence = mask_confidence(camera_facts)
@@ -181,9 +170,11 @@ def make_masks(
     overwrite:bool=False, # replace existing masks
     threshold:float=NOISE, # levels of 255 below which nothing counts as a difference; higher for noisy videos
     samples:int=BACKGROUND_FRAMES, # frames from which the background is estimated
+    *,
+    unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
 ) -> list: # of MaskReport, one per camera
     "Masks for all cameras of a recording: all of them, or nothing."
-    if source is not None: return import_masks(recording, source, out, overwrite)
+    if source is not None: return import_masks(recording, source, out, overwrite, unit)
     if not 0 < threshold < 255:
         raise ValueError(f"the threshold should lie between 0 and 255 levels, got {threshold}")
     if samples < 8:
@@ -197,7 +188,7 @@ def make_masks(
           tqdm(total=total, desc="masks", unit=" frames") as bar):
         facts = {camera: _write_camera(video, part/f"{camera}.mp4", samples, threshold, bar)
                  for camera, video in videos.items()}
-        return _write_reports(path, part, videos, facts, made=True)
+        return _write_reports(path, part, videos, facts, made=True, unit=unit)
 
 # %% ../../nbs/masks/03_make.ipynb #31929785
 def _outlined(image, mask, side, color) -> Image.Image:
@@ -283,6 +274,7 @@ def import_masks(
     source, # folder of PNG, COCO JSON, or folder of one JSON per camera
     out=None, # folder of masks; RECORDING/simpleclick_undist, or RECORDING/masks for raw videos, when None
     overwrite:bool=False, # replace existing masks
+    unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
 ) -> list: # of MaskReport, one per camera
     "Masks of another tool, in the recording's layout: all of them, or nothing."
     path = Path(recording)
@@ -303,4 +295,4 @@ def import_masks(
             width, height, _ = sizes[camera]
             masks = _decoded(items[camera], width, height, names[camera], facts[camera], bar)
             write_mask_video(part/f"{camera}.mp4", masks, _rate(video))
-        return _write_reports(path, part, videos, facts, made=False)
+        return _write_reports(path, part, videos, facts, made=False, unit=unit)

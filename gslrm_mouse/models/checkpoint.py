@@ -6,22 +6,38 @@
 from __future__ import annotations
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from importlib.resources import files
 from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from ..cameras.domain import CameraDomain
-from ..files import atomic_file
+from ..files import atomic_file, one_line
 from .gslrm import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['SHIPPED', 'ModelCard', 'save_checkpoint', 'read_card', 'load_weights', 'load_checkpoint', 'shipped_checkpoint',
-           'checkpoint_path', 'checkpoint_hash']
+__all__ = ['SHIPPED', 'from_json_fields', 'ModelCard', 'save_checkpoint', 'read_card', 'load_weights', 'load_checkpoint',
+           'shipped_checkpoint', 'checkpoint_path', 'checkpoint_hash']
 
 # %% ../../nbs/models/01_checkpoint.ipynb #9302d1e6
-def _tuples(d): return {key: tuple(value) if isinstance(value, list) else value for key, value in d.items()}
+def _is_number(x) -> bool: return type(x) in (int, float) and -1e300 < x < 1e300
+
+def _is_like(value, default) -> bool: # of the kind of a field's default, as JSON has it
+    if isinstance(default, tuple): return isinstance(value, list) and len(value) > 0 and all(map(_is_number, value))
+    if isinstance(default, float): return _is_number(value)
+    return type(value) is type(default)
+
+def from_json_fields(
+    cls, # CameraDomain, GSLRMConfig: a dataclass of numbers, texts and tuples, with defaults
+    values:dict, # its fields, as JSON has them
+):
+    "A dataclass from its stored fields; ValueError for unknown fields and for values of another kind."
+    if not isinstance(values, dict): raise ValueError(f"the fields of a {cls.__name__} were expected")
+    defaults = {f.name: f.default for f in fields(cls)}
+    wrong = [name for name in values if name not in defaults or not _is_like(values[name], defaults[name])]
+    if wrong: raise ValueError(f"unknown or of another kind in {cls.__name__}: {one_line(wrong)}")
+    return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 @dataclass(frozen=True)
 class ModelCard:
@@ -36,7 +52,9 @@ class ModelCard:
     def from_json(cls, s:str) -> ModelCard:
         "Unknown fields are an error: the card of a later version is not read in part."
         d = json.loads(s)
-        return cls(GSLRMConfig(**d["config"]), CameraDomain(**_tuples(d["domain"])), d.get("training", {}))
+        if not isinstance(d, dict): raise ValueError("an object was expected")
+        config, domain = (d.get(key) for key in ("config", "domain"))
+        return cls(from_json_fields(GSLRMConfig, config), from_json_fields(CameraDomain, domain), d.get("training", {}))
 
 # %% ../../nbs/models/01_checkpoint.ipynb #1e3e8aad
 def save_checkpoint(
@@ -51,17 +69,22 @@ def save_checkpoint(
     with atomic_file(path) as part: save_file(weights, part, metadata=metadata)
     return Path(path)
 
+_TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
+
 def _open(path):
     path = Path(path)
+    if path.suffix in _TORCH_FILES:
+        raise ValueError(f"{path} is a file of PyTorch, not .safetensors with camera metadata; gslrm_mouse convert "
+                         f"{path} {path.with_suffix('.safetensors').name} makes one")
     if not path.is_file():
-        message = f"no checkpoint at {path}"
+        message = f"no checkpoint at {path}; {' and '.join(SHIPPED)} are shipped"
         if path.parent.is_dir():
             others = sorted(p.name for p in path.parent.glob("*.safetensors"))
             message += f"; the folder holds {', '.join(others) or 'no .safetensors file'}"
         raise FileNotFoundError(message)
     try: return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as e:
-        raise ValueError(f"{path} is not a readable safetensors file ({e})") from None
+        raise ValueError(f"{path} is not a readable safetensors file ({one_line(e)})") from None
 
 def read_card(path) -> ModelCard:
     "The model card alone; the weights are not read."
@@ -69,12 +92,12 @@ def read_card(path) -> ModelCard:
     if "card" not in metadata:
         raise ValueError(f"{path} contains no model card, so the cameras of its training are unknown")
     try: return ModelCard.from_json(metadata["card"])
-    except (TypeError, KeyError, ValueError) as e:
-        raise ValueError(f"{path}: the model card cannot be read ({e})") from None
+    except (ValueError, RecursionError) as e:
+        raise ValueError(f"{path}: the model card cannot be read ({one_line(e)})") from None
 
 # %% ../../nbs/models/01_checkpoint.ipynb #de7f8f54
 def _some(names) -> str: # the first five
-    names = sorted(names)
+    names = sorted(map(one_line, names))
     if not names: return "none"
     more = f", … ({len(names)} in all)" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
@@ -94,7 +117,7 @@ def _weight_problems(config, expected, state, whose):
     if channels and not rest and channels != config.in_channels:
         yield (f": {embedder} takes {channels} channels a pixel, "
                f"colour and rays={config.rays!r} make {config.in_channels}")
-    misshapen = [f"{name} {tuple(state[name].shape)} instead of {tuple(v.shape)}"
+    misshapen = [f"{one_line(name)} {tuple(state[name].shape)} instead of {tuple(v.shape)}"
                  for name, v in expected.items() if state[name].shape != v.shape]
     if misshapen:
         more = f" and {len(misshapen) - 1} more" if len(misshapen) > 1 else ""

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import Tensor
 from ..cameras.domain import FACELIFT_DOMAIN
 from ..cameras.pinhole import Cameras
+from ..files import check_torch_file, one_line
 from ..gaussians.cloud import C0
 from .checkpoint import ModelCard, checkpoint_hash, load_weights, save_checkpoint
 from .gslrm import GSLRM, GSLRMConfig
@@ -41,14 +42,9 @@ def facelift_tensors(
     return shapes
 
 # %% ../../nbs/models/02_facelift.ipynb #87457dac
-def _first_line(error, *about) -> str: # of its message; rather one that contains a word of `about`
-    lines = str(error).strip().splitlines() or [type(error).__name__]
-    relevant = [line.strip() for line in lines if any(word in line for word in about)]
-    return (relevant or lines)[0][:160]
-
 def _entries(x) -> str:
     if not isinstance(x, dict): return type(x).__name__
-    names = [str(key)[:60] for key in list(x)[:5]]
+    names = [one_line(key)[:60] for key in list(x)[:5]]
     if len(x) > 5: names.append("…")
     return f"{len(x)} entries ({', '.join(names)})"
 
@@ -58,9 +54,6 @@ def _missing_file(path) -> FileNotFoundError:
         others = sorted(p.name for p in path.parent.glob("*.pt"))[:9]
         message += f"; the folder holds {', '.join(others) or 'no .pt file'}"
     return FileNotFoundError(message)
-
-_UNREADABLE = (RuntimeError, EOFError, OSError, ValueError, TypeError, KeyError, IndexError, AttributeError,
-               AssertionError, UnicodeDecodeError) # what torch.load raises for damaged files
 
 def load_torch_file(
     path, # ckpt_*.pt
@@ -72,12 +65,15 @@ def load_torch_file(
     if not head.startswith(b"PK\x03\x04"):
         raise ValueError(f"{path}: a zip file of torch.save was looked for, "
                          f"found {path.stat().st_size:,} bytes beginning with {head!r}")
-    try: found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    try:
+        check_torch_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as e:
         raise ValueError(f"{path}: holds something other than weights, and nothing in it was run "
-                         f"({_first_line(e, 'Unsupported', 'GLOBAL')})") from None
-    except _UNREADABLE as e:
-        raise ValueError(f"{path}: not readable as a file of torch.save ({_first_line(e)})") from None
+                         f"({one_line(e)})") from None
+    except Exception as e: # damaged files raise errors of many kinds
+        reason = one_line(e) or type(e).__name__
+        raise ValueError(f"{path}: not readable as a file of torch.save ({reason})") from None
     if not isinstance(found, dict) or not isinstance(found.get("model"), dict):
         raise ValueError(f"{path}: FaceLift's files have an entry `model`, found {_entries(found)}")
     return found

@@ -14,6 +14,7 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from ..cameras.pinhole import Cameras
 from ..cameras.rays import RAY_CHANNELS, camera_rays, ray_features
+from ..files import load_yaml, one_line, read_bytes
 from ..gaussians.cloud import Gaussians
 
 # %% auto #0
@@ -50,6 +51,8 @@ class GSLRMConfig:
                              f"got {self}")
         if self.d % self.d_head: raise ValueError(f"d ({self.d}) must be a multiple of d_head ({self.d_head})")
         if not 0 <= self.sh_degree <= 3: raise ValueError(f"sh_degree goes from 0 to 3, got {self.sh_degree}")
+        if self.n_layer > 1000 or max(self.image_size, self.patch_size, self.d, self.n_gaussians) > 2**16:
+            raise ValueError(f"more than 1000 layers, or a width of more than {2**16}, are not built, got {self}")
 
     @property
     def in_channels(self) -> int:
@@ -129,14 +132,10 @@ def _has_type_of(default, value) -> bool: # an int may stand for a float, a bool
 
 def _read_yaml(path) -> dict:
     "The whole file, with its `model` section; an error in one sentence otherwise."
-    import yaml
     if not path.is_file(): raise FileNotFoundError(f"no settings file at {path}")
-    try: whole = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as e:
-        reason = " ".join(str(e).split())[:120]
-        raise ValueError(f"{path}: not readable as YAML ({reason})") from None
+    whole = load_yaml(read_bytes(path), path)
     if not isinstance(whole, dict) or not isinstance(whole.get("model"), dict):
-        found = ", ".join(map(str, whole)) if isinstance(whole, dict) else type(whole).__name__
+        found = ", ".join(map(one_line, whole)) if isinstance(whole, dict) else type(whole).__name__
         raise ValueError(f"{path}: a `model` section was looked for, found {found}")
     return whole
 
@@ -144,9 +143,9 @@ def _yaml_problems(model, whole): # of the flat model section, first things firs
     missing = [key for key in [*_YAML, "image_tokenizer.in_channels"] if key not in model]
     if missing: yield f"the model section lacks {', '.join(missing)}"
     unknown = sorted(model.keys() - _YAML_FIELDS.keys() - _YAML_OTHER)
-    if unknown: yield f"unknown keys in the model section: {', '.join(unknown)}"
+    if unknown: yield f"unknown keys in the model section: {', '.join(map(one_line, unknown))}"
     upsampling = model.get("gaussians.upsampler.upsample_factor", 1)
-    if upsampling != 1: yield f"gaussians.upsampler.upsample_factor is {upsampling}, only 1 exists"
+    if upsampling != 1: yield f"gaussians.upsampler.upsample_factor is {one_line(upsampling)}, only 1 exists"
     wrong = [f"{key} {model[key]!r}" for key, field in _YAML_FIELDS.items()
              if key in model and not _has_type_of(getattr(GSLRMConfig, field), model[key])]
     if wrong: yield f"not of the kind expected: {', '.join(wrong)}"
@@ -324,7 +323,8 @@ class GSLRM(nn.Module):
     def extra_repr(self): return f"{self.config}, grad_checkpoint_every={self.grad_checkpoint_every}"
 
 # %% ../../nbs/models/00_gslrm.ipynb #3aed21d0
-DEPTH_WINDOW = 1.8 # half-length of the depth range in world units
+DEPTH_WINDOW = 1.8 # half-length of the depth range about the ray's point closest to the origin, world units
+_MOMENT_WINDOW, _MOMENT_MIDDLE = 1.5, 2.7 # the same of checkpoints with moments, about their cameras' distance
 SCALE_CAP = -1.2 # greatest log-scale
 
 def ray_depth(
@@ -338,7 +338,7 @@ def ray_depth(
     if c.rays != "moment": return (2*s - 1)*DEPTH_WINDOW - (o*d).sum(-1, keepdim=True)
     if c.depth_min > 0 and c.depth_max > 0: return s*(c.depth_max - c.depth_min) + c.depth_min
     if c.depth_reference_origin: return (2*s - 1)*DEPTH_WINDOW + o.norm(dim=-1, keepdim=True)
-    return (2*s - 1)*1.5 + 2.7
+    return (2*s - 1)*_MOMENT_WINDOW + _MOMENT_MIDDLE
 
 # %% ../../nbs/models/00_gslrm.ipynb #c6a20b5e
 def decode(

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from ..cameras.presets import facelift_rig
-from ..files import atomic_folder
+from ..files import atomic_folder, describe_folder, one_line, read_bytes
 from .gslrm import GSLRM, GSLRMConfig
 
 # %% auto #0
@@ -120,7 +120,60 @@ def _read_fingerprints(path:Path) -> dict: # base, adapted
     if not (path/_FINGERPRINTS).is_file():
         raise ValueError(f"{path} has no {_FINGERPRINTS} with the output of its adapter, "
                          "so nothing would show that it was loaded")
-    return {name: torch.tensor(values) for name, values in json.loads((path/_FINGERPRINTS).read_text()).items()}
+    fingerprints = _read_json(path/_FINGERPRINTS)
+    found = {name: fingerprints.get(name) for name in ("base", "adapted")}
+    for values in found.values():
+        is_vector = isinstance(values, list) and len(values) == 64
+        if not is_vector or not all(type(x) in (int, float) and abs(x) < 1e30 for x in values):
+            raise ValueError(f"{path/_FINGERPRINTS}: base and adapted should be 64 numbers each")
+    return {name: torch.tensor(values, dtype=torch.float32) for name, values in found.items()}
+
+def _read_json(path:Path) -> dict:
+    try: content = json.loads(read_bytes(path))
+    except (ValueError, RecursionError) as e: raise ValueError(f"{path}: no readable JSON ({one_line(e)})") from None
+    if not isinstance(content, dict): raise ValueError(f"{path}: an object was expected")
+    return content
+
+_OWN_OPTIONS = ("r", "lora_alpha", "target_modules", "modules_to_save") # that `add_lora` sets
+_NOTES = ("auto_mapping", "inference_mode", "peft_version") # that peft adds
+
+def _check_options(model, path:Path):
+    "ValueError unless an adapter's configuration is one of `add_lora` for this network: peft could do much more."
+    from peft import LoraConfig
+    file = path/"adapter_config.json"
+    options, defaults = _read_json(file), LoraConfig().to_dict()
+    for key, value in options.items():
+        if key in _OWN_OPTIONS or key in _NOTES: continue
+        if value != defaults.get(key) and value not in (None, False, {}):
+            raise ValueError(f"{file}: {one_line(key)[:40]} is {one_line(value)[:60]!r}, "
+                             "and adapters of this package do not set it")
+    if options.get("peft_type") != "LORA": raise ValueError(f"{file}: no low-rank adapter")
+    origin = dict(base_model_class="GSLRM", parent_library=GSLRM.__module__)
+    if options.get("auto_mapping") not in (None, origin): raise ValueError(f"{file}: it belongs to another class")
+    rank, alpha = options.get("r"), options.get("lora_alpha")
+    if type(rank) is not int or not 1 <= rank <= 2**14 or type(alpha) not in (int, float) or not 0 <= abs(alpha) < 1e6:
+        raise ValueError(f"{file}: r and lora_alpha should be numbers, found {str(rank)[:20]!r}, {str(alpha)[:20]!r}")
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    known = {name.removesuffix(".base_layer").removesuffix(".original_module") for name in linear}
+    def is_known(name): # which peft shortens where it can
+        return isinstance(name, str) and any(f".{whole}".endswith(f".{name}") for whole in known)
+    for key in ("target_modules", "modules_to_save"):
+        names = options.get(key) or []
+        if not isinstance(names, list) or not all(map(is_known, names)):
+            raise ValueError(f"{file}: {key} names layers which the network does not have")
+
+def _load_weights(model, path:Path, adapted=None, **options): # a peft.PeftModel
+    "Add a saved adapter to a network, or to one that has adapters (`adapted`)."
+    from peft import PeftModel
+    _check_options(model, path)
+    if not (path/"adapter_model.safetensors").is_file():
+        raise FileNotFoundError(f"{path}: adapter_model.safetensors was looked for; {describe_folder(path)}")
+    try:
+        if adapted is None: return PeftModel.from_pretrained(model, str(path), **options)
+        adapted.load_adapter(str(path), **options)
+    except Exception as e: # peft raises errors of many kinds
+        raise ValueError(f"{path}: the adapter cannot be loaded ({one_line(e)})") from None
+    return adapted
 
 def _is_same(a:Tensor, b:Tensor) -> bool: return torch.allclose(a, b, rtol=1e-3, atol=1e-4)
 
@@ -142,11 +195,10 @@ def load_adapter(
     trainable:bool=False, # whether A and B are to be trained further
 ): # a peft.PeftModel
     "The network with a saved adapter; ValueError if the network is another one, or the output is not the saved one."
-    from peft import PeftModel
     path = Path(path)
     saved = _read_fingerprints(path)
     _check_base(fingerprint(model), saved, path)
-    adapted = PeftModel.from_pretrained(model, str(path), is_trainable=trainable).eval()
+    adapted = _load_weights(model, path, is_trainable=trainable).eval()
     _check_adapted(fingerprint(adapted), saved, path)
     return adapted
 
@@ -156,13 +208,11 @@ def load_adapters(
     paths, # folders of `save_adapter`, each trained on this network, or on it with those before
 ): # a peft.PeftModel with all of them active
     "The network with several saved adapters; the output is checked as each is added."
-    from peft import PeftModel
     plain, adapted, names = fingerprint(model), None, []
     for i, path in enumerate(map(Path, paths)):
         saved, name = _read_fingerprints(path), f"adapter{i}"
         below = _trained_above(plain, adapted, names, saved, path, paths[:i])
-        if adapted is None: adapted = PeftModel.from_pretrained(model, str(path), adapter_name=name)
-        else: adapted.load_adapter(str(path), adapter_name=name)
+        adapted = _load_weights(model, path, adapted, adapter_name=name)
         whole = adapted.peft_config[name].modules_to_save
         if len(paths) > 1 and whole:
             raise ValueError(f"{path} holds whole modules ({', '.join(whole)}), and only low-rank updates add up")

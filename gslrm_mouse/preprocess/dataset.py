@@ -9,7 +9,7 @@ import json
 import re
 import shutil
 import uuid
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
@@ -18,7 +18,7 @@ from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from ..files import write_atomic
 from .recipes import get_recipe
 from .silhouettes import ModelInput, check_model_input
-from ..views.recordings import iter_moments, open_moments
+from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments
 from ..views.samples import straight_alpha
 from ..views.views import Views, check_views
 
@@ -105,14 +105,23 @@ def _check_options(method, recipe, options):
     if unknown:
         raise ValueError(f"the method {method} has no setting {unknown[0]!r}; it has {', '.join(known) or 'none'}")
 
+def _difference(out, stored, settings, key) -> str: # beginning of a sentence
+    if key in ("domain", "files") and key not in stored:
+        return f"{out} was begun by a version that did not record the {key} of a data set, so it cannot be continued"
+    if key != "files":
+        return (f"{out} holds a data set with another {key} ({str(stored.get(key))[:60]}, not "
+                f"{str(settings.get(key))[:60]})")
+    changes = changed_files(stored[key], settings[key])
+    more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+    return f"{out} holds a data set made of another state of {settings['source']}: {changes[0]}{more}"
+
 def _check_same_settings(out, manifest, settings):
     try: stored = json.loads(manifest.read_bytes())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
     for key in settings | stored:
         if stored.get(key) == settings.get(key): continue
-        raise ValueError(f"{out} holds a data set with another {key} ({str(stored.get(key))[:60]}, not "
-                         f"{str(settings.get(key))[:60]}); choose another folder")
+        raise ValueError(f"{_difference(out, stored, settings, key)}; choose another folder")
 
 def _open_folder(out:Path, settings:dict):
     "Make `out`, or check that it holds the same data set; half-written samples are removed."
@@ -152,7 +161,9 @@ def preprocess_dataset(
     _check_options(method, recipe, options)
     settings = dict(
         method=method, options=options, size=size, source=str(Path(source).resolve()), frames=numbers,
-        val_share=val_share, gap=gap)
+        val_share=val_share, gap=gap, white_threshold=white_threshold, domain=asdict(domain),
+        files=fingerprint_of_source(source))
+    settings = json.loads(json.dumps(settings)) # as the manifest holds them
     if unit: settings["unit"] = unit
     _open_folder(out, settings)
     write_atomic(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))

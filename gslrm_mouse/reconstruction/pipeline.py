@@ -31,7 +31,7 @@ from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_
 from .film import up_axis
 from .prediction import fit_to_views, predict, training_blur
 from ..video import write_video
-from ..views.recordings import iter_moments, open_moments, read_views
+from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments, read_views
 from ..views.views import Views
 
 # %% auto #0
@@ -65,8 +65,9 @@ class ReconstructOptions:
         if self.panels: files |= {"views.png", "cameras.png"}
         return files
 
-def _settings(source, checkpoint:Path, options:ReconstructOptions) -> dict:
-    settings = dict(source=str(Path(source).resolve()), checkpoint=checkpoint_hash(checkpoint), **asdict(options))
+def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> dict:
+    source = str(Path(source).resolve())
+    settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **asdict(options), **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
 def _settings_hash(settings:dict) -> str: # first 12 digits of the SHA-256
@@ -81,6 +82,8 @@ def _unchanged(views:Views, size:int) -> ModelInput:
 
 def _input_views(views:Views, options) -> list: # spread evenly
     default = 4 if views.cameras.unit == "model" else len(views)
+    if options.inputs and options.inputs > len(views):
+        raise ValueError(f"{options.inputs} input views were asked for, the source has {len(views)}")
     n = min(options.inputs or default, len(views))
     return sorted({round(i*len(views)/n) for i in range(n)})
 
@@ -195,18 +198,26 @@ def load_finished(
     is_whole = all((folder/name).is_file() for name in options.files)
     return records if is_same and is_whole else None
 
+def _difference(out, old, settings, key) -> str: # beginning of a sentence
+    if key != "files":
+        return (f"{out} holds frames made with another {key} ({str(old.get(key))[:80]}, not "
+                f"{str(settings.get(key))[:80]})")
+    if key not in old: return f"{out} was begun by a version that did not record what frames are made of"
+    changes = changed_files(old[key], settings[key])
+    more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
+    return f"{out} holds frames made of another state of {settings['source']}: {changes[0]}{more}"
+
 def _check_settings(out:Path, settings:dict, numbers:list, overwrite:bool):
     "ValueError if `out` holds frames of other settings that would stay."
     manifest = out/MANIFEST
     try: old = json.loads(manifest.read_bytes())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
-    different = [k for k in settings if old.get(k) != settings[k]]
+    different = [k for k in settings | old if old.get(k) != settings.get(k)]
     if not different: return
     key = different[0]
     if not overwrite:
-        raise ValueError(f"{out} holds frames made with another {key} ({str(old.get(key))[:80]}, not "
-                         f"{str(settings[key])[:80]}); choose another folder, or pass --overwrite")
+        raise ValueError(f"{_difference(out, old, settings, key)}; choose another folder, or pass --overwrite")
     others = sorted(set(_frame_numbers(out)) - set(numbers))
     if others:
         raise ValueError(f"{out} holds frame {others[0]}, made with another {key} and not among the frames of this "
@@ -273,16 +284,17 @@ def _mean_scores(records:list[dict]) -> dict: # by split
         means[split] = {k: float(np.mean([r[k] for r in rows])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")}
     return means
 
-def reconstruct( # noqa: PLR0917 (the order in which the command line passes them)
+def reconstruct(
     source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
     out, # folder to write
     frame:int=0, # of a recording
+    *,
     inputs:int=None, # input views, spread evenly, the others are held out; when None all of a recording, 4 of a sample
+    unit:str=None, # of the source's cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     checkpoint=None, # the shipped one when None
     device:str="cpu",
     overwrite:bool=False, # replace an existing result; with `frames`, make finished frames again
     choose:str=None, # see `canonicalize`; when None "distance" for recordings, samples in model units as they are
-    *,
     up:Tensor=None, # (3,) up axis of the recording's world; +z when None
     frames=None, # numbers of many frames, or of samples in the order of their names: a folder each, resumable
     units:str=None, # of the PLY: "mm", "model", the source's own when None
@@ -306,12 +318,16 @@ def reconstruct( # noqa: PLR0917 (the order in which the command line passes the
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "
                                   "another folder")
-        views = read_views(source, frame)
-    else: numbers, read = open_moments(source, frames)
+        views = read_views(source, frame, unit)
+        _input_views(views, options) # raises before the network is loaded
+    else: numbers, read = open_moments(source, frames, unit=unit)
     model, card = load_checkpoint(path)
-    settings = _settings(source, path, options)
+    files = {} if frames is None else dict(files=fingerprint_of_source(source))
+    settings = _settings(source, path, options, **files)
+    if unit: settings["unit"] = unit
     model.to(device)
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
+    if unit: tag["unit"] = unit
     make = partial(_make_frame, model=model, card=card, options=options, tag=tag)
     if frames is None:
         with atomic_folder(out, overwrite) as folder: records = make(folder, views, frame)

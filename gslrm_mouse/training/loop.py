@@ -320,16 +320,16 @@ def export_run(
     return save_checkpoint(file, stored, ModelCard(s.config, domain, facts), dtype)
 
 # %% ../../nbs/training/11_loop.ipynb #b420ebc9
-def train( # noqa: PLR0917 (the order in which the command line passes them)
+def train(
     config, # a YAML file of settings
     overrides=(), # training.optimizer.lr=1e-5 …
     out=None, # folder of the run; training.checkpointing.checkpoint_dir when None
     scale:str="full", # "small": the same experiment on the shipped checkpoint, on a CPU
+    *,
     init:str=None, # weights to start from, instead of training.checkpointing.resume_ckpt
     resume:bool=False, # continue the run in `out`
     device:str="cpu",
     stop_at:int=None, # stop before this step, to be resumed later
-    *,
     n_eval:int=16, # held-out scenes of each kind scored at the end
     cache=None, # folder of prepared frames
     command:str="", # noted in log and card

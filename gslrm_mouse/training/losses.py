@@ -4,11 +4,13 @@
 
 # %% ../../nbs/training/01_losses.ipynb #049928d4
 from __future__ import annotations
+import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from ..files import check_torch_file, one_line
 from .settings import LossSettings
 
 # %% auto #0
@@ -74,9 +76,11 @@ def _state(path, what:str) -> dict: # name: float32 tensor
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
-        else: state = torch.load(path, map_location="cpu", weights_only=True)
+        else:
+            if zipfile.is_zipfile(path): check_torch_file(path)
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as e:
-        message = str(e).splitlines()[0] if str(e) else type(e).__name__
+        message = one_line(e) or type(e).__name__
         raise ValueError(f"{what}: {path} is no readable file of weights ({message})") from None
     state = state.get("model", state) if isinstance(state, dict) else {}
     return {name: tensor.float() for name, tensor in state.items() if isinstance(tensor, Tensor)}

@@ -6,11 +6,13 @@
 from __future__ import annotations
 import difflib
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from ..files import YAML_LOADER, load_yaml, one_line, read_bytes
 from ..models.gslrm import GSLRMConfig
 from ..scenes.dataset import SpreadSettings, VarietySettings
 
@@ -132,6 +134,7 @@ class DatasetSettings:
     val_share:float = .1 # new: the last block in time is held out for validation; a list (.txt) is used whole
     gap:int = -1 # new: frames between the training and the validation block; -1: one in fifty
     frames:str = "" # new: frames of a recording, as 0:40:2; all when empty
+    unit:str = "" # new: of the cameras: mm, cm, m or model; as their file states or implies when empty
     max_broken_share:float = 0. # new: share of unreadable samples above which the run stops
     replay_share:float = 0. # new: share of samples replayed from procedural heads and objects, against forgetting
     cache:str = "" # new: folder of preprocessed frames; CHECKPOINT_DIR/cache when empty
@@ -395,7 +398,8 @@ def check_keys(tree:dict, where:str):
     known = known_keys()
     for key in _dotted(tree, known):
         if key in known: continue
-        raise ValueError(f"{where}: there is no setting {key}; the nearest known one is {_nearest(key, known)}")
+        nearest = _nearest(key, known)
+        raise ValueError(f"{where}: there is no setting {one_line(key)}; the nearest known one is {nearest}")
 
 def _nearest(key:str, known) -> str:
     "The same last name elsewhere, else the most similar whole name, else the most similar last name."
@@ -514,7 +518,26 @@ def _writable(node):
         if OmegaConf.is_dict(child): _writable(child)
     return node
 
-def _one_line(error) -> str: return " ".join(str(error).split())
+class _SettingsLoader(YAML_LOADER):
+    "Reads what OmegaConf reads: 1e-5 is a number, a date is text, no key stands twice. References (${…}) are refused."
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for i, key in enumerate(keys):
+            if key in keys[:i]: raise ValueError(f"the key {key} stands twice in one section")
+        return super().construct_mapping(node, deep)
+
+    def construct_scalar(self, node):
+        value = super().construct_scalar(node)
+        if "${" in str(value): raise ValueError(f"{str(value)[:40]!r} refers to another setting, which is not read")
+        return value
+
+_NUMBER = (r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9_]+([eE][-+][0-9]+)?"
+           r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
+_TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_SettingsLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+    for first, resolvers in YAML_LOADER.yaml_implicit_resolvers.items()}
+_SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"({_NUMBER})$"), list("-+0123456789."))
 
 def _missing(path:Path) -> FileNotFoundError:
     if not path.parent.is_dir(): return FileNotFoundError(f"no settings at {path}; there is no folder {path.parent}")
@@ -524,21 +547,27 @@ def _missing(path:Path) -> FileNotFoundError:
 def _yaml(path) -> dict:
     path = Path(path)
     if not path.is_file(): raise _missing(path)
-    try: tree = OmegaConf.to_container(OmegaConf.load(path))
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as e:
-        raise ValueError(f"{path} is no readable YAML ({_one_line(e)})") from None
+    tree = load_yaml(read_bytes(path), path, _SettingsLoader)
     if not isinstance(tree, dict): raise ValueError(f"{path}: sections were expected, found a {type(tree).__name__}")
-    return tree
+    try: return OmegaConf.to_container(OmegaConf.create(tree))
+    except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as e:
+        raise ValueError(f"{path} holds no settings ({one_line(e)})") from None
 
 def settings_from(*parts, where:str="settings") -> Settings: # nested dicts, later ones win
     "Checked settings; ValueError in one sentence otherwise."
-    for part in parts: check_keys(part, where)
+    for part in parts:
+        if not isinstance(part, dict): raise ValueError(f"{where}: sections were expected, found {one_line(part)[:40]}")
+        check_keys(part, where)
     try:
         merged = OmegaConf.merge(_writable(OmegaConf.structured(Settings)), *parts)
-        return _checked(OmegaConf.to_object(merged), where)
+        settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         key = getattr(e, "full_key", None) or "settings"
-        raise ValueError(f"{where}: {key}: {str(e).splitlines()[0]}") from None
+        reason = str(e).splitlines() or [type(e).__name__]
+        raise ValueError(f"{where}: {one_line(key)}: {one_line(reason[0])}") from None
+    except (OverflowError, TypeError, RecursionError) as e:
+        raise ValueError(f"{where}: the settings cannot be read ({one_line(e)})") from None
+    return _checked(settings, where)
 
 # %% ../../nbs/training/00_settings.ipynb #acb04b05
 def _override_tree(overrides) -> dict:
@@ -546,7 +575,7 @@ def _override_tree(overrides) -> dict:
         if "=" not in override: raise ValueError(f"an override is written key=value, got {override!r}")
     try: tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
     except (OmegaConfBaseException, yaml.YAMLError) as e:
-        raise ValueError(f"the overrides {' '.join(overrides)} cannot be read ({_one_line(e)})") from None
+        raise ValueError(f"the overrides {' '.join(overrides)} cannot be read ({one_line(e)})") from None
     check_keys(tree, "override")
     return tree
 
@@ -558,6 +587,8 @@ def load_settings(
     "Settings of a file, a scale and overrides, in this order; every key known, every type right."
     tree = _yaml(path)
     scales = tree.pop("scales", None) or {}
+    if not isinstance(scales, dict) or not all(isinstance(name, str) for name in scales):
+        raise ValueError(f"{path}: `scales` should have one section for each scale")
     if scale != "full" and scale not in scales:
         raise ValueError(f"{path}: there is no scale {scale!r}; it has {', '.join(['full', *scales])}")
     scale_tree = scales.get(scale, {}) if scale != "full" else {}

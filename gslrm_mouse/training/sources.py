@@ -22,7 +22,8 @@ from ..scenes.dataset import FIRST_MOUSE, HELD_OUT, SpreadSettings, VIEWS_PER_SC
 from ..scenes.dataset import scene_cameras, scene_views
 from ..scenes.tracer import raytrace
 from .settings import DatasetSettings, MouseSettings, Settings
-from ..views.recordings import is_recording, open_recording, parse_frames
+from ..views.recordings import combined_fingerprint, fingerprint_of_source, is_recording, open_recording
+from ..views.recordings import parse_frames
 from ..views.samples import is_sample, read_sample, sample_folders
 from ..views.triangulation import centred, triangulate
 from ..views.views import Views
@@ -182,18 +183,9 @@ def _listed(path:Path) -> list[Path]: # of a .txt list, relative to the list or 
     if not lines: raise ValueError(f"{path}: one sample folder per line was expected, the list is empty")
     return [p if p.is_absolute() or p.is_dir() else path.parent/p for p in lines]
 
-_CAMERA_FILES = (".json", ".pkl", ".toml", ".yaml")
-_DATA_FILES = _CAMERA_FILES + (".png", ".jpg", ".mp4", ".npz", ".mat")
-
-def _stamp(folder:Path) -> list: # [name, bytes, hash of a small camera file], file by file
-    if not folder.is_dir(): return [str(folder), "missing"]
-    stamps = []
-    for path in sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in _DATA_FILES):
-        n_bytes = path.stat().st_size
-        is_hashed = path.suffix in _CAMERA_FILES and n_bytes < 1 << 20
-        digest = hashlib.sha256(path.read_bytes()).hexdigest()[:12] if is_hashed else ""
-        stamps.append([path.relative_to(folder).as_posix(), n_bytes, digest])
-    return stamps
+def _content_hash(folder:Path) -> str: # of everything that is read of a source
+    try: return combined_fingerprint(fingerprint_of_source(folder))
+    except FileNotFoundError: return "missing" # its reader says what is not there
 
 def picture_size(s:Settings) -> int: # pixels
     "Size of the images that a source stores: that of the targets; inputs are made from them."
@@ -235,7 +227,7 @@ def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
     if d.method == "none" and not d.normalize_distance_to:
         raise ValueError(f"{path} is a recording, whose cameras lie outside the domain of the network; "
                          f"set training.dataset.method to exact or one of {', '.join(METHODS)}")
-    recording = open_recording(path)
+    recording = open_recording(path, d.unit or None)
     numbers = parse_frames(d.frames, recording.n_frames, "training.dataset.frames")
     train, val = _split(d, numbers, whole)
     return _Frames(
@@ -243,7 +235,9 @@ def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
         val=val,
         read=recording.frame,
         names=lambda i: f"{path}, frame {i}",
-        about=dict(source=str(path), moments=len(numbers), hash=short_hash(_stamp(path))))
+        about=dict(source=str(path), moments=len(numbers), hash=_content_hash(path), **_stated_unit(d)))
+
+def _stated_unit(d:DatasetSettings) -> dict: return dict(unit=d.unit) if d.unit else {}
 
 def _sampled(d:DatasetSettings, m:MouseSettings, path:Path, whole:bool) -> _Frames:
     is_list = path.suffix == ".txt" and path.is_file()
@@ -257,9 +251,10 @@ def _sampled(d:DatasetSettings, m:MouseSettings, path:Path, whole:bool) -> _Fram
     return _Frames(
         train=train,
         val=val,
-        read=lambda i: read_sample(folders[i], white_threshold=white_threshold),
+        read=lambda i: read_sample(folders[i], white_threshold=white_threshold, unit=d.unit or None),
         names=lambda i: str(folders[i]),
-        about=dict(source=str(path), moments=len(folders), hash=short_hash([_stamp(f) for f in folders])))
+        about=dict(source=str(path), moments=len(folders), hash=short_hash([_content_hash(f) for f in folders]),
+                   **_stated_unit(d)))
 
 # %% ../../nbs/training/03_sources.ipynb #a9f89f22
 def _count_cameras(frames:_Frames) -> int:

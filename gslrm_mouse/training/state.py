@@ -34,6 +34,10 @@ def initial_network(s:Settings, init:str="") -> tuple: # GSLRM, domain of its ca
         domain = CameraDomain(elevation=tuple(s.training.dataset.elevation), image_size=size)
         return GSLRM(s.config), domain, None
     path = checkpoint_path(None if init == "shipped" else init)
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"no checkpoint at {path}, from which the settings start; --scale small starts from a shipped one, --init "
+            "FILE from another, and gslrm_mouse convert CKPT.pt FILE.safetensors makes one of FaceLift's")
     model, card = load_checkpoint(path)
     wrong = diff_settings(_architecture(card.config), _architecture(s.config))
     if wrong: raise ValueError(f"{path} is another network than the settings: {'; '.join(wrong)}")
@@ -92,6 +96,7 @@ def weights_settings(s:Settings) -> dict:
         section.pop(last)
     if not s.training.dataset.camera_variety.on: # younger than the stored results
         settings["training"]["dataset"].pop("camera_variety")
+    if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit") # the same
     return settings
 
 # %% ../../nbs/training/08_state.ipynb #3decde40

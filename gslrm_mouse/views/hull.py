@@ -13,7 +13,7 @@ from .triangulation import triangulate
 from .views import Views
 
 # %% auto #0
-__all__ = ['FOREGROUND_ALPHA', 'MAX_RAYS', 'Hull', 'hull_reach', 'visual_hull']
+__all__ = ['FOREGROUND_ALPHA', 'MAX_RAYS', 'MOST_CUBES', 'Hull', 'hull_reach', 'Cover', 'hull_cover', 'visual_hull']
 
 # %% ../../nbs/views/04_hull.ipynb #ce7f11c8
 @dataclass(frozen=True)
@@ -120,6 +120,77 @@ def _voxels(low, high, margin, n) -> tuple[Tensor, float]: # (N, 3) centres, sid
     counts = ((high - low)/voxel - 1e-9).ceil().long().tolist()
     steps = [torch.arange(count, dtype=low.dtype, device=low.device) + .5 for count in counts]
     return torch.cartesian_prod(*(start + voxel*step for start, step in zip(low, steps))), voxel
+
+# %% ../../nbs/views/04_hull.ipynb #a348684c
+@dataclass(frozen=True)
+class Cover:
+    "Cubes that together hold everything the silhouettes allow."
+    centers:Tensor # (N, 3) float64, world; none where the silhouettes exclude each other
+    side:float # of a cube, world units
+    in_hull:Tensor # (N,) bool, cubes whose centres lie in the hull itself
+    is_bounded:bool # False where the silhouettes leave the object open in some direction
+
+_CORNERS = torch.cartesian_prod(*[torch.tensor([-.5, .5], dtype=torch.float64)]*3) # of a cube of side 1
+MOST_CUBES = 20_000 # more cubes than this are not halved any further: the cover is coarser then, and still a cover
+
+@patch
+def corners(self:Cover) -> Tensor: # (N, 8, 3)
+    "The corners of the cubes."
+    return self.centers[:, None] + self.side*_CORNERS.to(self.centers.device)
+
+def _foreground_counts(some) -> Tensor: # (V, H + 1, W + 1) pixels above and to the left of each corner of a pixel
+    counts = some.long().cumsum(1).cumsum(2)
+    return torch.nn.functional.pad(counts, (1, 0, 1, 0))
+
+def _may_hold_object(centers, side, silhouettes, counts) -> Tensor: # (M,) indices of the cubes
+    "The cubes that no camera sees wholly against background."
+    alive = torch.arange(len(centers), device=centers.device)
+    h, w = silhouettes.some.shape[1:]
+    corners = _CORNERS.to(centers.device)*side
+    for P, count, touches_border in zip(silhouettes.P, counts, silhouettes.touches_border):
+        uvw = (centers[alive, None] + corners) @ P[:, :3].T + P[:, 3]
+        depth = uvw[..., 2]
+        is_in_front, is_behind = (depth > 1e-9).all(1), (depth <= 1e-9).all(1)
+        uv = (uvw[..., :2]/depth[..., None].clamp(min=1e-9)).clamp(-2, max(w, h) + 2).floor().long()
+        (x0, y0), (x1, y1) = uv.amin(1).T - 1, uv.amax(1).T + 2 # a pixel to spare on every side
+        leaves_image = (x0 < 0) | (y0 < 0) | (x1 > w) | (y1 > h)
+        x0, x1, y0, y1 = x0.clamp(0, w), x1.clamp(0, w), y0.clamp(0, h), y1.clamp(0, h)
+        has_object = count[y1, x1] - count[y0, x1] - count[y1, x0] + count[y0, x0] > 0
+        is_background = is_in_front & ~has_object & ~(leaves_image & touches_border)
+        alive = alive[~(is_background | (is_behind & ~touches_border))]
+    return alive
+
+def _enclosing_cubes(center, radius, silhouettes, counts) -> tuple: # (N, 3) centres, side, is_bounded
+    "Coarse cubes about `center` that may hold the object; a cube of cubes that it does not leave, if there is one."
+    steps = torch.arange(16, dtype=torch.float64, device=center.device) - 7.5
+    grid = torch.cartesian_prod(steps, steps, steps)
+    for _ in range(8):
+        side = radius/8
+        alive = _may_hold_object(center + side*grid, side, silhouettes, counts)
+        is_bounded = not (grid[alive].abs() == 7.5).any()
+        if is_bounded: break
+        radius *= 2
+    return center + side*grid[alive], side, is_bounded
+
+def hull_cover(
+    views:Views, # at least two
+    center:Tensor=None, # (3,) about where the object is; triangulated from the masks when None
+    n:int=64, # cubes along the cover's longest side
+    most:int=MOST_CUBES, # which are halved
+) -> Cover:
+    "Cubes that hold every point of a connected object which no silhouette contradicts, however thin it is."
+    silhouettes = _silhouettes(views)
+    counts = _foreground_counts(silhouettes.some)
+    center = triangulate(views).point if center is None else center.to(silhouettes.P)
+    radius = hull_reach(silhouettes.cams, silhouettes.inside, center)
+    centers, side, is_bounded = _enclosing_cubes(center, radius, silhouettes, counts)
+    while is_bounded and 0 < len(centers) < most:
+        if side <= ((centers.amax(0) - centers.amin(0)).max() + side)/n: break
+        centers, side = (centers[:, None] + side/2*_CORNERS.to(centers.device)).view(-1, 3), side/2
+        centers = centers[_may_hold_object(centers, side, silhouettes, counts)]
+    in_hull = torch.zeros(len(centers), dtype=torch.bool, device=centers.device)
+    in_hull[_allowed(centers, silhouettes, range(len(views)), _quorum(len(views)))] = True
+    return Cover(centers, side, in_hull, is_bounded)
 
 # %% ../../nbs/views/04_hull.ipynb #af9dfd2b
 def visual_hull(

@@ -4,6 +4,9 @@
 
 # %% ../../nbs/views/03_recordings.ipynb #f6b02fae
 from __future__ import annotations
+import hashlib
+import json
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +24,8 @@ from .views import MaskError, Views, check_views
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'MAX_FRAMES', 'Recording', 'numbered_files',
            'folder_layout', 'find_recording_rig', 'match_cameras', 'open_recording', 'is_recording', 'read_views',
-           'open_moments', 'parse_frames', 'iter_moments']
+           'open_moments', 'parse_frames', 'iter_moments', 'fingerprint_of_file', 'fingerprint_of_source',
+           'combined_fingerprint', 'changed_files']
 
 # %% ../../nbs/views/03_recordings.ipynb #8a7f0a7f
 @dataclass(frozen=True)
@@ -204,33 +208,36 @@ def is_recording(path) -> bool:
 def read_views(
     path, # a sample folder or a recording
     frame:int=0, # of a recording
+    unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
 ) -> Views:
     "The views in a folder of either kind; ValueError or FileNotFoundError with one sentence otherwise."
     path = Path(path)
-    if is_recording(path): return open_recording(path).frame(frame)
+    if is_recording(path): return open_recording(path, unit).frame(frame)
     if not is_sample(path):
         raise FileNotFoundError(
             f"{path}: a recording ({VIDEOS}/ or {RAW_VIDEOS}/, {MASKS}/ or {OWN_MASKS}/, {RIG} or another tool's rig) "
             f"or a sample folder ({' or '.join(SAMPLES)}) was looked for; {describe_folder(path)}")
     if frame: raise ValueError(f"{path} is a sample folder, one moment; frame {frame} was asked for")
-    return read_sample(path)
+    return read_sample(path, unit=unit)
 
 # %% ../../nbs/views/03_recordings.ipynb #5f00dd7a
 def open_moments(
     source, # a recording, a sample folder, or a folder of sample folders
     frames=None, # numbers of frames, or of samples in the order of their names; all when None
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
+    unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
 ) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
     "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)
     if is_recording(source):
-        recording = open_recording(source)
+        recording = open_recording(source, unit)
         total, kind = recording.n_frames, "frame"
         def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers)
     elif source.exists():
         samples = sample_folders(source)
         total, kind = len(samples), "sample"
-        def read(numbers, v=None): return (read_sample(samples[i], v, white_threshold=white_threshold) for i in numbers)
+        options = dict(white_threshold=white_threshold, unit=unit)
+        def read(numbers, v=None): return (read_sample(samples[i], v, **options) for i in numbers)
     else:
         raise FileNotFoundError(f"{source}: a recording, a sample folder or a folder of samples was looked for; "
                                 f"{describe_folder(source.parent)}")
@@ -255,8 +262,10 @@ def parse_frames(
         numbers = range(*parts) if ":" in text else parts
     except (ValueError, TypeError): # no numbers, more than three, a step of 0
         raise ValueError(f"{what} are written 0,10,20 or 0:40:10, got {text!r}") from None
-    if not 0 < len(numbers) <= MAX_FRAMES:
-        raise ValueError(f"{what} {text} are {len(numbers)} numbers, from 1 to {MAX_FRAMES} are read")
+    is_too_long = bool(numbers[MAX_FRAMES:]) # a range may be too long for `len`
+    if not numbers or is_too_long:
+        count = f"more than {MAX_FRAMES}" if is_too_long else "0"
+        raise ValueError(f"{what} {text} are {count} numbers, from 1 to {MAX_FRAMES} are read")
     wrong = [] if n is None else [i for i in numbers if not 0 <= i < n]
     if wrong: raise ValueError(f"{what}: frame {wrong[0]} was asked for, the recording has {n}")
     return list(numbers)
@@ -271,3 +280,71 @@ def iter_moments(
         try:
             for views in read(tuple(left)): yield left.pop(0), views
         except (ValueError, FileNotFoundError) as e: yield left.pop(0), e
+
+# %% ../../nbs/views/03_recordings.ipynb #e7641b69
+_BLOCK = 2**20 # bytes that are hashed at once
+_RIG_FOLDERS = ("", "calibration", "sparse", "sparse/0", "colmap") # in which `find_rigs` looks
+_RIG_TEXTS = ("cameras", "images", "unit", "extrinsics", "intrinsics") # stems of .txt and .bin files of a rig
+_IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG") # that a `file_path` may leave out
+
+def fingerprint_of_file(path) -> str:
+    "Size and BLAKE2b hash of the content of a file."
+    digest = hashlib.blake2b(digest_size=8)
+    with open(path, "rb") as f:
+        while block := f.read(_BLOCK): digest.update(block)
+        return f"{f.tell()} {digest.hexdigest()}"
+
+def _rig_files(path:Path) -> list[Path]:
+    "The files of a recording that may hold its rig."
+    suffixes = {suffix for tool in FORMATS.values() for suffix in tool.suffixes if suffix}
+    suffixes |= {".pkl", ".json", ".toml", ".yml", ".yaml", ".xml", ".mat", ".h5", ".hdf5"}
+    suffixes -= {".txt", ".bin", ".mp4"}
+    files = [p for folder in _RIG_FOLDERS if (path/folder).is_dir() for p in (path/folder).iterdir() if p.is_file()]
+    return [p for p in files if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)]
+
+def _recording_files(path:Path) -> list[Path]:
+    videos, masks = folder_layout(path)
+    numbered = [p for folder in (videos, masks) if folder.is_dir() for p in numbered_files(folder).values()]
+    return numbered + _rig_files(path)
+
+def _sample_files(folder:Path) -> list[Path]:
+    "The camera file of a sample, and the images and masks that it names."
+    files = [folder/name for name in SAMPLES if (folder/name).is_file()]
+    try: frames = json.loads(files[0].read_bytes())["frames"]
+    except (ValueError, KeyError, TypeError, RecursionError): return files # its reader says what is wrong
+    named = [frame.get(key) for frame in frames if isinstance(frame, dict) for key in ("file_path", "mask_path")]
+    paths = [folder/f"{name}{suffix}" for name in named if isinstance(name, str) for suffix in _IMAGE_SUFFIXES]
+    return files + [p for p in dict.fromkeys(paths) if p.is_file()]
+
+def _fingerprints(folder:Path, files) -> dict:
+    return {os.path.relpath(path, folder): fingerprint_of_file(path) for path in sorted(set(files))}
+
+def fingerprint_of_source(
+    path, # a recording, a sample folder, or a folder of sample folders
+    truth=None, # folder of held-out views of the recording, see `read_truth`
+) -> dict: # file, or sample of many: size and hash of its content
+    "What a source is made of, by the content of everything that is read of it."
+    path = Path(path)
+    files = _recording_files(path) if is_recording(path) else []
+    if is_sample(path): files += _sample_files(path)
+    found = _fingerprints(path, files)
+    if not files:
+        samples = {folder.name: _fingerprints(folder, _sample_files(folder)) for folder in sample_folders(path)}
+        found = {name: f"{len(files)} files {combined_fingerprint(files)}" for name, files in samples.items()}
+    if truth:
+        files = [Path(truth)/"heldout_cameras.json", *Path(truth).glob("frame_*_view_*.png")]
+        found |= {f"held-out views: {name}": value for name, value in _fingerprints(Path(truth), files).items()}
+    return found
+
+def combined_fingerprint(files:dict) -> str: # 12 digits
+    "One hash of what `fingerprint_of_source` returns."
+    return hashlib.blake2b(json.dumps(files, sort_keys=True).encode(), digest_size=6).hexdigest()
+
+def changed_files(
+    before:dict, # of `fingerprint_of_source`
+    now:dict,
+) -> list[str]: # "videos/0.mp4 has changed", …
+    "What differs between two states of a source, file by file."
+    changes = [f"{name} has changed" for name in before if name in now and now[name] != before[name]]
+    changes += [f"{name} is gone" for name in before if name not in now]
+    return changes + [f"{name} is new" for name in now if name not in before]

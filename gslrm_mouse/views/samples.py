@@ -15,7 +15,7 @@ from ..calibration.formats import FORMATS, detect_format
 from ..calibration.json_frames import facelift_frame, facelift_frames, nerfstudio_frames
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras, check_cameras
-from ..files import atomic_folder, describe_folder, one_line, read_bytes, require_empty_folder
+from ..files import atomic_folder, describe_folder, one_line, open_image, read_bytes, require_empty_folder
 from .views import Views, check_views, composite_on_white, path_inside, read_rgba
 
 # %% auto #0
@@ -26,14 +26,21 @@ __all__ = ['SAMPLES', 'undistort_rgba', 'read_sample', 'straight_alpha', 'write_
 SAMPLES = ("opencv_cameras.json", "transforms.json") # files that make a folder a sample
 _FRAMES = {"FaceLift": facelift_frames, "nerfstudio": nerfstudio_frames} # format: its frames
 
-def _sample_rig(folder) -> tuple[Path, Rig, list]: # file, cameras, frames
+def _sample_rig(folder, unit) -> tuple[Path, Rig, list]: # file, cameras, frames
     names = [name for name in SAMPLES if (folder/name).exists()]
     file = folder/(names[0] if names else "opencv_cameras.json")
     data = read_bytes(file)
     found = detect_format(data)
     if found not in _FRAMES:
         raise ValueError(f"{file}: a JSON with `frames` was expected, it begins with {data[:12]!r}")
-    return file, FORMATS[found].read(data, str(file), None, None, None), _FRAMES[found](data, str(file))
+    frames = _FRAMES[found](data, str(file))
+    width, height = _size_of_images(folder, frames, file)
+    return file, FORMATS[found].read(data, str(file), width, height, unit), frames
+
+def _size_of_images(folder, frames, file) -> tuple: # (width, height), or None twice where the frames hold it
+    "The size of the first image, for Blender's files, which hold only an angle of view."
+    if not frames or {"w", "h"} & set(frames[0]): return None, None
+    return open_image(path_inside(folder, frames[0].get("file_path"), f"{file}, camera 0")).size
 
 def undistort_rgba(
     rgba:Tensor, # (H, W, 4) straight RGB and alpha in [0, 1], as stored
@@ -51,10 +58,11 @@ def read_sample(
     indices=None, # which frames, in this order; all when None
     size:int=None, # resized to size × size pixels; as stored when None
     white_threshold:float=None, # in (0, 1]: without alpha, pixels at least this bright in all channels are background
+    unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
 ) -> Views:
     "A sample folder, checked and without lens distortion; ValueError or FileNotFoundError with one sentence otherwise."
     folder = Path(folder)
-    file, rig, frames = _sample_rig(folder)
+    file, rig, frames = _sample_rig(folder, unit)
     chosen = list(range(len(frames)) if indices is None else map(int, indices))
     if not chosen or not all(0 <= i < len(frames) for i in chosen):
         raise ValueError(f"{file}: frames {chosen} were asked for, it holds 0 to {len(frames) - 1}")
@@ -63,7 +71,9 @@ def read_sample(
     for i in chosen:
         where = f"{file}, camera {i}"
         path = path_inside(folder, frames[i].get("file_path"), where)
-        image = read_rgba(path, (stored.width, stored.height), where, white_threshold)
+        mask = frames[i].get("mask_path") # of nerfstudio
+        mask = path_inside(folder, mask, where) if mask else None
+        image = read_rgba(path, (stored.width, stored.height), where, white_threshold, mask)
         rgba.append(undistort_rgba(torch.from_numpy(image).float()/255, rig, i))
         names.append(path.stem)
     colour, alpha = torch.stack(rgba).split([3, 1], -1)
@@ -109,12 +119,13 @@ def is_sample(path) -> bool:
 def _is_count(x, most=2**15): return isinstance(x, int) and not isinstance(x, bool) and 0 <= x <= most
 
 def _truth_camera(entry, first_pixel, path) -> Cameras:
-    if not isinstance(entry, dict): raise ValueError(f"{path}: a camera should be a mapping, found {str(entry)[:60]}")
+    if not isinstance(entry, dict):
+        raise ValueError(f"{path}: a camera should be a mapping, found {one_line(entry)[:60]}")
     missing = {"view", "w", "h", "K", "w2c"} - set(entry)
     where = f"{path}, camera {str(entry.get('view'))[:20]!r}"
     if missing: raise ValueError(f"{where}: {', '.join(sorted(missing))} missing")
     wrong = [key for key in ("view", "w", "h") if not _is_count(entry[key])]
-    if wrong: raise ValueError(f"{where}: {wrong[0]} should be a whole number, found {str(entry[wrong[0]])[:60]}")
+    if wrong: raise ValueError(f"{where}: {wrong[0]} should be a whole number, found {one_line(entry[wrong[0]])[:60]}")
     try: K, w2c = (torch.tensor(entry[key], dtype=torch.float64)[None] for key in ("K", "w2c"))
     except (TypeError, ValueError, RuntimeError, OverflowError) as e:
         raise ValueError(f"{where}: K and w2c should be 3 × 3 and 4 × 4 numbers ({one_line(e)})") from None
@@ -136,7 +147,7 @@ def truth_json(
     first_pixel = content.get("pixel_centre_of_first_pixel")
     if first_pixel not in ([.5, .5], [0, 0]):
         raise ValueError(f"{path}: pixel_centre_of_first_pixel should be [0.5, 0.5] or [0, 0], "
-                         f"found {str(first_pixel)[:60]}")
+                         f"found {one_line(first_pixel)[:60]}")
     if content.get("units") != "mm":
         raise ValueError(f"{path}: units should be 'mm', found {str(content.get('units'))[:60]!r}")
     return content

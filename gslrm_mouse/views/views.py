@@ -157,11 +157,25 @@ def _as_rgba(image) -> tuple[np.ndarray, bool]: # (H, W, 4) uint8; whether the i
         image = Image.fromarray(grey)
     return np.array(image.convert("RGBA")), has_alpha
 
+def _read_mask(path, size, where) -> np.ndarray: # (H, W) uint8
+    if not path.is_file():
+        raise FileNotFoundError(f"{where}: the mask {path} is not there; {describe_folder(path.parent)}")
+    try: mask = open_image(path)
+    except ValueError as e: raise ValueError(f"{where}: {e}") from None
+    if mask.size != tuple(size):
+        raise ValueError(f"{where}: the mask {path} is {mask.width} × {mask.height} px, "
+                         f"its picture {size[0]} × {size[1]}")
+    has_colour = mask.mode not in ("1", "L") and not mask.mode.startswith("I")
+    grey = np.array(mask.convert("RGB")).max(-1) if has_colour else np.array(mask).astype(np.float64)
+    brightest = grey.max()
+    return np.where(grey > brightest/2, np.uint8(255), np.uint8(0)) if brightest else np.zeros_like(grey, np.uint8)
+
 def read_rgba(
     path:Path, # of the image
     size, # (width, height) that the camera states, pixels
     where, # names the camera in messages
     white_threshold:float=None, # in (0, 1]: without alpha, pixels at least this bright in all channels are background
+    mask:Path=None, # image of the silhouette, white on black, instead of an alpha channel or beside it
 ) -> np.ndarray: # (H, W, 4) uint8, straight alpha
     "An image with alpha; FileNotFoundError, or ValueError for an unreadable file, a missing alpha or another size."
     if not path.is_file():
@@ -169,7 +183,8 @@ def read_rgba(
     try: image = open_image(path)
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
     rgba, has_alpha = _as_rgba(image)
-    if not has_alpha:
+    if mask is not None: rgba[..., 3] = np.minimum(rgba[..., 3], _read_mask(mask, image.size, where))
+    elif not has_alpha:
         if white_threshold is None:
             raise MaskError("no_alpha", f"{where}: {path} has no alpha channel (it is {image.mode}), "
                                         "so the silhouette is not known")

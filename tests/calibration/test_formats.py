@@ -1,4 +1,4 @@
-"Calibration files of eight tools: a written rig is read back; a damaged or hostile file gives a rig or one sentence."
+"Calibration files of other tools: a written rig is read back; a damaged or hostile file gives a rig or one sentence."
 import importlib.util
 import json
 import pickle
@@ -33,13 +33,19 @@ from gslrm_mouse.cameras.rotations import matrix_to_quat, matrix_to_rotvec, quat
 W, H = 640, 480
 FILES = {
     "MAMMAL": "new_cam.pkl", "FaceLift": "opencv_cameras.json", "nerfstudio": "transforms.json", "Anipose": "c.toml",
-    "DANNCE": "c.mat", "Pose Splatter": "c.h5", "OpenCV": "c.yml", "OpenCV XML": "c.xml",
-    "COLMAP": "text", "COLMAP binary": "bin"}
-FISHEYE = {"nerfstudio", "Anipose", "OpenCV", "OpenCV XML", "COLMAP", "COLMAP binary"} # hold a fisheye lens, no skew
+    "Caliscope": "camera_array.toml", "Pose2Sim": "Calib.toml", "DANNCE": "c.mat", "Pose Splatter": "c.h5",
+    "JARVIS": "jarvis", "Kalibr": "camchain.yaml", "OpenCV": "c.yml", "OpenCV XML": "c.xml", "OpenCV JSON": "c.json",
+    "EasyMocap": "easymocap", "3DGS": "cameras.json", "COLMAP": "text", "COLMAP binary": "bin"}
+WRITTEN = [name for name, f in FORMATS.items() if f.write]
+FISHEYE = { # hold a fisheye lens
+    "nerfstudio", "Anipose", "Caliscope", "Kalibr", "OpenCV", "OpenCV XML", "OpenCV JSON", "COLMAP", "COLMAP binary"}
 SKEW = {"MAMMAL", "DANNCE", "Pose Splatter"} # hold skew
-NAMES = {"nerfstudio", "Anipose", "DANNCE", "OpenCV", "OpenCV XML", "COLMAP", "COLMAP binary"} # hold names
+NO_LENS = {"FaceLift", "3DGS"} # hold cameras in model units and no lens
+NO_NAMES = {"MAMMAL", "FaceLift", "Pose Splatter", "Caliscope", "Kalibr"} # hold no names, or numbers only
+SORTED = {"JARVIS", "Caliscope"} # are read in the order of the names' numbers
+COEFFICIENTS = {"COLMAP": 8, "COLMAP binary": 8, "Pose2Sim": 4, "Kalibr": 4} # as many as the format holds; else 5
 CHILD_PROCESS = {"DANNCE", "Pose Splatter"} # slow to read
-OTHERS = [name for name in FORMATS if name not in CHILD_PROCESS]
+OTHERS = [name for name in WRITTEN if name not in CHILD_PROCESS]
 WITH_TMP_PATH = dict(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
@@ -105,16 +111,30 @@ def assert_refused(call, *fragments, exc=ValueError):
 # ---- written and read back ----
 def storable_rig(name, seed, n, kind, skew):
     "A random rig, with the lens that the format can hold or without one."
-    if kind == "fisheye" and name not in FISHEYE or name == "FaceLift": kind = "none"
-    coefficients = 8 if name.startswith("COLMAP") else 5
-    if kind == "fisheye": coefficients = 4
+    if kind == "fisheye" and name not in FISHEYE or name in NO_LENS: kind = "none"
+    coefficients = 4 if kind == "fisheye" else COEFFICIENTS.get(name, 5)
     model = "fisheye" if kind == "fisheye" else "opencv"
     rig = random_rig(seed, n, model, coefficients, skew and name in SKEW)
-    if name == "FaceLift":
-        w2c = rig.w2c.clone()
-        w2c[:, :3, 3] *= .0085
-        rig = replace(rig, w2c=w2c, unit="model")
+    if name in NO_LENS: rig = in_model_units(rig)
+    if name == "3DGS": rig = centred(rig)
     return rig, kind != "none"
+
+
+def in_model_units(rig):
+    w2c = rig.w2c.clone()
+    w2c[:, :3, 3] *= .0085
+    return replace(rig, w2c=w2c, unit="model")
+
+
+def centred(rig):
+    "The principal points in the middle of the images, the focal lengths still different."
+    K = rig.K.clone()
+    K[:, 0, 2], K[:, 1, 2] = W/2, H/2
+    return replace(rig, K=K)
+
+
+def sorted_by_name(rig):
+    return rig[sorted(range(len(rig)), key=lambda i: int(rig.names[i].removeprefix("view_")))]
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -124,9 +144,11 @@ def storable_rig(name, seed, n, kind, skew):
 def test_round_trip(tmp_path, name, seed, n, kind, skew):
     rig, has_lens = storable_rig(name, seed, n, kind, skew)
     source = rig if has_lens else rig.cameras
-    back = read_calibration(write_calibration(source, new_path(tmp_path, name), name), W, H, source.unit)
+    stated = None if FORMATS[name].world == "m" else source.unit # metres are what the format means
+    back = read_calibration(write_calibration(source, new_path(tmp_path, name), name), W, H, stated)
+    if has_lens and name in SORTED: source = rig = sorted_by_name(rig)
     assert_same(back, source, has_lens)
-    if has_lens and name in NAMES: assert back.names == rig.names
+    if has_lens and name not in NO_NAMES: assert back.names == rig.names
     assert back.format == name.removesuffix(" binary").removesuffix(" XML")
     assert back.reason
 
@@ -145,16 +167,18 @@ def test_formats_agree(tmp_path):
     "One rig written in all formats projects points to the same pixels."
     rig = random_rig(1, 4)
     points = torch.from_numpy(np.random.default_rng(0).normal(size=(30, 3))*20 + [50, 50, 50])
-    names = [name for name in FORMATS if name != "FaceLift"]
-    assert len(names) == 9
+    names = [name for name in WRITTEN if name not in NO_LENS]
+    assert len(names) == 15
     for name in names:
-        back = read_calibration(write_calibration(rig.cameras, new_path(tmp_path, name), name), W, H, "mm")
+        stated = None if FORMATS[name].world == "m" else "mm"
+        back = read_calibration(write_calibration(rig.cameras, new_path(tmp_path, name), name), W, H, stated)
         assert largest_difference(back.project(points), rig.project(points)) < 1e-6
 
 
 @pytest.mark.parametrize("name, fragment", [
     ("FaceLift", "cannot hold a lens"), ("MAMMAL", "fisheye"), ("DANNCE", "no other lens"),
-    ("Pose Splatter", "fisheye"),
+    ("Pose Splatter", "fisheye"), ("3DGS", "cannot hold a lens"), ("JARVIS", "no other lens"),
+    ("EasyMocap", "no other lens"), ("Pose2Sim", "no other lens"),
 ])
 def test_lens_is_never_dropped(tmp_path, name, fragment):
     rig = replace(random_rig(2, kind="fisheye", coefficients=4), unit=FORMATS[name].unit)
@@ -163,12 +187,12 @@ def test_lens_is_never_dropped(tmp_path, name, fragment):
     assert not any(path.parent.iterdir())
 
 
-@pytest.mark.parametrize("name", sorted(FISHEYE))
+@pytest.mark.parametrize("name", sorted({*WRITTEN} - SKEW - NO_LENS))
 def test_skew_is_never_dropped(tmp_path, name):
     assert_refused(lambda: write_calibration(random_rig(3, skew=True), new_path(tmp_path, name), name), "skew")
 
 
-@pytest.mark.parametrize("name", ["nerfstudio", "DANNCE", "COLMAP"])
+@pytest.mark.parametrize("name", ["nerfstudio", "DANNCE", "COLMAP", "Pose2Sim", "JARVIS", "EasyMocap", "Kalibr"])
 def test_coefficients_are_never_dropped(tmp_path, name):
     rig = random_rig(3)
     distortion = padded(rig.lens.distortion)
@@ -276,7 +300,8 @@ def is_rig(path, *size):
 @pytest.mark.parametrize("name", OTHERS)
 def test_damaged(tmp_path, name):
     rig = random_rig(7)
-    if name == "FaceLift": rig = replace(rig.cameras, unit="model")
+    if name in NO_LENS: rig = centred(in_model_units(rig.cameras))
+    if name in ("Pose2Sim", "Kalibr"): rig = replace(rig, lens=replace(rig.lens, distortion=rig.lens.distortion[:, :4]))
     path = write_calibration(rig, new_path(tmp_path, name), name)
     files = [p for p in path.iterdir() if p.stat().st_size > 10] if path.is_dir() else [path]
     counts = {True: 0, False: 0}

@@ -1,6 +1,7 @@
 """The doctor as a user meets it: exit status, sentences, JSON. It judges what is there, not what it is called."""
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -9,18 +10,25 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import gslrm_mouse.evaluation.sensitivity as sensitivity
 import gslrm_mouse.models.checkpoint as checkpoint
+from gslrm_mouse.calibration.formats import write_calibration
+from gslrm_mouse.calibration.json_frames import nerfstudio_bytes
 from gslrm_mouse.cameras.pinhole import Cameras, look_at, orbit
 from gslrm_mouse.cameras.presets import mouse_rig
-from gslrm_mouse.doctor.checks import explain_disagreement, silhouettes
+from gslrm_mouse.doctor.checks import duplicates, explain_disagreement, silhouettes
 from gslrm_mouse.doctor.diagnosis import diagnose
-from gslrm_mouse.doctor.evidence import Evidence
+from gslrm_mouse.doctor.evidence import Diagnostic, Evidence
 from gslrm_mouse.models.gslrm import GSLRM
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
+from gslrm_mouse.video import video_frames, write_video
+from gslrm_mouse.views.samples import read_sample
+from gslrm_mouse.views.triangulation import centroids
+from gslrm_mouse.views.warp import warp_views
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +37,12 @@ def recording(tmp_path_factory):
     return write_recording(folder, 3, seed=4, cams=mouse_rig().resized(576, 512), truth=False)
 
 
-def doctor(*args):
+def run_main(*args):
     code = "from gslrm_mouse.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, "doctor", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
+
+
+def doctor(*args): return run_main("doctor", *args)
 
 
 def test_a_sound_recording_is_compatible(recording):
@@ -52,8 +63,8 @@ def test_a_broken_one_will_fail(recording, tmp_path):
     for camera in rig: camera["K"][[0, 1], [0, 1]] /= 1.5
     (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
     got = doctor(folder)
-    assert got.returncode == 1 and "overwritten_k" in got.stdout and "gslrm_mouse preprocess" in got.stdout
-    assert got.stdout.strip().splitlines()[-1].startswith("will fail")
+    assert got.returncode == 1 and "overwritten_k" in got.stdout and f"gslrm_mouse doctor {folder}" in got.stdout
+    assert got.stdout.startswith("This rig will fail: other focal lengths than the lenses had.")
 
 
 @pytest.mark.parametrize("name, content", [
@@ -132,3 +143,240 @@ def test_exchanged_cameras_are_named_in_large_rigs():
     exchanged = replace(views, cameras=views.cameras[[10, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0]])
     found = explain_disagreement(exchanged, None)
     assert found.name == "swapped" and "if cameras 0 and 10 are exchanged" in found.says, found
+
+
+def ring(n, seed=0, size=192):
+    "A mouse seen by n cameras around it, sound."
+    scene = mouse_scene(seed)
+    jitter = 3*torch.randn(n, generator=torch.Generator().manual_seed(seed))
+    around = orbit(torch.arange(n)*360/n + jitter, 25., size=size)
+    middle = torch.from_numpy(scene.centers).mean(0)
+    shift = 4*torch.randn(n, 3, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
+    eye = middle + around.centers.double()*80
+    K = around.K.double().clone()
+    K[:, 0, 2] += 7
+    K[:, 1, 2] -= 4
+    return raytrace(scene, Cameras(K, look_at(eye, middle + shift), size, size, "mm"), 1)
+
+
+def with_cameras(views, *, K=None, w2c=None):
+    cams = views.cameras
+    cams = replace(cams, K=cams.K if K is None else K, w2c=cams.w2c if w2c is None else w2c)
+    return replace(views, cameras=cams)
+
+
+def transposed(views):
+    w2c = views.cameras.w2c.clone()
+    w2c[:, :3, :3] = w2c[:, :3, :3].mT.clone()
+    return with_cameras(views, w2c=w2c)
+
+
+def moved(views, i=2):
+    w2c = views.cameras.w2c.clone()
+    w2c[i, 0, 3] += 20
+    return with_cameras(views, w2c=w2c)
+
+
+def swapped_center(views):
+    K = views.cameras.K.clone()
+    K[:, :2, 2] = K[:, :2, 2].flip(1)
+    return with_cameras(views, K=K)
+
+
+def with_k(views, x, y):
+    return with_cameras(views, K=views.cameras.K*views.cameras.K.new_tensor([x, y, 1.])[:, None])
+
+
+def ordered(views, order): return replace(views, cameras=views.cameras[order])
+
+
+def opengl(views):
+    flip = torch.diag(torch.tensor([1., -1, -1, 1], dtype=views.cameras.w2c.dtype))
+    return with_cameras(views, w2c=flip @ views.cameras.w2c)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("name, damage, fragment", [
+    ("transposed", transposed, "if R is transposed"),
+    ("swapped", lambda v: ordered(v, [1, 2, 3, 4, 5, 0]), "in the order 5, 0, 1, 2, 3, 4"),
+    ("swapped", lambda v: ordered(v, [5, 4, 3, 2, 1, 0]), "in the order 5, 4, 3, 2, 1, 0"),
+    ("swapped", lambda v: ordered(v, [0, 1, 4, 3, 2, 5]), "cameras 2 and 4 are exchanged"),
+    ("swapped", lambda v: ordered(v, [3, 0, 5, 1, 4, 2]), "in the order 1, 3, 5, 0, 4, 2"),
+    ("moved_camera", moved, "without camera 2"),
+    ("another_size", lambda v: with_k(v, .5, .5), "K is multiplied by 2.00"),
+    ("another_size", lambda v: with_k(v, 2., 2.), "K is multiplied by 0.50"),
+    ("anisotropic_k", lambda v: with_k(v, 1., 1.25), "(fy) is multiplied by 0.80"),
+    ("opengl_axes", opengl, "turned round"),
+    ("inverted_poses", lambda v: with_cameras(v, w2c=torch.linalg.inv(v.cameras.w2c)), "poses are inverted"),
+    ("flipped", lambda v: replace(v, images=v.images.flip(2), alpha=v.alpha.flip(2)), "images are mirrored"),
+])
+def test_a_mistake_is_named_if_undoing_it_makes_the_silhouettes_agree(name, damage, fragment, seed):
+    found = explain_disagreement(damage(ring(6, seed)), None)
+    assert found.name == name and fragment in found.says, found
+
+
+def test_exchanged_center_is_named():
+    views = ring(6)
+    K = views.cameras.K.clone()
+    K[:, 0, 2] += 12
+    K[:, 1, 2] -= 9
+    shifted = raytrace(mouse_scene(0), replace(views.cameras, K=K), 1)
+    found = explain_disagreement(swapped_center(shifted), None)
+    assert found.name == "swapped_center", found
+
+
+def test_several_mistakes_are_a_disagreement_with_the_view_that_disagrees_most():
+    "No single correction undoes two mistakes."
+    views = moved(moved(with_k(ring(6), 1.3, 1.), 1), 4)
+    found = explain_disagreement(views, None)
+    assert found.name == "disagreement" and "disagrees most" in found.says, found
+
+
+def test_an_animal_near_the_middle_is_no_sign_of_recentring():
+    "Cameras that aim at the animal, all with small errors of their poses."
+    views = ring(6)
+    w2c = views.cameras.w2c.clone()
+    w2c[:, :3, 3] += 6*torch.randn(6, 3, generator=torch.Generator().manual_seed(3), dtype=w2c.dtype)
+    evidence = Evidence("x", "sample", "", views=with_cameras(views, w2c=w2c))
+    [found] = silhouettes(evidence, None, None, None)
+    assert found.name == "disagreement", found
+
+
+def test_recentred_images_are_named():
+    views = ring(6, size=160)
+    middle, com = torch.tensor([80., 80.]).double(), centroids(views)
+    H = torch.eye(3).double().repeat(6, 1, 1)
+    H[:, :2, 2] = com - middle # from a pixel of the shifted image to one of the stored image
+    images, alpha = warp_views(views, H, 160, 160)
+    evidence = Evidence("x", "sample", "", views=replace(views, images=images, alpha=alpha))
+    [found] = silhouettes(evidence, None, None, None)
+    assert found.name == "recentred" and "once the images are shifted back" in found.says, found
+
+
+def test_large_rigs_are_searched_in_seconds():
+    "80 cameras, one of them moved; or one copied over another, which loses one view of many and costs nothing."
+    views = ring(80, size=144)
+    found = explain_disagreement(moved(views, 33), None)
+    assert found.name == "moved_camera" and "without camera 33" in found.says, found
+    w2c = views.cameras.w2c.clone()
+    w2c[5] = w2c[4]
+    evidence = Evidence("x", "calibration", "", cameras=replace(views.cameras, w2c=w2c))
+    center = torch.from_numpy(mouse_scene(0).centers).mean(0)
+    [found] = duplicates(evidence, center, None, sensitivity.load_sensitivity())
+    assert not found.note and 0 <= found.cost < .01, found
+
+
+def test_two_entries_of_one_camera_are_only_a_note():
+    views = ring(6)[[0, 1, 2, 3, 4, 5, 5]]
+    evidence = Evidence("x", "sample", "", cameras=views.cameras, views=views)
+    [found] = duplicates(evidence, torch.from_numpy(mouse_scene(0).centers).mean(0), None, None)
+    assert found.note, found
+
+
+def test_one_camera_is_too_few(tmp_path):
+    cams = mouse_rig()[[0]]
+    path = write_calibration(cams, tmp_path/"one.toml")
+    got = doctor(path, "--json")
+    content = json.loads(got.stdout)
+    assert got.returncode == 1 and [f["name"] for f in content["findings"]] == ["too_few_views"]
+    assert content["notes"] == [] and content["verdict"] == "This rig will fail: one camera."
+
+
+@pytest.mark.parametrize("up", [[0., -.89, -.456], [.3, .8, .2], [-.7, .1, -.3]])
+def test_the_proposed_up_is_exact_and_can_be_typed(tmp_path, up):
+    up = torch.nn.functional.normalize(torch.tensor(up).double(), dim=0)
+    eye = torch.tensor([[300., 0, 0], [0, 200, -400], [-300, 10, 0], [0, -200, 400]]).double()
+    cams = Cameras(mouse_rig().K[:4].double(), look_at(eye, torch.zeros(3).double(), up), 1152, 1024, "mm")
+    path = write_calibration(cams, tmp_path/"c.pkl")
+    [found] = [f for f in diagnose(path, size=(1152, 1024)).findings if f.name == "up_axis"]
+    command, vector = found.cure.split("gslrm_mouse ")[1].split(" --up ")
+    assert command == "reconstruct RECORDING"
+    proposed = torch.tensor([float(x) for x in vector.split(",")]).double()
+    mean = -cams.R[:, 1].mean(0)
+    assert torch.rad2deg(torch.acos((proposed/proposed.norm()) @ (mean/mean.norm()))) < .1
+    got = run_main("reconstruct", "nowhere", "--up", vector, "--out", tmp_path/"x")
+    assert "nowhere" in got.stderr and got.returncode == 2, got.stderr
+
+
+def nerfstudio(views, folder, mode):
+    folder.mkdir()
+    (folder/"images").mkdir()
+    frames = []
+    for i in range(len(views)):
+        rgb = (views.images[i]*255).byte().numpy()
+        mask = ((views.alpha[i] > .5)*255).byte().numpy()
+        Image.fromarray(rgb).save(folder/f"images/{i}.png")
+        frame = json.loads(nerfstudio_bytes(views.cameras))["frames"][i] | dict(file_path=f"images/{i}.png")
+        if mode == "mask":
+            Image.fromarray(mask).save(folder/f"images/mask_{i}.png")
+            frame["mask_path"] = f"images/mask_{i}.png"
+        frames.append(frame)
+    cams = views.cameras
+    (folder/"transforms.json").write_text(json.dumps(dict(w=cams.width, h=cams.height, frames=frames)))
+    return folder
+
+
+def test_nerfstudio_folders_need_alpha_or_masks(tmp_path):
+    views = ring(5)
+    got = doctor(nerfstudio(views, tmp_path/"rgb", "none"))
+    assert got.returncode == 1 and "no_alpha" in got.stdout and "mask_path" in got.stdout, got.stdout + got.stderr
+    folder = nerfstudio(views, tmp_path/"mask", "mask")
+    found = read_sample(folder)
+    assert torch.equal(found.alpha > .5, views.alpha > .5) and (found.images[found.alpha == 0] == 1).all()
+    assert doctor(folder).returncode == 0
+    (folder/"images/mask_3.png").unlink()
+    with pytest.raises(FileNotFoundError, match="camera 3: the mask .*mask_3.png is not there"): read_sample(folder)
+
+
+def rewrite_video(path, frames, fps=20): return write_video(path, frames, fps=fps, crf=12)
+
+
+def test_videos_of_different_length_are_a_finding(recording, tmp_path):
+    shutil.copytree(recording, tmp_path/"film")
+    video = tmp_path/"film/videos_undist/3.mp4"
+    frames = list(video_frames(video))
+    rewrite_video(video, frames[:2])
+    found = {f.name: f for f in diagnose(tmp_path/"film").findings}
+    says = found["frame_counts"].says
+    assert "videos_undist/3.mp4 2" in says and "simpleclick_undist/5.mp4 3" in says
+
+
+def test_videos_of_another_rate_are_a_finding(recording, tmp_path):
+    shutil.copytree(recording, tmp_path/"film")
+    video = tmp_path/"film/videos_undist/3.mp4"
+    rewrite_video(video, list(video_frames(video)), fps=10)
+    [found] = diagnose(tmp_path/"film").findings
+    assert found.name == "frame_times" and "videos_undist/3.mp4 3 frames, 0.200 s" in found.says, found
+    assert "videos_undist/2.mp4 3 frames, 0.100 s" in found.says
+
+
+def test_the_unit_can_be_stated(tmp_path):
+    "A rig in quarter metres, which nothing can guess."
+    rig = mouse_rig().resized(576, 512)
+    folder = write_recording(tmp_path/"film", 3, seed=4, cams=rig, truth=False)
+    (folder/"new_cam.pkl").unlink()
+    text = write_calibration(rig, tmp_path/"calibration.toml").read_text()
+
+    def in_quarter_metres(match): return f"translation = {[x/250 for x in json.loads(match[1])]}"
+
+    (folder/"calibration.toml").write_text(re.sub(r"translation = (\[.*?\])", in_quarter_metres, text))
+    got = doctor(folder)
+    assert got.returncode == 3 and "--unit" in got.stderr, got.stderr
+    assert doctor(folder, "--unit", "m").returncode == 0
+
+
+def test_the_verdict_comes_first_and_notes_are_behind_verbose(recording):
+    plain, verbose = doctor(recording), doctor(recording, "--verbose")
+    assert plain.stdout.startswith("This rig will work: ") and "note ·" not in plain.stdout
+    assert verbose.stdout.count("note ·") == len(diagnose(recording).notes)
+    assert "cameras of the videos, by position: 0.mp4: 0" in plain.stdout
+
+
+def test_every_name_is_registered():
+    "A name that the code gives and the list of findings lacks is an error at once."
+    with pytest.raises(ValueError, match="is none of"): Diagnostic("unheard_of", "", "", "")
+
+
+def test_calibrations_without_a_size_name_the_option(tmp_path):
+    got = doctor(write_calibration(mouse_rig(), tmp_path/"new_cam.pkl"))
+    assert got.returncode == 3 and f"gslrm_mouse doctor {tmp_path/'new_cam.pkl'} --size" in got.stderr

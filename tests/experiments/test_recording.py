@@ -52,7 +52,7 @@ def test_any_film_of_any_rig_is_divided(monkeypatch, tmp_path):
     for n_cameras in N_CAMERAS:
         for n in N_FRAMES:
             film = SimpleNamespace(n_frames=n, cameras=[None]*n_cameras)
-            monkeypatch.setattr(experiment, "open_recording", lambda path, film=film: film)
+            monkeypatch.setattr(experiment, "open_recording", lambda path, unit=None, film=film: film)
             truth = write_truth(tmp_path/f"truth_{n}", n)
             check_plan(complete_plan(RecordingPlan(zoom=2.), "film", truth), n, n_cameras)
     assert complete_plan(RecordingPlan(zoom=2.), "film").asked == ()

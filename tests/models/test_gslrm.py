@@ -391,7 +391,7 @@ def test_settings_files(tmp_path):
     ("hard_pixelalign: true", "hard_pixelalign: 1", "hard_pixelalign 1"),
     ("inference:", "inferences:", "no `inference` section"),
     ("model:", "models:", "`model` section was looked for, found models"),
-    ("{d: 64", "{{d: 64", "not readable as YAML"),
+    ("{d: 64", "{{d: 64", "no readable YAML"),
     ("d_head: 32", "d_head: 30", "multiple of d_head"),
 ])
 def test_refused_settings_files(tmp_path, old, new, fragment):

@@ -14,7 +14,8 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 
-from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
+from gslrm_mouse.calibration.formats import read_calibration, write_calibration
+from gslrm_mouse.cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from gslrm_mouse.cameras.presets import facelift_rig, mouse_rig
 from gslrm_mouse.preprocess.canonical import canonicalize, virtual_cameras
 from gslrm_mouse.preprocess.dataset import preprocess_dataset, split_by_time, write_prepared
@@ -25,7 +26,7 @@ from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.views.hull import visual_hull
-from gslrm_mouse.views.recordings import read_views
+from gslrm_mouse.views.recordings import MASKS, RIG, VIDEOS, read_views
 from gslrm_mouse.views.samples import write_sample
 from gslrm_mouse.views.triangulation import triangulate
 from gslrm_mouse.views.views import Views
@@ -402,3 +403,40 @@ def test_foreground_needs_a_foreground():
     alpha[1, 3, 3] = 9/255
     with pytest.raises(ValueError) as e: foreground_stats(Views(on_white(alpha), alpha, facelift_rig(8, n=2)))
     assert "camera 1" in sentence(e)
+
+
+# ---- a changed source ----
+
+@pytest.mark.parametrize("name", [RIG, f"{VIDEOS}/3.mp4", f"{MASKS}/0.mp4"])
+def test_a_changed_source_is_not_mixed_with_the_old_one(recording, tmp_path, name):
+    source, out = tmp_path/"rec", tmp_path/"d"
+    shutil.copytree(recording, source)
+    options = dict(method="similarity", frames=[0, 1], size=32)
+    made = preprocess_dataset(source, out, **options)
+    shutil.rmtree(out/"sample_000001")
+    (source/"notes.txt").write_text("no part of the source")
+    assert preprocess_dataset(source, out, **options) == made
+    stored = (source/name).read_bytes()
+    if name == RIG: (source/name).write_bytes(moved_rig(source))
+    else: (source/name).write_bytes(stored + b"\0")
+    shutil.rmtree(out/"sample_000001")
+    text = refused(source, out, **options)
+    assert f"made of another state of {source}: {name} has changed; choose another folder" in text
+    assert not (out/"sample_000001").exists()
+    (source/name).write_bytes(stored)
+    assert preprocess_dataset(source, out, **options) == made
+
+
+def test_another_checkpoint_is_not_mixed_with_the_old_one(recording, tmp_path):
+    options = dict(method="similarity", frames=[0, 1], size=32)
+    preprocess_dataset(recording, tmp_path/"d", **options)
+    assert "another domain" in refused(recording, tmp_path/"d", **options, domain=CameraDomain(fov=(40., 40.)))
+
+
+def moved_rig(recording): # its calibration with the cameras 40 mm farther away, in the same format
+    cams = read_calibration(recording/RIG, 144, 128)
+    w2c = cams.w2c.clone()
+    w2c[:, 2, 3] += 40
+    moved = recording.parent/"moved.pkl"
+    write_calibration(replace(cams, w2c=w2c), moved)
+    return moved.read_bytes()

@@ -40,7 +40,7 @@ from gslrm_mouse.scenes.bodies import canonical_scene, mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import decode_frame, decode_frames, write_video
-from gslrm_mouse.views.recordings import open_recording, read_views
+from gslrm_mouse.views.recordings import MASKS, VIDEOS, open_recording, read_views
 from gslrm_mouse.views.samples import write_sample
 
 N = 12 # frames of the recording
@@ -111,6 +111,38 @@ def test_frames_are_those_counted(tmp_path, gop, b_frames, open_gop, order, is_s
     assert all(np.abs(a.astype(int) - b).max() > 60 for a, b in zip(counted, counted[1:]))
     if is_sorted: order = sorted(order)
     for i, image in zip(order, decode_frames(path, order), strict=True): assert np.array_equal(image, counted[i])
+
+
+def n_needed(path, numbers): # frames from the key frame before each, or from where the decoder is
+    with av.open(str(path)) as f: packets = [(p.pts, p.is_keyframe) for p in f.demux(video=0) if p.pts is not None]
+    keys = [i for i, (_, is_key) in enumerate(sorted(packets)) if is_key]
+    total, last = 0, None
+    for i in numbers:
+        start = max(key for key in keys if key <= i)
+        if last is not None and start <= last < i: start = last + 1
+        total += i + 1 - start
+        last = i
+    return total, keys
+
+
+@pytest.mark.parametrize("numbers", [[25], [1, 25], [12, 13], [15, 12], "a key frame"])
+def test_no_more_is_decoded_than_from_the_key_frame_on(tmp_path, monkeypatch, numbers):
+    path = tmp_path/"0.mp4"
+    write_numbered(path, gop=10, b_frames=0, open_gop=False)
+    if numbers == "a key frame": numbers = n_needed(path, [])[1][1:2]
+    decode_until, consumed = video._decode_until, []
+
+    def counted(decoded, stamp):
+        def counting():
+            for frame in decoded:
+                consumed.append(frame.pts)
+                yield frame
+        return decode_until(counting(), stamp)
+
+    monkeypatch.setattr(video, "_decode_until", counted)
+    for i, image in zip(numbers, decode_frames(path, numbers), strict=True):
+        assert abs(int(image[4, 4].mean()) - 8*i) < 8
+    assert len(consumed) == n_needed(path, numbers)[0]
 
 
 class CountedVideo:
@@ -372,6 +404,23 @@ def test_settings_do_not_mix(film, tiny, tmp_path):
     reconstruct(film, out, **overwriting)
     assert {load_ply(p).unit for p in out.rglob("*.ply")} == {"model"}
     assert manifest(out)["settings"]["units"] == "model"
+
+
+def test_a_changed_source_does_not_mix(film, tiny, tmp_path):
+    source, out = tmp_path/"rec", tmp_path/"d"
+    shutil.copytree(film, source)
+    options = dict(checkpoint=tiny, turntable=False, panels=False, film=False)
+    reconstruct(source, out, frames=[0], **options)
+    before = contents(out)
+    for name in (f"{MASKS}/2.mp4", f"{VIDEOS}/0.mp4"):
+        stored = (source/name).read_bytes()
+        (source/name).write_bytes(stored + b"\0")
+        with pytest.raises(ValueError, match=f"{name} has changed; choose another folder, or pass --overwrite"):
+            reconstruct(source, out, frames=[0, 1], **options)
+        assert contents(out) == before
+        (source/name).write_bytes(stored)
+    reconstruct(source, out, frames=[0, 1], **options)
+    assert folders(out) == [0, 1]
 
 
 def test_bad_frames(film, tiny, tmp_path):

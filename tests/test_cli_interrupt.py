@@ -1,0 +1,51 @@
+"""Ctrl-C: one line that says what is kept and how to go on, exit status 130, no traceback. With real processes."""
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+START = "from gslrm_mouse.cli import main; main()"
+
+
+def interrupt(args, folder, has_begun):
+    "Run a command in a process group of its own, send SIGINT to all of it as a terminal does once it has begun."
+    log = folder/"stderr.txt"
+    with open(log, "w") as stderr:
+        process = subprocess.Popen(
+            [sys.executable, "-c", START, *map(str, args)], stdout=subprocess.DEVNULL, stderr=stderr, cwd=folder,
+            start_new_session=True)
+        while not has_begun(log):
+            assert process.poll() is None, f"it ended before it had begun: {log.read_text()}"
+            time.sleep(.02)
+        os.killpg(process.pid, signal.SIGINT)
+        process.wait(60)
+    return process.returncode, log.read_text()
+
+
+def check(returncode, text, kept):
+    assert returncode == 130, text
+    assert "Traceback" not in text and "KeyboardInterrupt" not in text, text
+    said = [line for line in text.replace("\r", "\n").splitlines() if line.startswith("gslrm_mouse: ")]
+    assert len(said) == 1 and said[0].startswith("gslrm_mouse: interrupted") and kept in said[0], text
+
+
+def test_demo_writes_nothing(tmp_path):
+    check(*interrupt(["demo", "film"], tmp_path, lambda log: "rendering" in log.read_text()), "nothing was written")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stderr.txt"]
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_study_keeps_finished_conditions(tmp_path, jobs):
+    "Also where processes of their own run the conditions."
+    results = tmp_path/"study/results/recipes.jsonl"
+    args = ["study", "--only", "recipes", "--out", "study", "--jobs", jobs]
+    check(*interrupt(args, tmp_path, lambda log: results.exists()), "finished conditions are kept, and the same")
+    assert results.read_text().endswith("\n")
+
+
+def test_training_names_resume(tmp_path):
+    args = ["pretrain", "--out", "run", "--steps", 100000, "--n-scenes", 2, "--batch", 1]
+    check(*interrupt(args, tmp_path, lambda log: any((tmp_path/"run").glob("log.jsonl"))), "--resume")
