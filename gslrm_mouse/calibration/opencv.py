@@ -327,7 +327,7 @@ def _opencv_pose(entry, where) -> np.ndarray: # (4, 4)
 
 def _pixel_count(x):
     "Whole numbers, also as text, as int; anything else unchanged."
-    return int(float(x)) if re.fullmatch(r"\d{1,9}\.?0*", str(x)) else x
+    return int(float(x)) if re.fullmatch(r"\d{1,9}(\.0*)?", str(x)) else x
 
 def _opencv_size(entry, where) -> tuple|None: # (width, height)
     width, height = _pick(entry, "width"), _pick(entry, "height")

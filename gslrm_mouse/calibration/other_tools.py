@@ -14,7 +14,7 @@ from .rig import Rig, StoredCamera, check_keys, check_matrix, check_vector, pose
 from .rig import rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 from ..cameras.rotations import matrix_to_rotvec, rotvec_to_matrix
-from ..files import describe_folder, natural_sort, read_bytes
+from ..files import describe_folder, natural_sort, one_line, read_bytes
 
 # %% auto #0
 __all__ = ['EASYMOCAP_FILES', 'is_easymocap', 'read_easymocap', 'easymocap_files', 'is_jarvis', 'read_jarvis_files',
@@ -187,7 +187,7 @@ def _kalibr_poses(cameras, name) -> list: # of (4, 4) w2c
             if "T_cam_imu" in entry: poses.append(_rigid(entry["T_cam_imu"], where, "T_cam_imu"))
             else: poses.append(np.linalg.inv(_rigid(entry["T_imu_cam"], where, "T_imu_cam")))
         elif i == 0: poses.append(np.eye(4))
-        elif "T_cn_cnm1" not in entry: raise ValueError(f"{where}: T_cn_cnm1 missing, found {', '.join(entry)[:200]}")
+        elif "T_cn_cnm1" not in entry: raise ValueError(f"{where}: T_cn_cnm1 missing, found {one_line(list(entry))}")
         else: poses.append(_rigid(entry["T_cn_cnm1"], where, "T_cn_cnm1") @ poses[-1])
     return poses
 

@@ -213,7 +213,7 @@ CAMERA_CHECKS = (
 # %% ../../nbs/doctor/01_checks.ipynb #11efef6c
 MIN_HULL_AGREEMENT = .97 # mean visual-hull consistency of a sound rig, at least
 
-_UNDONE = .9 # consistency at which a mistake counts as undone: corrections are tried on a grid, in small images
+_UNDONE = .85 # consistency at which a mistake counts as undone: corrections are tried on a grid, in small images
 
 _UNDECIDED = .6 # above it, a disagreement in a frame whose animal is cut by the border counts as undecided
 

@@ -446,4 +446,4 @@ def test_load_weights_refuses_another_network(variant, message):
 def test_card_refuses_unknown_fields():
     text = ModelCard(TINY, CameraDomain()).to_json()
     assert ModelCard.from_json(text).config == TINY
-    with pytest.raises(TypeError): ModelCard.from_json(text.replace('"d":', '"width":'))
+    with pytest.raises(ValueError, match="width"): ModelCard.from_json(text.replace('"d":', '"width":'))
