@@ -430,7 +430,7 @@ def _one_of_many(views, suspects) -> Disagreement:
 
 def _view_name(views, i) -> str:
     name = views.names[i] if views.names else ""
-    return f"view {i} ({name})" if name and name != f"camera {i}" else f"camera {i}"
+    return f"camera {i}" if name in ("", f"camera {i}", f"view {i}") else f"view {i} ({name})"
 
 def explain_disagreement(
     views:Views,

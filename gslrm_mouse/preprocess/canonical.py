@@ -139,8 +139,8 @@ def canonicalize(
 ) -> Canonical|Approximate:
     """The views as the checkpoint's own camera would have taken them from the same places.
 
-    Exact up to resampling (`EXACT`), or with a bound on the error (`APPROXIMATE`). ValueError for an unknown choice, views that contradict
-    themselves, or an object behind a camera."""
+    Exact up to resampling (`EXACT`), or with a bound on the error (`APPROXIMATE`). ValueError for an unknown choice,
+    views that contradict themselves, or an object behind a camera."""
     _check_options(views, choose, zoom)
     check_views(views)
     size = size or domain.image_size
