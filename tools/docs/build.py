@@ -17,7 +17,8 @@ sys.path.insert(0, str(root))
 # The sidebar: a title, whether it begins closed, and pages or folders ("cameras/") in reading order.
 # Of a folder its start page comes first (index.ipynb); the group's title leads to it.
 GROUPS = (
-    ("Start", False, ("index", "pages/faq", "pages/doctor_findings", "pages/findings", "pages/requirements", "pages/glossary", "pages/limits")),
+    ("Start", False, ("index", "pages/faq", "pages/doctor_findings", "pages/findings", "pages/requirements",
+                      "pages/glossary", "pages/limits")),
     ("How to", False, ("tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "tutorials/lora",
                        "tutorials/released_checkpoint", "tutorials/")),
     ("Cameras, rays and lenses", True, ("cameras/",)),
