@@ -433,7 +433,8 @@ def test_bad_frames(film, tiny, tmp_path):
     masks[4] = masks[4]*0
     write_video(path, masks, fps=20, crf=12)
     options = dict(checkpoint=tiny, turntable=False, panels=False)
-    with pytest.raises(ValueError, match="frame 4: camera 2, frame 4: .* is empty: its brightest value is .*; leave such out") as e:
+    empty = "frame 4: camera 2, frame 4: .* is empty: its brightest value is .*; leave such out"
+    with pytest.raises(ValueError, match=empty) as e:
         reconstruct(rec, out, frames=[3, 4, 5], **options)
     assert "\n" not in str(e.value)
     assert folders(out) == [3] and not manifest(out)["complete"]
