@@ -7,7 +7,11 @@ import time
 
 import pytest
 
-START = "from gslrm_mouse.cli import main; main()"
+# Where a shell started this test in the background, SIGINT is ignored, and children would inherit that.
+START = """import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from gslrm_mouse.cli import main
+main()"""
 
 
 def interrupt(args, folder, has_begun):

@@ -105,10 +105,10 @@ def check_views(
         _check_values(alpha, f"{where}: the mask")
         if not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
         if (alpha > .5).all():
-            raise MaskError("mask_full", f"{where}: the mask covers the whole picture, so it tells no silhouette")
+            raise MaskError("mask_full", f"{where}: the mask covers the whole image, so it tells no silhouette")
         if is_inverted(alpha):
             share = (alpha > .5).float().mean()
-            raise MaskError("mask_inverted", f"{where}: the mask covers {share:.0%} of the picture and its corners, "
+            raise MaskError("mask_inverted", f"{where}: the mask covers {share:.0%} of the image and its corners, "
                                              "so it seems inverted; the object should be white on black "
                                              "(for a video: ffmpeg -i MASK.mp4 -vf negate NEW.mp4)")
     check_cameras(views.cameras, name)

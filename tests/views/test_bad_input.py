@@ -173,7 +173,7 @@ def test_two_of_one_number(rec):
 
 def test_mask_covers_all(rec):
     write_video(rec/"simpleclick_undist/1.mp4", np.full((N, H, W, 3), 255, np.uint8))
-    says(lambda: read_views(rec), "camera 1", "covers the whole picture")
+    says(lambda: read_views(rec), "camera 1", "covers the whole image")
 
 
 def test_counts_in_memory(rec):
@@ -444,7 +444,7 @@ def test_no_alpha(sample):
     says(lambda: read_sample(sample), "camera 1", "cam_001.png", "no alpha channel")
     assert read_sample(sample, white_threshold=.99).alpha.mean((1, 2)).tolist() == [.25]*4
     Image.new("RGBA", (32, 32), (9, 9, 9, 255)).save(f)
-    says(lambda: read_sample(sample), "camera 1", "covers the whole picture")
+    says(lambda: read_sample(sample), "camera 1", "covers the whole image")
     Image.new("RGBA", (32, 32), (9, 9, 9, 0)).save(f)
     says(lambda: read_sample(sample), "camera 1", "empty")
 
