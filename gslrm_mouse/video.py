@@ -17,7 +17,7 @@ import torch
 from .files import atomic_file
 
 # %% auto #0
-__all__ = ['open_video', 'frame_stamps', 'decode_frames', 'decode_frame', 'VideoInfo', 'video_info', 'video_size', 'video_frames',
+__all__ = ['open_video', 'frame_stamps', 'decode_frames', 'decode_frame', 'VideoInfo', 'video_info', 'video_frames',
            'write_video']
 
 # %% ../nbs/04_video.ipynb #814d109c
@@ -129,11 +129,6 @@ def video_info(
         start, end = (float(stamp*stream.time_base) for stamp in (stamps[0], stamps[-1]))
     height, width = decode_frame(path, 0).shape[:2]
     return VideoInfo(width, height, len(stamps), start, end - start)
-
-def video_size(path) -> tuple: # width, height, frames
-    "Size and length of a video."
-    info = video_info(path)
-    return info.width, info.height, info.frames
 
 # %% ../nbs/04_video.ipynb #7f036b71
 def video_frames(

@@ -42,7 +42,7 @@ from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.training.loop import load_trained, open_run, run_training
 from gslrm_mouse.training.runs import last_checkpoint, read_log
 from gslrm_mouse.training.settings import load_settings, settings_from
-from gslrm_mouse.video import video_frames, video_size, write_video
+from gslrm_mouse.video import video_frames, video_info, write_video
 from gslrm_mouse.views.samples import read_sample, read_truth, straight_alpha, write_sample
 
 ROOT = Path(__file__).parents[1]
@@ -153,7 +153,7 @@ def video_reader(folder):
     write_video(file, [rng.integers(0, 256, (32, 48, 3), np.uint8) for _ in range(4)], fps=20)
     data = file.read_bytes()
     def read():
-        video_size(file)
+        video_info(file)
         for _ in video_frames(file): pass
     def case(rng):
         file.write_bytes(mutated(data, rng))

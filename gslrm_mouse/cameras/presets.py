@@ -10,7 +10,7 @@ from .pinhole import Cameras, intrinsics, look_at, orbit
 
 # %% auto #0
 __all__ = ['MOUSE_RIG_CENTERS', 'MOUSE_RIG_FXFYCXCY', 'MOUSE_RIG_AIM', 'facelift_rig', 'mouse_rig', 'heldout_cameras',
-           'inference_rig', 'asked_cameras', 'novel_cameras']
+           'inference_rig', 'novel_cameras']
 
 # %% ../../nbs/cameras/06_presets.ipynb #c48a0169
 def facelift_rig(
@@ -60,11 +60,6 @@ def heldout_cameras() -> list[Cameras]:
 def inference_rig(size:int=512) -> Cameras:
     "The six cameras of FaceLift's inference, in its order: front, then -135°, 180°, back, 0°, -45°."
     return orbit([-90., -135., 180., 90., 0., -45.], 0., FACELIFT_DISTANCE, FACELIFT_FOV, size)
-
-# %% ../../nbs/cameras/06_presets.ipynb #f44ecb15
-def asked_cameras() -> Cameras:
-    "The six novel cameras of the study, millimetres."
-    return novel_cameras()
 
 # %% ../../nbs/cameras/06_presets.ipynb #6ac5b598
 def novel_cameras(

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..calibration.formats import read_calibration
 from ..cameras.pinhole import CameraError, Cameras
 from ..files import describe_folder
-from ..video import frame_stamps, open_video, video_size
+from ..video import frame_stamps, open_video, video_info
 from ..views.recordings import find_recording_rig, folder_layout, is_recording, open_recording
 from ..views.samples import SAMPLES, is_sample, read_sample, sample_folders
 from ..views.views import MaskError, Views
@@ -208,8 +208,10 @@ def _frame_times(rec): # yields Diagnostic
 
 def _recording_without_masks(path, size, unit, videos, masks) -> Evidence:
     first = sorted(videos.glob("*.mp4"))[:1]
-    if first: width, height, n = video_size(first[0])
-    else: (width, height), n = size or (None, None), 0
+    (width, height), n = size or (None, None), 0
+    if first:
+        info = video_info(first[0])
+        width, height, n = info.width, info.height, info.frames
     _, read = find_recording_rig(path)
     cams, broken = call_checked(read, width, height, unit, path=path)
     missing = Diagnostic(

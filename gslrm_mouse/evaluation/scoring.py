@@ -9,7 +9,7 @@ from functools import lru_cache, partial
 import numpy as np
 import torch
 from ..cameras.domain import CameraDomain
-from ..cameras.presets import asked_cameras, mouse_rig
+from ..cameras.presets import mouse_rig, novel_cameras
 from ..cameras.similarity import IDENTITY
 from ..gaussians.cloud import Gaussians
 from ..gaussians.rasterize import render
@@ -46,7 +46,7 @@ def rig_and_novel_views(i:int) -> tuple[Views, Views]:
     "Mouse `i` in the rig, at half its size, and in the study's novel views."
     rig = mouse_rig()
     rig = rig.resized(rig.width//2, rig.height//2)
-    return raytrace(mouse_scene(i), rig, 2), raytrace(mouse_scene(i), asked_cameras(), 3)
+    return raytrace(mouse_scene(i), rig, 2), raytrace(mouse_scene(i), novel_cameras(), 3)
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #02174209
 ZOOMS = (.7, .85, 1., 1.15, 1.25, 1.4, 1.6, 1.8, 2., 2.3, 2.6)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras, look_at
-from ..cameras.presets import asked_cameras, mouse_rig
+from ..cameras.presets import mouse_rig, novel_cameras
 from ..cameras.similarity import IDENTITY, Similarity
 from ..evaluation.scoring import score_cloud
 from .base import Arm, Experiment, Finding
@@ -123,7 +123,7 @@ def filmed_scene(i:int, on, rig:Cameras, domain:CameraDomain) -> tuple[Scene, Te
 @lru_cache(maxsize=4)
 def _truth(i, is_mouse, rig, domain):
     scene = filmed_scene(i, ("appearance",) if is_mouse else (), rig, domain)[0]
-    return raytrace(scene, asked_cameras(), 3)
+    return raytrace(scene, novel_cameras(), 3)
 
 @lru_cache(maxsize=64)
 def _input_views(i, on, rig, domain):
