@@ -12,7 +12,7 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
-	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "Python 3.11 or newer is needed, this is " + sys.version.split()[0])'
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "Python 3.11.5 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
 	$(BIN)/python -m pip install -q -c constraints.txt torch
