@@ -21,7 +21,7 @@ from gslrm_mouse.models.gslrm import GSLRMConfig
 from gslrm_mouse.training.settings import load_settings
 
 ROOT = Path(__file__).parents[1]
-HANGS = 1800 # seconds after which a process is taken to hang; a loaded machine may need minutes
+HANGS = 600 # seconds after which a process is taken to hang; a loaded machine may need minutes
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
 
 
@@ -33,24 +33,38 @@ def sentence(call, *fragments, exc=ValueError):
     return message
 
 
+# not "fork": the test process has threads, and a copy of it can stop for ever at a lock that one of them held
+FORKING = multiprocessing.get_context("forkserver")
+FORKING.set_forkserver_preload(["gslrm_mouse.calibration.formats"])
+
+
 def in_a_process(function, *args):
     "A call in a process of its own, which is ended where it hangs; the seconds of processor time and bytes it took."
-    context = multiprocessing.get_context("fork")
-    results = context.Queue()
-    process = context.Process(target=measured, args=(results, function, *args))
+    results, sender = FORKING.Pipe(duplex=False)
+    process = FORKING.Process(target=measured, args=(sender, function, *args))
     process.start()
-    try: return results.get(timeout=HANGS)
+    sender.close() # now a process that dies is the end of the pipe
+    try:
+        assert results.poll(HANGS), f"no answer in {HANGS} s"
+        return results.recv()
     finally:
         process.kill()
         process.join()
 
 
-def measured(results, function, *args):
+def measured(sender, function, *args):
     import resource
     before = resource.getrusage(resource.RUSAGE_SELF)
     function(*args)
     after = resource.getrusage(resource.RUSAGE_SELF)
-    results.put((after.ru_utime - before.ru_utime, 1024*(after.ru_maxrss - before.ru_maxrss)))
+    sender.send((after.ru_utime - before.ru_utime, 1024*(after.ru_maxrss - before.ru_maxrss)))
+
+
+def die(): os._exit(3)
+
+
+def test_a_process_that_dies_is_seen():
+    with pytest.raises(EOFError): in_a_process(die)
 
 
 # ---- modules of the working directory
