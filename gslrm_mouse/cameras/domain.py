@@ -4,7 +4,8 @@
 
 # %% ../../nbs/cameras/03_domain.ipynb #cc138539
 from __future__ import annotations
-from dataclasses import dataclass
+import math
+from dataclasses import asdict, dataclass
 from fastcore.basics import patch
 from torch import Tensor
 from .pinhole import intrinsics
@@ -27,20 +28,45 @@ class CameraDomain:
     coverage:tuple = (.537, .612) # relative object size, sqrt(foreground area / image area)
     image_size:int = 512 # pixels, square
     n_views:tuple = (4, 6) # input views
+    # of varied cameras, whose field of view and distance depend on each other:
+    canonical:tuple = (0., 0.) # field of view and distance of the canonical camera; 0: the middle of the ranges
+    visible:tuple = (0., 0.) # width seen at the object, model units; 0: what the canonical camera sees
+
+    @property
+    def is_varied(self) -> bool: return self.canonical != (0., 0.)
 
 FACELIFT_DOMAIN = CameraDomain()
 
 # %% ../../nbs/cameras/03_domain.ipynb #ec2bad59
+@patch(as_prop=True)
+def mean_fov(self:CameraDomain) -> float:
+    "The field of view of the canonical camera, degrees."
+    return self.canonical[0] or sum(self.fov)/2
+
+@patch(as_prop=True)
+def mean_distance(self:CameraDomain) -> float:
+    "The distance of the canonical camera, model units."
+    return self.canonical[1] or sum(self.distance)/2
+
 @patch
 def K(self:CameraDomain, size:int=None) -> Tensor: # (3, 3)
-    "Intrinsics in the middle of the domain, for a square image of `size` pixels (the domain's own when None)."
+    "Intrinsics of the canonical camera, for a square image of `size` pixels (the domain's own when None)."
     size = size or self.image_size
-    K = intrinsics(sum(self.fov)/2, size)
+    K = intrinsics(self.mean_fov, size)
+    if self.is_varied: return K
     K[1, 1] *= sum(self.aspect)/2
     K[:2, 2] = size*K.new_tensor(self.principal)
     return K
 
 @patch(as_prop=True)
-def mean_distance(self:CameraDomain) -> float:
-    "The middle of the distance range, model units."
-    return sum(self.distance)/2
+def mean_visible(self:CameraDomain) -> float:
+    "The width that the images show at the object, model units: the geometric mean where it varied."
+    if self.is_varied: return math.sqrt(self.visible[0]*self.visible[1])
+    return 2*self.mean_distance*math.tan(math.radians(self.mean_fov)/2)
+
+@patch
+def to_dict(self:CameraDomain) -> dict:
+    "Its fields, those of varied cameras only where it has them: stored settings of other domains stay the same."
+    values = asdict(self)
+    if self.is_varied: return values
+    return {name: value for name, value in values.items() if name not in ("canonical", "visible")}

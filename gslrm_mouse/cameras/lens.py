@@ -65,9 +65,10 @@ class Lens:
     "The lenses of V cameras whose images are stored as the sensor saw them."
     K:Tensor # (V, 3, 3) of the stored images, skew included, first pixel centre at (0.5, 0.5)
     distortion:Tensor # (V, n) coefficients of `model`
-    width:int # of the stored images, pixels
-    height:int # of the stored images, pixels
+    width:int # of the stored images, or of the widest, pixels
+    height:int # of the stored images, or of the highest, pixels
     model:str = "opencv" # or "fisheye"
+    sizes:Tensor = None # (V, 2) int64 width and height of each image, pixels; None where all are width × height
 
 @patch
 def __len__(self:Lens): return len(self.K)
@@ -76,12 +77,20 @@ def __len__(self:Lens): return len(self.K)
 def __getitem__(self:Lens, i) -> Lens:
     "The lenses that `i` picks; an int keeps the dimension."
     if isinstance(i, int): i = slice(i, i + 1 or None)
-    return replace(self, K=self.K[i], distortion=self.distortion[i])
+    sizes = None if self.sizes is None else self.sizes[i]
+    return replace(self, K=self.K[i], distortion=self.distortion[i], sizes=sizes)
+
+@patch
+def size_of(self:Lens, v:int) -> tuple: # (width, height)
+    "The size of the stored image of camera `v`, pixels."
+    return (self.width, self.height) if self.sizes is None else tuple(self.sizes[v].tolist())
 
 @patch
 def to(self:Lens, *args, **kwargs) -> Lens:
     "The same lenses on another device or in another dtype."
-    return replace(self, K=self.K.to(*args, **kwargs), distortion=self.distortion.to(*args, **kwargs))
+    K, distortion = (x.to(*args, **kwargs) for x in (self.K, self.distortion))
+    sizes = None if self.sizes is None else self.sizes.to(K.device)
+    return replace(self, K=K, distortion=distortion, sizes=sizes)
 
 # %% ../../nbs/cameras/04_lens.ipynb #315faa0d
 @patch
@@ -128,7 +137,7 @@ def distortion_map(
     skewed = x - y[:, None]*K[0, 1]/K[0, 0]
     xy = torch.stack(torch.broadcast_tensors(skewed, y[:, None]), -1)
     uv = lens.project(xy.reshape(1, -1, 2)).reshape(height, width, 2)
-    inside = (uv >= 0).all(-1) & (uv[..., 0] <= self.width) & (uv[..., 1] <= self.height)
+    inside = ((uv >= 0) & (uv <= uv.new_tensor(self.size_of(v)))).all(-1)
     return uv, inside & (xy.norm(dim=-1) < lens.valid_radius())
 
 # %% ../../nbs/cameras/04_lens.ipynb #d4ace6b1
@@ -136,18 +145,18 @@ def distortion_map(
 def undistort(
     self:Lens,
     v:int, # which camera
-    picture:Tensor, # (H, W, C) as stored; premultiplied where it has alpha
+    picture:Tensor, # (H, W, C) as stored, of its own size; premultiplied where it has alpha
     K:Tensor, # (3, 3) of the pinhole image wanted
     width:int, # of the pinhole image, pixels
     height:int, # of the pinhole image, pixels
 ) -> Tensor: # (height, width, C)
     "The image of a pinhole in place of camera `v`, 0 where nothing was stored; ValueError for another image size."
-    found_height, found_width = picture.shape[:2]
-    if (found_height, found_width) != (self.height, self.width):
-        raise ValueError(f"camera {v}: the lens was calibrated for pictures of {self.width} × {self.height} px, "
-                         f"this one has {found_width} × {found_height}")
+    found, stored = tuple(picture.shape[1::-1]), self.size_of(v)
+    if found != stored:
+        raise ValueError(f"camera {v}: the lens was calibrated for pictures of {stored[0]} × {stored[1]} px, "
+                         f"this one has {found[0]} × {found[1]}")
     uv, inside = self.distortion_map(v, K, width, height)
-    grid = (2*uv/uv.new_tensor([self.width, self.height]) - 1).to(picture)
+    grid = (2*uv/uv.new_tensor(stored) - 1).to(picture)
     channels_first = picture.permute(2, 0, 1)[None]
     out = F.grid_sample(channels_first, grid[None], align_corners=False, padding_mode="border")[0]
     return out.permute(1, 2, 0)*inside[..., None].to(picture)

@@ -16,19 +16,33 @@ __all__ = ['Cameras', 'look_at', 'intrinsics', 'orbit', 'draw_cameras', 'CameraE
 # %% ../../nbs/cameras/01_pinhole.ipynb #764177e9
 @dataclass(frozen=True)
 class Cameras:
-    "Pinhole cameras that share an image size: `K` (..., 3, 3) in pixels, `w2c` (..., 4, 4) OpenCV world-to-camera."
+    "Pinhole cameras on one canvas: `K` (..., 3, 3) in pixels, `w2c` (..., 4, 4) OpenCV world-to-camera."
     K:Tensor # (..., 3, 3) intrinsics in pixels of the stored image, first pixel centre at (0.5, 0.5)
     w2c:Tensor # (..., 4, 4) world-to-camera, OpenCV axes, in `unit`
-    width:int # of the stored image, pixels
-    height:int # of the stored image, pixels
+    width:int # of the stored image, or of the widest, pixels
+    height:int # of the stored image, or of the highest, pixels
     unit:str = "model" # of the world: "mm" or "model"
+    sizes:Tensor = None # (..., 2) int64 width and height of each image, pixels; None where all are width × height
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #9e9a0001
+@patch(as_prop=True)
+def image_sizes(self:Cameras) -> Tensor: # (..., 2) int64
+    "Width and height of each camera's own image, pixels."
+    if self.sizes is not None: return self.sizes
+    size = torch.tensor([self.width, self.height], device=self.K.device)
+    return size.expand(*self.K.shape[:-2], 2)
+
+@patch(as_prop=True)
+def size_text(self:Cameras) -> str:
+    "The sizes of the images, for messages: `1152 × 1024 px`, `640 × 480 and 320 × 240 px`."
+    sizes = dict.fromkeys(map(tuple, self.image_sizes.reshape(-1, 2).tolist()))
+    return " and ".join(f"{width} × {height}" for width, height in sizes) + " px"
+
 @patch
 def __repr__(self:Cameras) -> str:
     "Count, image size and unit in one line; tensors are printed by their own names."
     batch = " × ".join(map(str, self.w2c.shape[:-2])) or "1"
-    return f"{type(self).__name__}({batch} cameras, {self.width} × {self.height} px, unit {self.unit!r})"
+    return f"{type(self).__name__}({batch} cameras, {self.size_text}, unit {self.unit!r})"
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #6d9dca95
 @patch
@@ -39,19 +53,23 @@ def __len__(self:Cameras):
 def __getitem__(self:Cameras, i) -> Cameras:
     "The cameras that `i` picks along the first dimension; an int keeps that dimension, so a view stays a view."
     if isinstance(i, int): i = slice(i, i + 1 or None)
-    return replace(self, K=self.K[i], w2c=self.w2c[i])
+    sizes = None if self.sizes is None else self.sizes[i]
+    return replace(self, K=self.K[i], w2c=self.w2c[i], sizes=sizes)
 
 @patch
 def to(self:Cameras, *args, **kwargs) -> Cameras:
     "The same cameras on another device or in another dtype."
-    return replace(self, K=self.K.to(*args, **kwargs), w2c=self.w2c.to(*args, **kwargs))
+    K, w2c = (x.to(*args, **kwargs) for x in (self.K, self.w2c))
+    sizes = None if self.sizes is None else self.sizes.to(K.device)
+    return replace(self, K=K, w2c=w2c, sizes=sizes)
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #43df8c4a
 @patch
 def batch(self:Cameras) -> Cameras: # K (1, V, 3, 3), w2c (1, V, 4, 4)
     "The same cameras as a batch of one scene, as models and rasterizer take them."
     K, w2c = self.K[None], self.w2c[None]
-    return replace(self, K=K, w2c=w2c)
+    sizes = None if self.sizes is None else self.sizes[None]
+    return replace(self, K=K, w2c=w2c, sizes=sizes)
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #a4e0690c
 @patch(as_prop=True)
@@ -89,9 +107,10 @@ def project(self:Cameras, points) -> Tensor:
 # %% ../../nbs/cameras/01_pinhole.ipynb #9b1907e2
 @patch
 def resized(self:Cameras, width:int, height:int) -> Cameras:
-    "The cameras of the same images stretched to `width` × `height` pixels (exact: only K changes)."
-    s = self.K.new_tensor([width/self.width, height/self.height, 1.])
-    return replace(self, K=self.K*s[:, None], width=width, height=height)
+    "The cameras of the same images, each stretched to `width` × `height` pixels (exact: only K changes)."
+    scale = torch.tensor([width, height], dtype=torch.float64)/self.image_sizes.double().cpu()
+    s = torch.cat([scale, torch.ones_like(scale[..., :1])], -1).to(self.K)
+    return replace(self, K=self.K*s[..., None], width=width, height=height, sizes=None)
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #5b431aba
 def look_at(
@@ -157,11 +176,13 @@ def draw_cameras(
     "Frusta of `cams` in 3-D; returns the axis."
     import matplotlib.pyplot as plt
     ax = ax or plt.figure(figsize=(4, 4)).add_subplot(projection="3d")
-    centers, (w, h) = cams.centers.double().cpu(), (cams.width, cams.height)
+    centers = cams.centers.double().cpu()
     if size is None: size = .2*(centers - centers.mean(0)).norm(dim=-1).mean().item()
-    uv = torch.tensor([[0, 0, 1], [w, 0, 1], [w, h, 1], [0, h, 1]], dtype=torch.float64)
+    unit_square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
+    uv = unit_square*cams.image_sizes.cpu()[:, None] # (V, 4, 2) corners of the images
+    homogeneous = torch.cat([uv, torch.ones_like(uv[..., :1])], -1)
     to_world = cams.R.mT.double().cpu() @ torch.linalg.inv(cams.K.double().cpu())
-    corners = centers[:, None] + size*torch.einsum("vij,pj->vpi", to_world, uv)
+    corners = centers[:, None] + size*homogeneous @ to_world.mT
     for i, (center, corner) in enumerate(zip(centers, corners)):
         ax.plot(*torch.cat([corner, corner[:1]]).T.numpy(), color=color, lw=.8, label=label if i == 0 else None)
         for p in corner: ax.plot(*torch.stack([center, p]).T.numpy(), color=color, lw=.8)

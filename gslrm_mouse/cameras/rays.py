@@ -48,17 +48,19 @@ def plucker_moments(o:Tensor, d:Tensor) -> Tensor: # (..., 3)
     return torch.linalg.cross(o, d, dim=-1)
 
 # %% ../../nbs/cameras/05_rays.ipynb #68d33cf9
-RAY_CHANNELS = {"nearest": 6, "moment": 6, "both": 9}
+RAY_CHANNELS = {"nearest": 6, "moment": 6, "both": 9, "relative": 3}
 
 def ray_features(
     cams:Cameras, # (...,) any batch of cameras
-    kind:str="nearest", # "nearest": d, n (FaceLift) · "moment": m, d (paper) · "both": m, d, n
+    # "nearest": d, n (FaceLift) · "moment": m, d (paper) · "both": m, d, n · "relative": d in the axes of its camera
+    kind:str="nearest",
 ) -> tuple[Tensor, Tensor, Tensor]: # (..., H, W, C) features, (..., H, W, 3) origins, (..., H, W, 3) directions
     "Ray channels in the network's order, with the rays they come from; float32. ValueError for an unknown kind."
     if kind not in RAY_CHANNELS: raise ValueError(f"rays must be one of {', '.join(RAY_CHANNELS)}, got {kind!r}")
     o, d = (x.float() for x in pixel_rays(cams.to(torch.float64)))
     if kind == "nearest": channels = [d, closest_to_origin(o, d)]
     elif kind == "moment": channels = [plucker_moments(o, d), d]
+    elif kind == "relative": channels = [normalize(camera_rays(cams.to(torch.float64)), dim=-1).float()]
     else: channels = [plucker_moments(o, d), d, closest_to_origin(o, d)]
     return torch.cat(channels, -1), o, d
 

@@ -14,13 +14,16 @@ from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from ..cameras.pinhole import Cameras
 from ..cameras.rays import RAY_CHANNELS, camera_rays, ray_features
+from ..cameras.relative import (
+    RelativeEncoding, RigFrame, in_rig_frame, relative_encoding, rig_frame)
+from ..cameras.rotations import matrix_to_quat, quaternion_product
 from ..files import load_yaml, one_line, read_bytes
 from ..gaussians.cloud import Gaussians
 
 # %% auto #0
 __all__ = ['DEPTH_WINDOW', 'SCALE_CAP', 'GSLRMConfig', 'n_parameters', 'n_tokens', 'n_flop', 'patchify', 'to_patch_order',
-           'to_raster_order', 'RigRays', 'rig_rays', 'posed_patches', 'Attention', 'MLP', 'TransformerLayer',
-           'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
+           'to_raster_order', 'RigRays', 'RelativeRig', 'rig_rays', 'posed_patches', 'Attention', 'MLP',
+           'TransformerLayer', 'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
 
 # %% ../../nbs/models/00_gslrm.ipynb #74d8b890
 @dataclass(frozen=True)
@@ -33,7 +36,7 @@ class GSLRMConfig:
     n_layer:int = 24 # transformer layers
     n_gaussians:int = 2 # G, scene-level Gaussians from learned tokens, not per pixel
     sh_degree:int = 0 # of the colours
-    rays:str = "nearest" # "nearest" (FaceLift) · "moment" (paper) · "both"
+    rays:str = "nearest" # "nearest" (FaceLift) · "moment" (paper) · "both" · "relative" (no world: PRoPE)
     refsrc_marker:bool = False # a learned embedding that distinguishes view 0 from the others
     hard_pixelalign:bool = True # Gaussians stay on the rays of their pixels
     depth_preact_bias:float = 0. # added before the sigmoid of the depth
@@ -51,12 +54,15 @@ class GSLRMConfig:
                              f"got {self}")
         if self.d % self.d_head: raise ValueError(f"d ({self.d}) must be a multiple of d_head ({self.d_head})")
         if not 0 <= self.sh_degree <= 3: raise ValueError(f"sh_degree goes from 0 to 3, got {self.sh_degree}")
+        if self.rays == "relative" and (self.n_gaussians or self.sh_degree or self.d_head % 8):
+            raise ValueError("rays='relative' has no world: it needs n_gaussians=0, sh_degree=0 and a d_head that is "
+                             f"a multiple of 8, got {self.n_gaussians}, {self.sh_degree} and {self.d_head}")
         if self.n_layer > 1000 or max(self.image_size, self.patch_size, self.d, self.n_gaussians) > 2**16:
             raise ValueError(f"more than 1000 layers, or a width of more than {2**16}, are not built, got {self}")
 
     @property
     def in_channels(self) -> int:
-        "Colour and ray channels of a pixel: 9, or 12 with rays='both'."
+        "Colour and ray channels of a pixel: 9, 12 with rays='both', 6 with rays='relative'."
         return 3 + RAY_CHANNELS[self.rays]
 
     @property
@@ -115,7 +121,7 @@ _YAML_OPTIONAL = {
 }
 _YAML_OTHER = { # read separately, or without meaning for the network
     "image_tokenizer.in_channels", "gaussians.upsampler.upsample_factor", "use_custom_plucker", "use_aug_plucker",
-    "clip_xyz", "half_bbx_size", "class_name",
+    "use_relative_cameras", "clip_xyz", "half_bbx_size", "class_name",
 }
 _YAML_FIELDS = {**_YAML, **_YAML_OPTIONAL}
 
@@ -167,6 +173,7 @@ def from_yaml(cls:GSLRMConfig,
     rays = "moment"
     if model.get("use_aug_plucker"): rays = "both"
     if model.get("use_custom_plucker"): rays = "nearest"
+    if model.get("use_relative_cameras"): rays = "relative"
     fields = {_YAML_FIELDS[key]: value for key, value in model.items() if key in _YAML_FIELDS}
     config = cls(**fields, rays=rays, clip_xyz=bool(model.get("clip_xyz")) and not whole["inference"])
 
@@ -216,10 +223,24 @@ class RigRays:
     views:int # V; T = V·H/p·W/p
     width:int # of the images
     height:int
+    relative:RelativeRig|None = None # with rays="relative", and o and d are then in its frame
 
     def to(self, *args, **kwargs) -> RigRays:
         "On another device."
-        return replace(self, **{name: getattr(self, name).to(*args, **kwargs) for name in ("features", "o", "d")})
+        moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("features", "o", "d")}
+        relative = None if self.relative is None else self.relative.to(*args, **kwargs)
+        return replace(self, **moved, relative=relative)
+
+@dataclass(frozen=True)
+class RelativeRig:
+    "What a network without a world takes from the cameras, and what brings its Gaussians back to theirs."
+    encoding:RelativeEncoding # for attention
+    frame:RigFrame # in which depths, sizes and positions are decoded
+    camera_to_world:Tensor # (B, V, 4) rotations as quaternions
+
+    def to(self, *args, **kwargs) -> RelativeRig:
+        "On another device."
+        return RelativeRig(*[x.to(*args, **kwargs) for x in (self.encoding, self.frame, self.camera_to_world)])
 
 def rig_rays(
     cams:Cameras, # (B, V) cameras, model units
@@ -227,15 +248,22 @@ def rig_rays(
 ) -> RigRays:
     "Rays of a batch of rigs for a network of this configuration; at least float32, under autocast too."
     if cams.w2c.ndim != 4: raise ValueError(f"cameras must be batched (B, V), got {tuple(cams.w2c.shape[:-2])}")
-    with _autocast_disabled(cams.w2c.device): features, o, d = ray_features(cams, c.rays)
     p = c.patch_size
+    with _autocast_disabled(cams.w2c.device):
+        relative = None
+        if c.rays == "relative":
+            frame = rig_frame(cams)
+            cams = in_rig_frame(cams, frame)
+            relative = RelativeRig(relative_encoding(cams, p, c.d_head), frame, matrix_to_quat(cams.R.mT))
+        features, o, d = ray_features(cams, c.rays)
     return RigRays(
         features=to_patch_order(features, p).unflatten(1, (-1, p**2)),
         o=to_patch_order(o, p),
         d=to_patch_order(d, p),
         views=cams.w2c.shape[1],
         width=cams.width,
-        height=cams.height)
+        height=cams.height,
+        relative=relative)
 
 def _autocast_disabled(device:torch.device):
     "A context in which autocast, if on, is off."
@@ -260,10 +288,13 @@ class Attention(nn.Module):
         self.to_qkv = nn.Linear(d, 3*d, bias=False)
         self.fc = nn.Linear(d, d, bias=False)
 
-    def forward(self, x): # (B, T, d)
+    def forward(self, x, encoding=None): # (B, T, d), `RelativeEncoding` of the T tokens
         qkv = self.to_qkv(x).unflatten(-1, (3, self.n_head, -1))
         q, k, v = qkv.permute(2, 0, 3, 1, 4) # each (B, heads, T, d_head)
-        return self.fc(scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        if encoding is not None: q, k, v = encoding.queries(q), encoding.keys(k), encoding.keys(v)
+        mixed = scaled_dot_product_attention(q, k, v)
+        if encoding is not None: mixed = encoding.outputs(mixed)
+        return self.fc(mixed.transpose(1, 2).flatten(2))
 
 class MLP(nn.Module):
     "d → 4d → d with an exact GELU."
@@ -282,8 +313,8 @@ class TransformerLayer(nn.Module):
         self.attn = Attention(d, d_head)
         self.mlp = MLP(d)
 
-    def forward(self, x):
-        x = x + self.attn(self.norm1(x))
+    def forward(self, x, encoding=None):
+        x = x + self.attn(self.norm1(x), encoding)
         return x + self.mlp(self.norm2(x))
 
 # %% ../../nbs/models/00_gslrm.ipynb #aebc8ae1
@@ -394,22 +425,28 @@ def _add_markers(x, markers, views): # (B, V·T, d) tokens and the two embedding
 @patch
 def encode(self:GSLRM,
     rows:Tensor, # (B, T, p·p·channels) posed patches of all views
-    views:int, # V
+    rig:RigRays, # of these patches
     keep:dict=None, # receives intermediate tokens under the names of the fixtures
 ) -> Tensor: # (B, G + T, d)
     "All tokens after the last layer."
     with _autocast_disabled(rows.device): embedded = self.patch_embedder(rows) # eq. 1
-    x = _add_markers(embedded, self.view_type_embeddings, views) if self.config.refsrc_marker else embedded
+    x = _add_markers(embedded, self.view_type_embeddings, rig.views) if self.config.refsrc_marker else embedded
     learned = self.gaussian_position_embeddings.expand(len(x), -1, -1)
     x = self.input_layer_norm(torch.cat([learned, x], 1)) # eq. 2
     if keep is not None: keep.update(tok_patch_embed=embedded, tok_after_input_ln=x)
 
+    encoding = None if rig.relative is None else rig.relative.encoding
     is_checkpointed = self.grad_checkpoint_every and torch.is_grad_enabled()
     every = self.grad_checkpoint_every if is_checkpointed else 1
     for i in range(0, len(self.transformer_layers), every): # eq. 3
-        group = nn.Sequential(*self.transformer_layers[i:i + every])
-        x = checkpoint(group, x, use_reentrant=False) if is_checkpointed else group(x)
-        if keep is not None: keep[f"tok_after_block{i + len(group) - 1}"] = x
+        layers = self.transformer_layers[i:i + every]
+        if is_checkpointed: x = checkpoint(_run_layers, layers, x, encoding, use_reentrant=False)
+        else: x = _run_layers(layers, x, encoding)
+        if keep is not None: keep[f"tok_after_block{i + len(layers) - 1}"] = x
+    return x
+
+def _run_layers(layers, x, encoding): # (B, G + T, d)
+    for layer in layers: x = layer(x, encoding)
     return x
 
 @patch
@@ -430,18 +467,26 @@ def forward(self:GSLRM,
     cameras:Cameras|RigRays, # (B, V) cameras of these images in model units, or their precomputed rays
     keep:dict=None, # receives intermediate tensors
 ) -> Gaussians: # batched, B × (G + V·H·W)
-    "One Gaussian per input pixel, and a few scene-level ones."
+    "One Gaussian per input pixel, and a few scene-level ones, in the world of the cameras."
     c = self.config
     rig = cameras if isinstance(cameras, RigRays) else rig_rays(cameras, c)
     _check_shapes(images, rig, len(rig.o), c)
     rows = posed_patches(images, rig, c.patch_size)
-    raw = self.raw_gaussians(self.encode(rows, rig.views, keep))
+    raw = self.raw_gaussians(self.encode(rows, rig, keep))
     params = decode(raw, rig.o, rig.d, c)
     if keep is not None:
         pixels = rows.view(len(rows), -1, c.in_channels)
         posed_images = to_raster_order(pixels, rig.height, rig.width, c.patch_size)
         keep.update(params, posed_images=posed_images, raw_gaussians=raw)
-    return activate(params, c)
+    gaussians = activate(params, c)
+    return gaussians if rig.relative is None else _from_rig_frame(gaussians, rig.relative)
+
+def _from_rig_frame(g:Gaussians, rig:RelativeRig) -> Gaussians:
+    "Gaussians whose rotations are in their cameras' axes and all else in the rig's own frame, in the world."
+    unit, origin = rig.frame.unit.to(g.means)[:, None, None], rig.frame.origin.to(g.means)[:, None]
+    per_view = len(g)//rig.camera_to_world.shape[1]
+    turn = rig.camera_to_world.to(g.quats).repeat_interleave(per_view, 1)
+    return replace(g, means=origin + unit*g.means, quats=quaternion_product(turn, g.quats), scales=unit*g.scales)
 
 # %% ../../nbs/models/00_gslrm.ipynb #79cbdc90
 @patch

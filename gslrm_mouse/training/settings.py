@@ -65,6 +65,7 @@ class ModelSettings:
     hard_pixelalign:bool = True
     use_custom_plucker:bool = True # nearest-point rays
     use_aug_plucker:bool = False # both kinds of rays
+    use_relative_cameras:bool = False # new: no world, but relative camera encoding (PRoPE) in attention
     clip_xyz:bool = False # acts here; in the original it never did
     depth_preact_bias:float = 0.
     depth_min:float = 0.
@@ -117,7 +118,7 @@ class DatasetSettings:
     remove_alpha:bool = False # no loss may use the mask; scores do
     background_color:str = "white"
     random_input_views:bool = True # draw the input views anew each time; otherwise the first ones
-    method:str = "none" # new: preprocessing of every frame: none, exact, or one of `preprocess.recipes`
+    method:str = "none" # new: preprocessing of every frame: none, or a name in `preprocess.METHODS`
     choose:str = "distance" # new: variant of the method exact
     zoom:float = 0. # new: magnification for choose zoom or coverage; 0: to the domain's object size, within the border
     kinds:list[str] = field(default_factory=lambda: ["head", "object"]) # new: kinds of procedural scenes
@@ -274,6 +275,7 @@ class InferenceSettings:
 
 # %% ../../nbs/training/00_settings.ipynb #c49e7ae5
 def _ray_kind(model:ModelSettings) -> str:
+    if model.use_relative_cameras: return "relative"
     if model.use_custom_plucker: return "nearest"
     return "both" if model.use_aug_plucker else "moment"
 
@@ -325,6 +327,7 @@ def model_settings(config:GSLRMConfig) -> dict: # the section `model`
         hard_pixelalign=config.hard_pixelalign,
         use_custom_plucker=config.rays == "nearest",
         use_aug_plucker=config.rays == "both",
+        use_relative_cameras=config.rays == "relative",
         clip_xyz=config.clip_xyz,
         depth_preact_bias=config.depth_preact_bias,
         depth_min=config.depth_min,
