@@ -1,5 +1,7 @@
 # make test   tests: ruff, notebooks clean and in sync, nbdev_test, pytest      make study  the quick study, with a report
 # make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
+# make fuzz   10⁵ damaged and hostile files for all readers, half an hour; not part of `make test`. Interrupt it at will: run again,
+#             it goes on after the readers whose reports are in fuzz.txt
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
 PYTHON ?= python3
 VENV   ?= .venv
@@ -8,7 +10,7 @@ STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup test lint sync nbtest pytest study docs readme clean
+.PHONY: setup test lint sync nbtest pytest fuzz study docs readme clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
@@ -34,6 +36,9 @@ nbtest: setup
 
 pytest: setup
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+
+fuzz: setup
+	OMP_NUM_THREADS=1 nice $(BIN)/python tools/fuzz.py --cases 100000 --report fuzz.txt
 
 study: setup
 	gslrm_mouse study --out $(STUDY)

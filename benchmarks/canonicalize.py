@@ -22,7 +22,7 @@ from gslrm_mouse.preprocess.canonical import rotation_homography, virtual_camera
 from gslrm_mouse.views.views import Views
 from gslrm_mouse.views.warp import downscale_factor, warp_views
 
-SILHOUETTES = {"a disc of 500 px in each picture": 250., "silhouettes that fill the pictures": 1e4} # radius, pixels
+SILHOUETTES = {"a disc of 500 px in each image": 250., "silhouettes that fill the images": 1e4} # radius, pixels
 
 
 def scene(size, radius):

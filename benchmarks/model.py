@@ -1,4 +1,4 @@
-"""Time GS-LRM beside a plain reading of its description, at full size, and the loading of a file as large as released.
+"""Time GS-LRM beside a plain implementation of its description, at full size, and the loading of a released-size file.
 
 `speed`  64 and 128 px, d 192, 6 layers, 6 views, one thread, both networks in turn in one process, with the same
          weights; medians of CPU time.
@@ -177,7 +177,7 @@ def speed(args):
     torch.set_num_threads(args.threads)
     print(f"torch {torch.__version__}, {args.threads} thread(s), d {args.d}, {args.layers} layers, {args.views} views, "
           f"medians of {args.repeats}\n")
-    print("| device | pixels | tokens | plain reading, ms | cameras in, ms | rays worked out before, ms "
+    print("| device | pixels | tokens | plain, ms | cameras in, ms | rays computed beforehand, ms "
           "| cameras : plain | rays : plain | largest difference |\n|---|---|---|---|---|---|---|---|---|")
     configs = [GSLRMConfig(image_size=size, d=args.d, n_layer=args.layers) for size in args.sizes]
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]

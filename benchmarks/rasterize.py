@@ -1,4 +1,4 @@
-"""Time the CPU rasterizer beside its reference implementation in plain torch ("twin") and print a markdown table.
+"""Time the CPU rasterizer beside its reference implementation in plain torch and print a markdown table.
 
 Both run in turn in one process. The reference works in blocks of 8 x 8 pixels, each with the Gaussians that reach it,
 one view after the other. Extra memory is what a forward and a backward pass of the kernels (forward only where the
@@ -102,7 +102,7 @@ def extra_memory(n, size, views, backward, n_threads):
 
 def in_turn(gaussians, cams, backward, args):
     "Median milliseconds of the kernels and of the reference (nan if left out), which take turns."
-    repeats = {kernels: args.repeats, reference: args.twin_repeats}
+    repeats = {kernels: args.repeats, reference: args.reference_repeats}
     times = {rasterizer: [] for rasterizer in repeats}
     for i in range(max(repeats.values())):
         for rasterizer, n in repeats.items():
@@ -113,7 +113,8 @@ def in_turn(gaussians, cams, backward, args):
 
 
 def print_header(cuda):
-    names = ["Gaussians", "picture", "views", "pass", "kernels ms", "twin ms", "twin / kernels", "extra memory MB"]
+    names = ["Gaussians", "image", "views", "pass", "kernels ms", "reference ms", "reference / kernels",
+             "extra memory MB"]
     if cuda: names.append("gsplat on CUDA ms")
     print("| " + " | ".join(names) + " |\n|" + "---|"*len(names))
 
@@ -135,7 +136,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", choices=SIZES, default=list(SIZES), help="rows of the table")
     parser.add_argument("--repeats", type=int, default=5, help="passes of the kernels whose median is shown")
-    parser.add_argument("--twin-repeats", type=int, default=1, help="passes of the reference; 0 leaves it out")
+    parser.add_argument("--reference-repeats", type=int, default=1, help="passes of the reference; 0 leaves it out")
     parser.add_argument("--threads", type=int, default=1, help="threads of the kernels and of torch")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
@@ -148,7 +149,7 @@ def main():
         if has_backward: print_row(n, size, views, True, args)
     if cuda:
         rate = 6e3/cuda_milliseconds(*scene(500_000, 512, 6), False)
-        print(f"gsplat on CUDA, 500,000 Gaussians, six views of 512²: {rate:.0f} pictures per second")
+        print(f"gsplat on CUDA, 500,000 Gaussians, six views of 512²: {rate:.0f} images per second")
 
 
 if __name__ == "__main__": main()

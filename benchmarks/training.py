@@ -17,12 +17,12 @@ from gslrm_mouse.training.loop import run_training
 from gslrm_mouse.training.pretraining import PretrainSettings
 from gslrm_mouse.training.runs import read_log
 
-SHAPE = dict(size=64, d=256, layers=6, batch=4, updates=20, scenes=12000, threads=1)
+SHAPE = dict(size=64, d=256, layers=6, batch=4, steps=20, scenes=12000, threads=1)
 RUNS = (("warm", 0), ("warm", 1), ("cold", 0), ("cold", 1), ("cold", 2)) # scenes, data threads
 
 
 def profiled_settings(args, workers):
-    n_steps = args.updates + 1 # the first one is not measured
+    n_steps = args.steps + 1 # the first one is not measured
     s = PretrainSettings(
         size=args.size, d=args.d, n_layer=args.layers, batch=args.batch, steps=n_steps, n_scenes=args.scenes).settings
     training = replace(
@@ -52,9 +52,9 @@ def main():
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    print(f"{args.size} px, d {args.d}, {args.layers} layers, {args.batch} scenes per update, {args.updates} updates, "
+    print(f"{args.size} px, d {args.d}, {args.layers} layers, {args.batch} scenes per step, {args.steps} steps, "
           f"{args.threads} thread(s) for the network")
-    print("| scenes | data threads | updates/s | CPU s/update | waiting for data | network | rasterizer | optimiser |\n"
+    print("| scenes | data threads | steps/s | CPU s/step | waiting for data | network | rasterizer | optimiser |\n"
           "|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory() as tmp:
         tmp = Path(tmp)

@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
            'read_bytes', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml', 'check_torch_file',
-           'atomic_file', 'recover_folder', 'atomic_folder', 'require_empty_folder', 'write_atomic', 'read_jsonl']
+           'atomic_file', 'recover_folder', 'atomic_folder', 'check_free', 'require_empty_folder', 'write_atomic',
+           'read_jsonl']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -226,19 +227,19 @@ def atomic_folder(
     "A temporary sibling of a folder; becomes the folder if all goes well, vanishes if not. FileExistsError."
     out = Path(out)
     recover_folder(out)
-    if not overwrite: _check_free(out)
+    if not overwrite: check_free(out)
     temp = _hidden(out, "part")
     temp.mkdir(parents=True)
     try:
         with _lock_part(temp, out):
             yield temp
-            if not overwrite: _check_free(out)
+            if not overwrite: check_free(out)
             _replace_folder(out, temp)
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
 
-def _check_free(out):
+def check_free(out):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
 

@@ -4,11 +4,19 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+import numpy as np
 import pytest
 import torch
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent/"shared/data"
+
+
+def recorded_numbers(name):
+    "What the original computed, by name; skips where the file is missing."
+    path = DATA/"parity"/name
+    if not path.is_file(): pytest.skip(f"the parity numbers ../shared/data/parity/{name} are not on this machine")
+    with np.load(path) as arrays: return {key: torch.from_numpy(arrays[key]) for key in arrays}
 
 
 @pytest.fixture(autouse=True)

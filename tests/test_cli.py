@@ -16,7 +16,7 @@ def run(*args, cwd=None):
     (("reconstruct", "nowhere", "--out", "x"), "nowhere"),
     (("study", "--frames", "all", "--out", "x"), "frames are written 0,10,20 or 0:40:10, got 'all'"),
     (("study", "--seeds", "one", "--out", "x"), "seeds are written 0,10,20 or 0:40:10, got 'one'"),
-    (("study", "--seeds", "9", "--only", "gap", "--out", "x"), "no arm has one of the seeds 9; there are 0"),
+    (("study", "--seeds", "9", "--only", "gap", "--out", "x"), "no condition has one of the seeds 9; the seeds are 0"),
     (("study", "--only", "zooms", "--out", "x"), "no experiment 'zooms'; there are"),
     (("study", "--truth", "nowhere", "--out", "x"), "--truth belongs to a --recording"),
     (("study", "--from-results", "nowhere", "--out", "x"), "nowhere: results of a study"),

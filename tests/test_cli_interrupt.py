@@ -1,11 +1,15 @@
 """Ctrl-C: one line that says what is kept and how to go on, exit status 130, no traceback. With real processes."""
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+
+from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.scenes.recording import write_recording
 
 # Where a shell started this test in the background, SIGINT is ignored, and children would inherit that.
 START = """import signal
@@ -53,3 +57,35 @@ def test_study_keeps_finished_conditions(tmp_path, jobs):
 def test_training_names_resume(tmp_path):
     args = ["pretrain", "--out", "run", "--steps", 100000, "--n-scenes", 2, "--batch", 1]
     check(*interrupt(args, tmp_path, lambda log: any((tmp_path/"run").glob("log.jsonl"))), "--resume")
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recording")/"rec"
+    return write_recording(folder, 10, seed=4, cams=mouse_rig().resized(96, 85), truth=False)
+
+
+@pytest.mark.parametrize("args, finished, kept", [
+    (["reconstruct", "--frames", "0:10", "--no-panels"], "frame_000000", "with --frames the finished ones are"),
+    (["preprocess", "--size", 64], "sample_000000", "finished samples are kept, and the same command goes on"),
+])
+def test_finished_frames_are_kept(recording, tmp_path, args, finished, kept):
+    "Interrupted after the first frame: no folder is left that holds less than a whole one."
+    command, *options = args
+    out = ["--out", "out"] if command == "reconstruct" else ["out"]
+    check(*interrupt([command, recording, *out, *options], tmp_path, has_finished_one), kept)
+    folders = [p for p in (tmp_path/"out").rglob("*") if p.is_dir() and p.parent.name == "out"]
+    assert finished in [p.name for p in folders] and len(folders) < 10
+    files = {p.name: sorted(f.name for f in p.rglob("*")) for p in folders}
+    assert all(names == files[finished] for names in files.values()), files
+
+
+def has_finished_one(log): return re.search(r"\b[2-9]/10\b", log.read_text()) # preprocess counts what it begins
+
+
+def test_masks_writes_nothing(recording, tmp_path):
+    has_begun = r"masks: +\d+%"
+    args = ["masks", recording, "--out", "masks"]
+    check(*interrupt(args, tmp_path, lambda log: re.search(has_begun, log.read_text())), "nothing was written")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["stderr.txt"]
+    assert sorted(p.name for p in recording.parent.iterdir()) == ["rec"]

@@ -1,7 +1,9 @@
 """Damaged and hostile files for every reader, many of them: `python tools/fuzz.py --cases 10000 --seed 1`.
 
 Reported by reader: errors that are no sentence or one of several lines, crashes, cases that take more than 10 s, and
-those that take more than 1 GB. The short form is tests/test_fuzz.py. `--readers NAME --only I` repeats a case."""
+those that take more than 1 GB. The short form is tests/test_fuzz.py. `--readers NAME --only I` repeats a case.
+`--report FILE` also appends what is found to a file; run again, the readers that are in it are left out. On a busy
+machine, where ten seconds pass without much happening, `--seconds 60`."""
 import argparse
 import collections
 import multiprocessing
@@ -20,7 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT/"tests")]
 import torch
 from fuzz import READERS, SHARES, case_rng, outcome
 
-SECONDS, MEMORY = 10, 2**30
+MEMORY = 2**30
 STARTS = 120 # seconds in which a reader has its whole file ready
 
 
@@ -81,7 +83,7 @@ def next_message(results, process, seconds):
     return None
 
 
-def supervise(name, seed, cases, report):
+def supervise(name, seed, cases, report, seconds):
     "Run cases in a worker until they are finished or one of them ends it; the cases that are left."
     context = multiprocessing.get_context("fork")
     results = context.Queue()
@@ -89,12 +91,12 @@ def supervise(name, seed, cases, report):
     process.start()
     left, running = list(cases), None
     while left:
-        message = next_message(results, process, SECONDS if running is not None else STARTS)
+        message = next_message(results, process, seconds if running is not None else STARTS)
         if message is None:
             was_alive = process.is_alive()
             process.kill()
             process.join()
-            how = f"more than {SECONDS} s" if was_alive else f"the process ended with {process.exitcode}"
+            how = f"more than {seconds:g} s" if was_alive else f"the process ended with {process.exitcode}"
             report.add(running, how if running is not None else f"no whole file: {how}")
             return [i for i in left if i != running] if running is not None else []
         i, found, grown = message
@@ -111,24 +113,37 @@ def supervise(name, seed, cases, report):
     return []
 
 
+def finished_reports(path) -> dict: # name of a reader: first line of its report
+    if path is None or not path.exists(): return {}
+    heads = [line for line in path.read_text().splitlines() if not line.startswith(" ")]
+    return {head.rsplit(": ", 1)[0]: head for head in heads}
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--cases", type=int, default=10000, help="of all readers together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", nargs="*", default=list(READERS), help="names, or beginnings of names")
     parser.add_argument("--only", type=int, help="one case of each reader")
+    parser.add_argument("--seconds", type=float, default=10, help="that a case may take")
+    parser.add_argument("--report", type=Path, help="file to which reports are appended; its readers are left out")
     options = parser.parse_args()
     names = [name for name in READERS if name.startswith(tuple(options.readers))]
+    names.sort(key=lambda name: -SHARES.get(name, 1.)) # the slow ones last
     shares = {name: SHARES.get(name, 1.) for name in names}
-    has_faults = False
+    reports = finished_reports(options.report)
+    has_faults = any(" 0 faults" not in head for head in reports.values())
     for name in names:
+        if name in reports: continue
         report, begun = Report(name), time.monotonic()
         n = max(1, round(options.cases*shares[name]/sum(shares.values())))
         left = list(range(n)) if options.only is None else [options.only]
-        while left: left = supervise(name, options.seed, left, report)
+        while left: left = supervise(name, options.seed, left, report, options.seconds)
         report.seconds = time.monotonic() - begun
         has_faults |= bool(report.faults)
         print(report, flush=True)
+        if options.report is not None:
+            with options.report.open("a") as f: f.write(f"{report}\n")
     return int(has_faults)
 
 

@@ -224,16 +224,17 @@ def _parameters(camera:StoredCamera, model:_Model) -> list:
     K, distortion = camera.K, np.pad(camera.distortion, (0, max(0, 8 - len(camera.distortion))))
     return [K[0, 0], K[1, 1], K[0, 2], K[1, 2], *distortion[list(model.positions)]]
 
-def _text_files(params, poses, names, number, size) -> dict:
+def _text_files(params, poses, names, number, sizes) -> dict:
     def row(numbers): return " ".join(repr(float(x)) for x in numbers)
-    model, (width, height) = _MODELS[number].name, size
-    cameras = [f"{i} {model} {width} {height} {row(p)}\n" for i, p in enumerate(params, 1)]
+    model = _MODELS[number].name
+    cameras = [f"{i} {model} {size[0]} {size[1]} {row(p)}\n" for i, (p, size) in enumerate(zip(params, sizes), 1)]
     images = [f"{i} {row(pose)} {i} {name}\n\n" for i, (pose, name) in enumerate(zip(poses, names), 1)]
     return {"cameras.txt": "".join(cameras).encode(), "images.txt": "".join(images).encode(), "points3D.txt": b""}
 
-def _binary_files(params, poses, names, number, size) -> dict:
+def _binary_files(params, poses, names, number, sizes) -> dict:
     count, no_points = struct.pack("<Q", len(params)), bytes(8)
-    cameras = [struct.pack(f"<iiQQ{len(p)}d", i, number, *size, *p) for i, p in enumerate(params, 1)]
+    cameras = [struct.pack(f"<iiQQ{len(p)}d", i, number, *size, *p)
+               for i, (p, size) in enumerate(zip(params, sizes), 1)]
     images = [struct.pack("<i7di", i, *pose, i) + name.encode() + b"\0" + no_points
               for i, (pose, name) in enumerate(zip(poses, names), 1)]
     return {"cameras.bin": count + b"".join(cameras), "images.bin": count + b"".join(images), "points3D.bin": no_points}
@@ -248,5 +249,5 @@ def colmap_files(rig:Cameras, binary:bool=False) -> dict: # name: bytes
     quats = matrix_to_quat(rig.R.double().cpu()).tolist()
     poses = [[*quat, *camera.w2c[:3, 3]] for quat, camera in zip(quats, cameras)]
     write = _binary_files if binary else _text_files
-    files = write(params, poses, names, number, (rig.width, rig.height))
+    files = write(params, poses, names, number, [camera.size for camera in cameras])
     return files | {_UNIT_FILE: f"{rig.unit}\n".encode()}

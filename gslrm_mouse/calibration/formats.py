@@ -185,7 +185,7 @@ def _rig_format(path) -> str|None:
     "The name of the format of the rig in a file; None where its beginning shows no rig."
     with open(path, "rb") as f:
         data = f.read(64)
-        is_video = data[4:8] == b"ftyp"
+        is_video = data[4:8] == b"ftyp" or data.startswith((b"RIFF", b"\x1aE\xdf\xa3")) # mp4 and mov, avi, mkv
         if not is_video: data += f.read(_SEARCHED_BYTES)
     name = _matching_format(data)
     if name == "DANNCE" and not _is_dannce_rig(data): return None
@@ -231,8 +231,8 @@ def find_rigs(folder) -> dict: # name: function of (width, height, unit) which r
 # %% ../../nbs/calibration/06_formats.ipynb #b6cda110
 def read_calibration(
     path, # of a file, or of a folder with one rig in it; the content decides which format it is, not the name
-    width:int=None, # of the stored images, pixels; for formats that do not hold it
-    height:int=None, # of the stored images, pixels; for formats that do not hold it
+    width=None, # of the stored images, pixels, one for all cameras or one each; for formats that do not hold it
+    height=None, # of the stored images, pixels, one for all cameras or one each; for formats that do not hold it
     unit:str=None, # of its world, where the user knows it: "mm", "cm", "m" or "model"
 ) -> Rig:
     "The checked rig of another tool in our convention; ValueError or FileNotFoundError with one sentence otherwise."
@@ -267,8 +267,8 @@ def _check_storable(cams, path):
     if lens:
         K = lens.K.clone()
         K[:, 0, 1] = 0
-        is_resized = (cams.width, cams.height) != (lens.width, lens.height) or not torch.allclose(K, cams.K)
-        if is_resized:
+        same_sizes = all(tuple(size) == lens.size_of(v) for v, size in enumerate(cams.image_sizes.tolist()))
+        if not same_sizes or not torch.allclose(K, cams.K):
             raise ValueError(f"{path}: the rig was resized, so its lens is that of other images; write `rig.cameras`, "
                              "the cameras of the undistorted ones")
     check_cameras(cams, "cameras to write")

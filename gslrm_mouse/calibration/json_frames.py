@@ -7,8 +7,8 @@ from __future__ import annotations
 import json
 from pathlib import PurePosixPath
 import numpy as np
-from .rig import Rig, StoredCamera, check_keys, check_matrix, check_required, check_vector
-from .rig import rig_from_cameras, rig_to_cameras
+from .rig import Rig, SizeError, StoredCamera, check_keys, check_matrix, check_required
+from .rig import check_vector, given_sizes, rig_from_cameras, rig_to_cameras
 from ..cameras.pinhole import Cameras
 
 # %% auto #0
@@ -90,8 +90,9 @@ def facelift_frame(cam:Cameras, **more) -> dict:
     "One camera as a frame of an `opencv_cameras.json`, with `more` keys."
     K = cam.K.detach().double().reshape(3, 3)
     w2c = cam.w2c.detach().double().reshape(4, 4)
+    width, height = cam.image_sizes.reshape(2).tolist()
     return dict(
-        w=cam.width, h=cam.height, fx=K[0, 0].item(), fy=K[1, 1].item(), cx=K[0, 2].item(), cy=K[1, 2].item(),
+        w=width, h=height, fx=K[0, 0].item(), fy=K[1, 1].item(), cx=K[0, 2].item(), cy=K[1, 2].item(),
         w2c=w2c.tolist(), **more)
 
 def facelift_bytes(cams:Cameras) -> bytes:
@@ -188,12 +189,11 @@ def _blender_intrinsics(frame, size, where) -> np.ndarray: # (3, 3)
     cx, cy = (float(check_matrix(centers[key], (), where, key)) for key in ("cx", "cy"))
     return np.array([[fx, 0, cx], [0, fy, cy], [0, 0, 1]])
 
-def _nerfstudio_camera(frame, where, width, height) -> StoredCamera:
+def _nerfstudio_camera(frame, where, size) -> StoredCamera: # size: (width, height) as the user states it
     "All keys of a frame that describe the camera are read here."
     model, distortion = check_keys(frame, _nerfstudio_required(frame), where, read_lens=_nerfstudio_lens)
-    size = frame.get("w", width), frame.get("h", height)
-    if None in size:
-        raise ValueError(f"{where}: it does not hold the size of its images; give width and height")
+    size = frame.get("w", size[0]), frame.get("h", size[1])
+    if None in size: raise SizeError(where)
     if _is_blender(frame): K = _blender_intrinsics(frame, size, where)
     else: K = _intrinsics(frame, _NERFSTUDIO_INTRINSICS, where)
     return StoredCamera(
@@ -204,7 +204,8 @@ def _nerfstudio_camera(frame, where, width, height) -> StoredCamera:
 def read_nerfstudio(data:bytes, name:str, width=None, height=None, unit=None) -> Rig:
     "The `Rig` of a `transforms.json`'s bytes."
     frames = nerfstudio_frames(data, name)
-    cameras = [_nerfstudio_camera(frame, f"{name}, camera {i}", width, height) for i, frame in enumerate(frames)]
+    sizes = given_sizes(width, height, len(frames), name)
+    cameras = [_nerfstudio_camera(frame, f"{name}, camera {i}", sizes[i]) for i, frame in enumerate(frames)]
     stated = {str(frame["unit"]) for frame in frames if "unit" in frame}
     if len(stated) > 1: raise ValueError(f"{name}: one unit was expected, found {' and '.join(sorted(stated))[:60]}")
     return rig_from_cameras(
@@ -230,7 +231,8 @@ def _nerfstudio_frame(camera:StoredCamera, number:int) -> dict:
     c2w[:3, 3] = -R.T @ t
     keys = _nerfstudio_lens_of(camera)[1]
     return dict(
-        file_path=f"images/{name}.png", fl_x=K[0, 0], fl_y=K[1, 1], cx=K[0, 2], cy=K[1, 2],
+        file_path=f"images/{name}.png", w=camera.size[0], h=camera.size[1],
+        fl_x=K[0, 0], fl_y=K[1, 1], cx=K[0, 2], cy=K[1, 2],
         **dict(zip(keys, camera.distortion.tolist())), transform_matrix=c2w.tolist())
 
 def nerfstudio_bytes(rig:Cameras) -> bytes:
@@ -238,5 +240,5 @@ def nerfstudio_bytes(rig:Cameras) -> bytes:
     cameras = rig_to_cameras(rig, .5)
     frames = [_nerfstudio_frame(camera, i) for i, camera in enumerate(cameras)]
     kind = _nerfstudio_lens_of(cameras[0])[0]
-    head = dict(camera_model=kind, unit=rig.unit, w=rig.width, h=rig.height)
+    head = dict(camera_model=kind, unit=rig.unit)
     return json.dumps(head | dict(frames=frames), indent=1).encode()

@@ -428,9 +428,10 @@ def _opencv_entries(camera:StoredCamera, number:int) -> dict:
     name = camera.name or f"cam{number}"
     if not re.fullmatch(r"[\w .+-]+", name):
         raise ValueError(f"names in OpenCV's file should hold letters, digits and . + - only, found {name[:40]!r}")
+    width, height = camera.size
     entries = dict(
-        name=name, camera_matrix=camera.K, distortion_coefficients=_coefficients(camera)[None],
-        R=camera.w2c[:3, :3], T=camera.w2c[:3, 3:])
+        name=name, image_width=width, image_height=height, camera_matrix=camera.K,
+        distortion_coefficients=_coefficients(camera)[None], R=camera.w2c[:3, :3], T=camera.w2c[:3, 3:])
     if camera.model == "fisheye": entries["fisheye_model"] = 1
     return entries
 
@@ -440,21 +441,19 @@ def opencv_bytes(rig:Cameras, xml:bool=False) -> bytes:
     _check_no_skew(cameras, "OpenCV's file")
     entries = [_opencv_entries(camera, i) for i, camera in enumerate(cameras)]
     if xml:
-        size = f"{_xml_entry('image_width', rig.width)}\n{_xml_entry('image_height', rig.height)}\n"
         items = ["<_>" + "\n".join(_xml_entry(*item) for item in e.items()) + "</_>\n" for e in entries]
         cameras_xml = f"<cameras>\n{''.join(items)}</cameras>\n"
-        return f'<?xml version="1.0"?>\n<opencv_storage>\n{size}{cameras_xml}</opencv_storage>\n'.encode()
+        return f'<?xml version="1.0"?>\n<opencv_storage>\n{cameras_xml}</opencv_storage>\n'.encode()
     items = ["   -\n" + "".join(_yaml_entry(*item) for item in e.items()) for e in entries]
-    head = f"%YAML:1.0\n---\nimage_width: {rig.width}\nimage_height: {rig.height}\ncameras:\n"
-    return (head + "".join(items)).encode()
+    return ("%YAML:1.0\n---\ncameras:\n" + "".join(items)).encode()
 
 def opencv_json_bytes(rig:Cameras) -> bytes:
     "The bytes of a JSON with K, R, T and dist of each camera."
     cameras = rig_to_cameras(rig, 0.)
     _check_no_skew(cameras, "the JSON")
     fisheye = {"fisheye": True} if cameras[0].model == "fisheye" else {}
-    entries = [dict(name=camera.name or f"cam{i}", K=camera.K.tolist(), dist=_coefficients(camera).tolist(),
+    entries = [dict(name=camera.name or f"cam{i}", image_width=camera.size[0], image_height=camera.size[1],
+                    K=camera.K.tolist(), dist=_coefficients(camera).tolist(),
                     R=camera.w2c[:3, :3].tolist(), T=camera.w2c[:3, 3].tolist(), **fisheye)
                for i, camera in enumerate(cameras)]
-    content = dict(image_width=rig.width, image_height=rig.height, cameras=entries)
-    return json.dumps(content, indent=1).encode()
+    return json.dumps(dict(cameras=entries), indent=1).encode()

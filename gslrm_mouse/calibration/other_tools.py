@@ -111,7 +111,7 @@ def easymocap_files(rig:Cameras) -> dict: # name: bytes
         R = camera.w2c[:3, :3]
         distortion = _opencv_coefficients(camera, 5, "EasyMocap")
         intrinsics += [_yaml_matrix(f"K_{name}", camera.K), _yaml_matrix(f"dist_{name}", distortion[None]),
-                       f"H_{name}: {rig.height}\nW_{name}: {rig.width}\n"]
+                       f"H_{name}: {camera.size[1]}\nW_{name}: {camera.size[0]}\n"]
         extrinsics += [_yaml_matrix(f"R_{name}", matrix_to_rotvec(R)[:, None]), _yaml_matrix(f"Rot_{name}", R),
                        _yaml_matrix(f"T_{name}", camera.w2c[:3, 3:])]
     return {file: "".join(parts).encode() for file, parts in zip(EASYMOCAP_FILES, (intrinsics, extrinsics))}
@@ -276,6 +276,6 @@ def gaussian_splatting_bytes(rig:Cameras) -> bytes:
                              f"{off:.1f} px off; write COLMAP's model")
         c2w = np.linalg.inv(camera.w2c)
         entries.append(dict(
-            id=i, img_name=camera.name or f"cam_{i:03d}", width=rig.width, height=rig.height,
+            id=i, img_name=camera.name or f"cam_{i:03d}", width=camera.size[0], height=camera.size[1],
             position=c2w[:3, 3].tolist(), rotation=c2w[:3, :3].tolist(), fy=camera.K[1, 1], fx=camera.K[0, 0]))
     return json.dumps(entries).encode()

@@ -17,9 +17,9 @@ from ..cameras.rays import closest_point_to_rays
 from ..files import one_line
 
 # %% auto #0
-__all__ = ['Rig', 'check_matrix', 'check_vector', 'read_lens', 'check_required', 'check_keys', 'pose_matrix', 'rig_from_arrays',
-           'StoredCamera', 'rig_from_cameras', 'rig_to_cameras', 'infer_unit', 'unit_of_words', 'check_unit',
-           'assign_unit', 'looks_transposed']
+__all__ = ['Rig', 'check_matrix', 'check_vector', 'read_lens', 'check_required', 'check_keys', 'pose_matrix', 'SizeError',
+           'given_sizes', 'rig_from_arrays', 'StoredCamera', 'rig_from_cameras', 'rig_to_cameras', 'infer_unit',
+           'unit_of_words', 'check_unit', 'assign_unit', 'looks_transposed']
 
 # %% ../../nbs/calibration/00_rig.ipynb #ea240fe3
 @dataclass(frozen=True, repr=False)
@@ -36,19 +36,21 @@ def __getitem__(self:Rig, i) -> Rig:
     i = slice(i, i + 1 or None) if isinstance(i, int) else i
     numbers = torch.arange(len(self))[i].tolist()
     names = tuple(self.names[j] for j in numbers) if self.names else ()
-    return replace(self, K=self.K[i], w2c=self.w2c[i], names=names, lens=self.lens and self.lens[i])
+    sizes = None if self.sizes is None else self.sizes[i]
+    return replace(self, K=self.K[i], w2c=self.w2c[i], sizes=sizes, names=names, lens=self.lens and self.lens[i])
 
 @patch
 def to(self:Rig, *args, **kwargs) -> Rig:
     "The same rig on another device or in another dtype."
     lens = self.lens and self.lens.to(*args, **kwargs)
-    return replace(self, K=self.K.to(*args, **kwargs), w2c=self.w2c.to(*args, **kwargs), lens=lens)
+    cams = self.cameras.to(*args, **kwargs)
+    return replace(self, K=cams.K, w2c=cams.w2c, sizes=cams.sizes, lens=lens)
 
 # %% ../../nbs/calibration/00_rig.ipynb #c1930e66
 @patch(as_prop=True)
 def cameras(self:Rig) -> Cameras:
     "The ideal cameras alone."
-    return Cameras(self.K, self.w2c, self.width, self.height, self.unit)
+    return Cameras(self.K, self.w2c, self.width, self.height, self.unit, sizes=self.sizes)
 
 @patch
 def undistort(
@@ -57,8 +59,14 @@ def undistort(
 ) -> Tensor: # (V, height, width, C)
     "The images that the ideal cameras would have taken; for smaller ones, undistort first and average afterwards."
     if self.lens is None: return images
-    undistorted = [self.lens.undistort(v, x, self.K[v], self.width, self.height) for v, x in enumerate(images)]
-    return torch.stack(undistorted)
+    undistorted = images.new_zeros(len(images), self.height, self.width, images.shape[-1])
+    for v, (width, height) in enumerate(self.image_sizes.tolist()):
+        image = images[v]
+        if self.lens.sizes is not None: # it is padded
+            stored_width, stored_height = self.lens.size_of(v)
+            image = image[:stored_height, :stored_width]
+        undistorted[v, :height, :width] = self.lens.undistort(v, image, self.K[v], width, height)
+    return undistorted
 
 # %% ../../nbs/calibration/00_rig.ipynb #2c0e95c3
 def check_matrix(
@@ -253,8 +261,8 @@ def check_keys(
     known = {*required, *read, *lens_keys}
     for key, value in entry.items():
         if key in known or not _moves_pixels(key, value): continue
-        raise ValueError(f"{name}: {str(key)[:40]} ({one_line(value)[:60]}) looks like a lens or another change of the "
-                         "image, and its meaning is not known here; store a lens as distortion_coefficients "
+        raise ValueError(f"{name}: {one_line(key)[:40]} ({one_line(value)[:60]}) looks like a lens or another change "
+                         "of the image, and its meaning is not known here; store a lens as distortion_coefficients "
                          "(k1 k2 p1 p2 k3), or remove the key if the stored images are free of it")
     return model, coefficients
 
@@ -276,23 +284,39 @@ def _pixel_count(x):
 def _is_pixel_count(x) -> bool:
     return isinstance(x, (int, np.integer)) and not isinstance(x, bool) and 0 < x < 100000
 
-def _image_size(stored, width, height, name) -> tuple: # (width, height)
-    "The size of the stored images: from the file, or as given; ValueError where they differ or neither is known."
+class SizeError(ValueError):
+    "A file that does not hold the size of its images, where nobody states it."
+    def __init__(self, where):
+        super().__init__(f"{where}: it does not hold the size of its images; give width and height")
+
+def given_sizes(
+    width, # of the images, one for all cameras or one each, where the user states it
+    height, # the same
+    n:int, # cameras
+    name, # of the file, for messages
+) -> list: # of n (width, height), None where nothing is stated
+    "What the user states of each camera's image; ValueError for another number of sizes than cameras."
+    columns = [[x]*n if np.ndim(x) == 0 else list(x) for x in (width, height)]
+    for column in columns:
+        if len(column) == n: continue
+        raise ValueError(f"{name}: it holds {n} camera{'s'*(n != 1)}, and the sizes of {len(column)} images were given")
+    return list(zip(*columns))
+
+def _image_sizes(stored, given, name) -> list: # of (width, height)
+    "The size of each stored image: from the file, or as given; ValueError where they differ or neither is known."
     if not stored:
-        if not (width and height):
-            raise ValueError(f"{name}: it does not hold the size of its images; give width and height")
-        return width, height
+        if not all(width and height for width, height in given): raise SizeError(name)
+        return given
     stored = [tuple(map(_pixel_count, size)) for size in stored]
-    expected = width or stored[0][0], height or stored[0][1]
-    source = "given" if width or height else "in camera 0"
-    for i, size in enumerate(stored):
+    for i, (size, (width, height)) in enumerate(zip(stored, given)):
         if not all(map(_is_pixel_count, size)):
             found = str(size)[:60]
             raise ValueError(f"{name}, camera {i}: w and h should be whole numbers of pixels, found {found}")
+        expected = width or size[0], height or size[1]
         if size != expected:
             raise ValueError(f"{name}, camera {i}: images of {size[0]} × {size[1]} px, "
-                             f"expected {expected[0]} × {expected[1]} as {source}")
-    return tuple(map(int, stored[0]))
+                             f"expected {expected[0]} × {expected[1]} as given")
+    return [tuple(map(int, size)) for size in stored]
 
 # %% ../../nbs/calibration/00_rig.ipynb #904aeae7
 def _check_intrinsics(K, where):
@@ -302,7 +326,14 @@ def _check_intrinsics(K, where):
     if K[2, 2] != 1 or K[1, 0]:
         raise ValueError(f"{where}: K should be upper triangular with K[2,2] = 1, found {K.tolist()}")
 
-def _lens(K, distortion, model, size, name) -> Lens|None:
+def _canvas(size, n) -> dict: # fields of `Cameras` and `Lens`
+    "What holds images of one size (width, height), or of one size each."
+    sizes = torch.tensor(size).expand(n, 2)
+    width, height = sizes.amax(0).tolist()
+    differ = (sizes != sizes[0]).any()
+    return dict(width=width, height=height, sizes=sizes.clone() if differ else None)
+
+def _lens(K, distortion, model, canvas, name) -> Lens|None:
     "The lens, or None where the stored images are ideal."
     allowed = LENS_MODELS[model][1]
     longest = max([len(d) for d in distortion], default=0)
@@ -316,13 +347,13 @@ def _lens(K, distortion, model, size, name) -> Lens|None:
     coefficients = np.stack(padded) if longest else np.zeros((len(K), 4))
     has_skew = K[:, 0, 1].any()
     if model == "opencv" and not coefficients.any() and not has_skew: return None
-    return Lens(torch.from_numpy(K.copy()), torch.from_numpy(coefficients), *size, model)
+    return Lens(torch.from_numpy(K.copy()), torch.from_numpy(coefficients), model=model, **canvas)
 
 # %% ../../nbs/calibration/00_rig.ipynb #312a93d2
 def rig_from_arrays(
     K:list, # of (3, 3) of the stored images
     w2c:list, # of (4, 4)
-    size:tuple, # (width, height) of the stored images
+    size:Sequence, # (width, height) of the stored images, or one such for each
     pixel_origin:float, # coordinate of the first pixel's centre in the file: 0, 0.5 or 1
     world:str, # unit that the format implies, see `assign_unit`
     name:str, # of the file, for messages
@@ -339,9 +370,10 @@ def rig_from_arrays(
     K, w2c = np.stack(K).astype(np.float64), np.stack(w2c)
     for i, intrinsics in enumerate(K): _check_intrinsics(intrinsics, f"{name}, camera {i}")
     K[:, :2, 2] += .5 - pixel_origin
-    lens = _lens(K, distortion, model, size, name)
+    canvas = _canvas(size, len(K))
+    lens = _lens(K, distortion, model, canvas, name)
     K[:, 0, 1] = 0 # the skew is in the lens
-    rig = Rig(torch.from_numpy(K), torch.from_numpy(w2c), *size, "model",
+    rig = Rig(torch.from_numpy(K), torch.from_numpy(w2c), **canvas,
               lens=lens, names=tuple(map(str, names)), format=format)
     return assign_unit(check_cameras(rig, name), world, name, unit, file_unit)
 
@@ -363,8 +395,8 @@ def rig_from_cameras(
     name:str, # of the file, for messages
     *,
     format:str, # name of the tool
-    width:int=None, # of the stored images, where the user states it
-    height:int=None, # of the stored images, where the user states it
+    width=None, # of the stored images, one for all or one each, where the user states it
+    height=None, # of the stored images, one for all or one each, where the user states it
     unit:str=None, # "mm", "cm", "m" or "model" where the user states it
     file_unit:str=None, # the same, where the file states it
 ) -> Rig:
@@ -377,8 +409,9 @@ def rig_from_cameras(
     if len(sizes) not in (0, len(cameras)):
         raise ValueError(f"{name}: {len(sizes)} of {len(cameras)} cameras hold the size of their images")
     names = [c.name for c in cameras]
+    given = given_sizes(width, height, len(cameras), name)
     return rig_from_arrays(
-        [c.K for c in cameras], [c.w2c for c in cameras], _image_size(sizes, width, height, name),
+        [c.K for c in cameras], [c.w2c for c in cameras], _image_sizes(sizes, given, name),
         pixel_origin, world, name, format=format, distortion=[c.distortion for c in cameras], model=models[0],
         names=() if None in names else names, unit=unit, file_unit=file_unit)
 
@@ -392,8 +425,9 @@ def rig_to_cameras(
     w2c = rig.w2c.detach().double().cpu().numpy().copy()
     K[:, :2, 2] += pixel_origin - .5
     distortion = lens.distortion.double().cpu().numpy() if lens else np.zeros((len(K), 0))
+    sizes = list(map(tuple, rig.image_sizes.tolist()))
     return [StoredCamera(K=K[i], w2c=w2c[i], distortion=distortion[i], model=lens.model if lens else "opencv",
-                         size=(rig.width, rig.height), name=names[i] if names else None) for i in range(len(K))]
+                         size=sizes[i], name=names[i] if names else None) for i in range(len(K))]
 
 # %% ../../nbs/calibration/00_rig.ipynb #5f822bfc
 _UNIT_DISTANCES = {"millimetres": ("mm", 20., 20000.), "model units": ("model", 1., 10.)} # shortest, longest

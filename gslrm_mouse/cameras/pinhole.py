@@ -5,7 +5,7 @@
 # %% ../../nbs/cameras/01_pinhole.ipynb #8ba45f13
 from __future__ import annotations
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 import torch
 from fastcore.basics import patch
 from torch import Tensor
@@ -22,7 +22,8 @@ class Cameras:
     width:int # of the stored image, or of the widest, pixels
     height:int # of the stored image, or of the highest, pixels
     unit:str = "model" # of the world: "mm" or "model"
-    sizes:Tensor = None # (..., 2) int64 width and height of each image, pixels; None where all are width × height
+    # (..., 2) int64 width and height of each image, pixels; None where all are width × height
+    sizes:Tensor = field(default=None, kw_only=True)
 
 # %% ../../nbs/cameras/01_pinhole.ipynb #9e9a0001
 @patch(as_prop=True)

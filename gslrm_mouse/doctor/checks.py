@@ -19,7 +19,7 @@ from ..preprocess.silhouettes import border_share, com_offsets, foreground_stats
 from ..views.hull import visual_hull
 from ..views.samples import SAMPLES
 from ..views.triangulation import centroids, triangulate
-from ..views.views import Views
+from ..views.views import Views, image_pixels, pad_views, unpad_views
 
 # %% auto #0
 __all__ = ['EXACT_CURE', 'CAMERA_CHECKS', 'MIN_HULL_AGREEMENT', 'VIEW_CHECKS', 'DATA_CHECKS', 'predicted_iou', 'measured_views',
@@ -131,7 +131,7 @@ def aspect(e, center, domain, table):
 
 def another_size(e, center, domain, table):
     cams = e.cameras
-    relative = torch.stack([2*cams.K[:, 0, 2]/cams.width, 2*cams.K[:, 1, 2]/cams.height], -1).double().mean(0)
+    relative = (2*cams.K[:, :2, 2]/cams.image_sizes).double().mean(0)
     if not ((relative > 1.3).all() or (relative < .7).all()): return
     factor = relative.mean().item()
     yield Diagnostic(
@@ -213,7 +213,11 @@ CAMERA_CHECKS = (
 # %% ../../nbs/doctor/01_checks.ipynb #11efef6c
 MIN_HULL_AGREEMENT = .97 # mean visual-hull consistency of a sound rig, at least
 
-_UNDONE = .85 # consistency at which a mistake counts as undone: corrections are tried on a grid, in small images
+_UNDONE = .85 # consistency at which a mistake counts as undone: many views of few pixels cut each other's hull
+
+_LEFT = .4 # of the inconsistency, at most, where a mistake is undone; inexact poses and masks leave more
+
+_LEFT_BY_ONE = 1/4 # of what is left without any other view, at most, where a single view is to blame
 
 _UNDECIDED = .6 # above it, a disagreement in a frame whose animal is cut by the border counts as undecided
 
@@ -275,13 +279,17 @@ def _pose_corrections(views): # yields Correction
     inverse = torch.linalg.inv(w2c.double()).to(w2c)
     yield Correction("inverted_poses", "the poses are inverted", _with_w2c(views, inverse))
 
-def _covered(views) -> Tensor: return (views.alpha > .5).double().mean((1, 2)) # (V,)
+def _covered(views) -> Tensor: # (V,)
+    return (views.alpha > .5).sum((1, 2)).double()/views.cameras.image_sizes.prod(-1)
+
+def _mirrored(view) -> Views: return replace(view, images=view.images.flip(2), alpha=view.alpha.flip(2))
+
+def _inverted(views) -> Tensor: return image_pixels(views.cameras).float() - views.alpha # (V, H, W)
 
 def _image_corrections(views): # yields Correction
-    mirrored = replace(views, images=views.images.flip(2), alpha=views.alpha.flip(2))
-    yield Correction("flipped", "the images are mirrored", mirrored, 1.)
+    yield Correction("flipped", "the images are mirrored", pad_views(list(map(_mirrored, unpad_views(views)))), 1.)
     if (_covered(views) > .5).all():
-        yield Correction("mask_inverted", "all masks are inverted", replace(views, alpha=1 - views.alpha))
+        yield Correction("mask_inverted", "all masks are inverted", replace(views, alpha=_inverted(views)))
 
 def _common_corrections(views): # yields Correction
     yield from _k_corrections(views)
@@ -351,7 +359,7 @@ def _single_mask_corrections(views, suspects): # yields Correction
     for i in suspects:
         if _covered(views)[i] < .5: continue # the whole of the background would contradict nothing
         alpha = views.alpha.clone()
-        alpha[i] = 1 - alpha[i]
+        alpha[i] = _inverted(views)[i]
         yield Correction("mask_inverted", f"the mask of view {i} is inverted", replace(views, alpha=alpha), float(i))
 
 def _without(views, i) -> Views: return views[[j for j in range(len(views)) if j != i]]
@@ -383,7 +391,7 @@ _COST_CURVES = dict(overwritten_k="focal", anisotropic_k="aspect", another_size=
 def _best(corrections) -> tuple: # agreement, Correction
     return max(((_quick_agreement(c.views), c) for c in corrections), key=lambda pair: pair[0], default=(0., None))
 
-def _is_undone(before, after) -> bool: return after >= _UNDONE and 1 - after <= .4*(1 - before)
+def _is_undone(before, after) -> bool: return after >= _UNDONE and 1 - after <= _LEFT*(1 - before)
 
 @dataclass(frozen=True)
 class Disagreement:
@@ -413,8 +421,9 @@ def search_corrections(views:Views) -> Disagreement:
     if n == 2: return Disagreement(before, before)
     if n > _FEW: return _one_of_many(small, suspects)
     without = {i: _quick_agreement(_without(small, i)) for i in suspects}
-    first, *others = sorted(without, key=without.get, reverse=True)
-    is_one_view = n > 3 and _is_undone(before, without[first]) and all(without[i] < _UNDONE for i in others)
+    first, second, *_ = sorted(without, key=without.get, reverse=True)
+    is_clear = 1 - without[first] <= _LEFT_BY_ONE*(1 - without[second])
+    is_one_view = n > 4 and before < MIN_HULL_AGREEMENT and _is_undone(before, without[first]) and is_clear
     return Disagreement(before, without[first], view=first, is_one_view=is_one_view)
 
 def _one_of_many(views, suspects) -> Disagreement:
@@ -485,7 +494,7 @@ def _recorded_method(info) -> str|None:
 def _looks_assumed(cams) -> bool:
     "Whether all cameras have one K with its principal point exactly in the middle."
     K = cams.K.double()
-    off_middle = (K[:, :2, 2]/K.new_tensor([cams.width, cams.height]) - .5).abs().max().item()
+    off_middle = (K[:, :2, 2]/cams.image_sizes - .5).abs().max().item()
     difference = (K - K[:1]).abs().max().item()/K[0, 0, 0].item()
     return off_middle < 2e-3 and difference < 1e-4
 
@@ -530,13 +539,18 @@ def _search_shifts(views:Views, by:str) -> float: # the best consistency
     return best
 
 def _pattern_step(score, x, best, step, n_moved) -> tuple: # x, its score
-    "Each of the first numbers a step up or down where that is better; twice."
+    "Each of the first numbers a step up or down where that is better; two rounds, or until none of them is."
+    failed = 0 # numbers since the last that was changed
     for k in [*range(n_moved)]*2:
+        if failed == n_moved: break
+        failed += 1
         for sign in (1, -1):
             changed = x.clone()
             changed[k] += sign*step
             value = score(changed)
-            if value > best: x, best = changed, value
+            if value <= best: continue
+            x, best, failed = changed, value, 0
+            break
     return x, best
 
 # %% ../../nbs/doctor/01_checks.ipynb #50b6c4d0
@@ -551,10 +565,9 @@ class _Trace:
 _CENTRED = 6 # pixels of 512: nobody aims so well at an animal that moves
 
 def _box_offsets(views) -> Tensor: # (V,) from the middle of each bounding box to that of the image, px of 512
-    w, h = views.cameras.width, views.cameras.height
-    box = foreground_stats(views)[2]
+    sizes, box = views.cameras.image_sizes, foreground_stats(views)[2]
     middle = (box[:, :2] + box[:, 2:])/2
-    return (middle - middle.new_tensor([w/2, h/2])).norm(dim=-1)*512/w
+    return (middle - sizes/2).norm(dim=-1)*512/sizes[:, 0]
 
 def _traces(e): # yields _Trace
     cams, sizes = e.views.cameras, size_ratios(e.views)
@@ -623,8 +636,7 @@ def silhouettes(e, center, domain, table):
         found = recognize_recipe(e, found)
     elif found and found.name == "disagreement": found = recognize_recipe(e, found)
     if not found:
-        cams = e.views.cameras
-        size = size_ratios(e.views).mean().item()*math.sqrt(cams.width*cams.height)
+        size = foreground_stats(e.views)[0].sqrt().mean().item()
         error = triangulate(e.views).residual_px/size
         yield Diagnostic(
             "residual",

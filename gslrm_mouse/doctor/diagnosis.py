@@ -62,10 +62,11 @@ def _domain_notes(e, rig, domain, table): # yields
             says=f"seen by the checkpoint's camera the relative object size is {size:.3f}, the checkpoint was trained "
                  f"on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}",
             means=f"Distance and angular size are physics (predicted IoU {iou('coverage')})",
-            cure=f"gslrm_mouse reconstruct {e.path} --choose coverage (or zoom) trades it for field of view, or for "
-                 "exactness",
+            cure=f"gslrm_mouse reconstruct {e.path} --choose object shows it as large as the image allows and stays "
+                 "exact, in other fields of view",
             note=True, number=size)
-    if spread > .02:
+    is_unseen = any(_is_outside(rig[name], domain.distance, 0.) for name in ("nearest", "farthest"))
+    if spread > .02 and is_unseen:
         yield Diagnostic(
             "distance_spread",
             says=f"the cameras stand {rig['nearest']:.2f} to {rig['farthest']:.2f} from the object (CV {spread:.1%}), "
@@ -79,7 +80,8 @@ def _domain_notes(e, rig, domain, table): # yields
                  f"{domain.elevation[1]:g}°",
             means=f"Kept as it is (predicted IoU {iou('elevation')})",
             cure="", note=True, number=elevation)
-    fov = 2*math.degrees(math.atan(e.cameras.width/2/e.cameras.K[:, 0, 0].double().mean().item()))
+    half_width = (e.cameras.image_sizes[:, 0]/2/e.cameras.K[:, 0, 0].double()).mean().item() # at distance 1
+    fov = 2*math.degrees(math.atan(half_width))
     if _is_outside(fov, domain.fov, 1):
         yield Diagnostic(
             "field_of_view",
@@ -106,13 +108,14 @@ def diagnose(
     checkpoint=None, # a file with camera metadata; the shipped one when None
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
 ) -> Diagnosis:
     """Findings and notes on what is at `path`, for the cameras that a checkpoint was trained on.
 
     FileNotFoundError or ValueError where nothing can be read."""
     start = time.perf_counter()
     checkpoint = checkpoint_path(checkpoint)
-    domain, e = read_card(checkpoint).domain, read_evidence(path, size, unit)
+    domain, e = read_card(checkpoint).domain, read_evidence(path, size, unit, rig_file)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
 

@@ -9,12 +9,14 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..calibration.formats import read_calibration
+from ..calibration.rig import Rig
 from ..cameras.pinhole import CameraError, Cameras
 from ..files import describe_folder
 from ..video import frame_stamps, open_video, video_info
-from ..views.recordings import find_recording_rig, folder_layout, is_recording, open_recording
+from ..views.recordings import camera_videos, find_recording_rig, folder_layout, is_recording
+from ..views.recordings import open_recording, read_matching_rig
 from ..views.samples import SAMPLES, is_sample, read_sample, sample_folders
-from ..views.views import MaskError, Views
+from ..views.views import MaskError, Views, pad_views, unpad_views
 
 # %% auto #0
 __all__ = ['FINDINGS', 'NOTES', 'VIEW_PIXELS', 'GUESS_PIXELS', 'Diagnostic', 'Evidence', 'shrink_views', 'call_checked',
@@ -114,7 +116,10 @@ def shrink_views(views:Views, most:int=VIEW_PIXELS) -> Views:
     "The views divided by the smallest whole number that leaves at most `most` pixels in width and height."
     cams = views.cameras
     n = max(1, math.ceil(max(cams.width, cams.height)/most))
-    return views if n == 1 else views.resized(round(cams.width/n), round(cams.height/n))
+    if n == 1: return views
+    sizes = [[round(side/n) for side in size] for size in cams.image_sizes.tolist()]
+    if cams.sizes is None: return views.resized(*sizes[0])
+    return pad_views([view.resized(*size) for view, size in zip(unpad_views(views), sizes)])
 
 def _middle_keyframe(path) -> int:
     "Number of the key frame nearest to the middle of a video."
@@ -206,14 +211,18 @@ def _frame_times(rec): # yields Diagnostic
                 number=max(seconds.values()) - min(seconds.values()))
             return
 
-def _recording_without_masks(path, size, unit, videos, masks) -> Evidence:
-    first = sorted(videos.glob("*.mp4"))[:1]
-    (width, height), n = size or (None, None), 0
-    if first:
-        info = video_info(first[0])
-        width, height, n = info.width, info.height, info.frames
-    _, read = find_recording_rig(path)
-    cams, broken = call_checked(read, width, height, unit, path=path)
+def _rig_of_videos(path, videos, size, unit, rig_file) -> Rig:
+    "The rig of a recording, for its videos' sizes where there are videos."
+    if not videos: return find_recording_rig(path, rig_file)[1](*(size or (None, None)), unit)
+    infos = {number: video_info(file) for number, file in videos.items()}
+    sizes = {number: (info.width, info.height) for number, info in infos.items()}
+    return read_matching_rig(path, sizes, unit, rig_file)[0]
+
+def _recording_without_masks(path, size, unit, rig_file, folder, masks) -> Evidence:
+    try: videos = camera_videos(folder)
+    except FileNotFoundError: videos = {}
+    n = video_info(next(iter(videos.values()))).frames if videos else 0
+    cams, broken = call_checked(_rig_of_videos, path, videos, size, unit, rig_file, path=path)
     missing = Diagnostic(
         "masks_missing",
         says=f"there is no folder {masks.name} with masks; {describe_folder(path)}",
@@ -223,16 +232,16 @@ def _recording_without_masks(path, size, unit, videos, masks) -> Evidence:
     return Evidence(
         path, "recording", f"a recording without masks, {_frames(n)}", cameras=cams, broken=(*broken, missing))
 
-def _recording(path, size, unit) -> Evidence:
-    videos, masks = folder_layout(path)
-    if not masks.is_dir(): return _recording_without_masks(path, size, unit, videos, masks)
-    rec, broken = call_checked(open_recording, path, unit=unit, path=path)
+def _recording(path, size, unit, rig_file) -> Evidence:
+    folder, masks = folder_layout(path)
+    if not masks.is_dir(): return _recording_without_masks(path, size, unit, rig_file, folder, masks)
+    rec, broken = call_checked(open_recording, path, unit=unit, rig_file=rig_file, path=path)
     if rec is None: return Evidence(path, "recording", "a recording", broken=broken)
     i = min(_middle_keyframe(next(iter(rec.videos.values()))), rec.n_frames - 1)
     views, broken = call_checked(rec.frame, i, path=path)
     cams = rec.cameras
-    says = (f"a recording, {len(cams)} cameras, {_frames(rec.n_frames)} of {cams.width} × {cams.height} px, "
-            f"frame {i} examined")
+    says = (f"a recording, {len(cams)} cameras, {_frames(rec.n_frames)} of {cams.size_text}, "
+            f"frame {i} examined; {rec.describe()}")
     return Evidence(
         path, "recording", says, cameras=cams, views=views and shrink_views(views),
         broken=(*broken, *_frame_counts(rec), *_frame_times(rec)), assignment=rec.assignment())
@@ -248,7 +257,7 @@ def _sample(path, unit) -> Evidence:
     file = next(path/name for name in SAMPLES if (path/name).exists())
     cams = views.cameras if views else call_checked(read_calibration, file, unit=unit)[0]
     says = f"a sample of {len(cams) if cams else 'unreadable'} view{'s'*(not cams or len(cams) != 1)}"
-    if cams: says += f", {cams.width} × {cams.height} px"
+    if cams: says += f", {cams.size_text}"
     return Evidence(
         path, "sample", says, cameras=cams, views=views and shrink_views(views), broken=broken, folders=(path,),
         info=_info(path))
@@ -270,7 +279,7 @@ def _calibration(path, size, unit) -> Evidence:
         raise ValueError(f"{e}: gslrm_mouse doctor {path} --size WIDTH HEIGHT") from None
     says = "a calibration"
     if cams is not None: says += f" of {len(cams)} camera{'s'*(len(cams) != 1)}"
-    if cams: says += f", {cams.width} × {cams.height} px ({cams.format}; {cams.reason})"
+    if cams: says += f", {cams.size_text} ({cams.format}; {cams.reason})"
     return Evidence(path, "calibration", says, cameras=cams, broken=broken)
 
 # %% ../../nbs/doctor/00_evidence.ipynb #143c1118
@@ -278,10 +287,12 @@ def read_evidence(
     path, # a calibration, a sample folder, a folder of samples or a recording
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
 ) -> Evidence:
     "What there is to judge by; FileNotFoundError or ValueError where nothing can be read."
     path = Path(path)
-    if is_recording(path): return _recording(path, size, unit)
+    if is_recording(path): return _recording(path, size, unit, rig_file)
+    if rig_file is not None: raise ValueError(f"{path} is no recording, so {rig_file} is not read as its calibration")
     if is_sample(path): return _sample(path, unit)
     if path.is_dir() and any(is_sample(p) for p in path.iterdir()): return _data_set(path, unit)
     return _calibration(path, size, unit)

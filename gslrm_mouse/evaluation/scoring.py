@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/00_scoring.ipynb #b2a31bd0
 from __future__ import annotations
 from dataclasses import replace
-from functools import lru_cache, partial
+from functools import lru_cache
 import numpy as np
 import torch
 from ..cameras.domain import CameraDomain
@@ -13,9 +13,9 @@ from ..cameras.presets import mouse_rig, novel_cameras
 from ..cameras.similarity import IDENTITY
 from ..gaussians.cloud import Gaussians
 from ..gaussians.rasterize import render
+from ..gaussians.surface import surface_gaussians
 from ..metrics import iou, psnr
-from ..preprocess.canonical import canonicalize
-from ..preprocess.recipes import METHODS, pixel_based
+from ..preprocess.methods import get_method
 from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import HELD_OUT, scene_views
@@ -23,8 +23,8 @@ from ..scenes.tracer import raytrace
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['ZOOMS', 'CHOICES', 'WAYS', 'score_cloud', 'score_cloud_in', 'rig_and_novel_views', 'zero_shot', 'head_scores',
-           'mouse_scores', 'mean_of']
+__all__ = ['score_cloud', 'score_cloud_in', 'rig_and_novel_views', 'hull_scores', 'zero_shot', 'head_scores', 'mouse_scores',
+           'mean_of']
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #74efe9c6
 def score_cloud(gaussians:Gaussians, truth:Views) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
@@ -48,26 +48,24 @@ def rig_and_novel_views(i:int) -> tuple[Views, Views]:
     rig = rig.resized(rig.width//2, rig.height//2)
     return raytrace(mouse_scene(i), rig, 2), raytrace(mouse_scene(i), novel_cameras(), 3)
 
-# %% ../../nbs/evaluation/00_scoring.ipynb #02174209
-ZOOMS = (.7, .85, 1., 1.15, 1.25, 1.4, 1.6, 1.8, 2., 2.3, 2.6)
-CHOICES = ("distance", "size", "coverage", "zoom", "equal_distances")
-WAYS = {
-    **METHODS,
-    "pixel_based_as_was": partial(pixel_based, as_was=True),
-    **{f"choose {choice}": partial(canonicalize, choose=choice) for choice in CHOICES},
-    **{f"{choice} {zoom:g}": partial(canonicalize, choose=choice, zoom=zoom)
-       for choice in ("zoom", "coverage") for zoom in ZOOMS},
-}
+# %% ../../nbs/evaluation/00_scoring.ipynb #e5481706
+def hull_scores(
+    views:Views, # input views, any unit
+    truths, # novel views in the same unit, as `score_cloud_in` takes them
+) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
+    "Scores of the Gaussians on the visual hull; ValueError where the silhouettes exclude each other."
+    return score_cloud_in(surface_gaussians(views), truths)
 
+# %% ../../nbs/evaluation/00_scoring.ipynb #02174209
 def zero_shot(
     model,
     domain:CameraDomain, # of the model
-    way:str, # preprocessing method, of `WAYS`
+    method:str, # a name in `METHODS` or `VARIANTS`
     film:Views, # input views in millimetres
     truths, # novel views in millimetres, as `score_cloud_in` takes them
 ) -> dict: # mean scores: "novel", "sized" (the same with footprint-corrected scales), "input"
     "Scores of the frozen network on one animal, in novel views and in the input views as the network was told them."
-    prepared = WAYS[way](film, domain)
+    prepared = get_method(method)(film, domain)
     gaussians = predict(model, replace(prepared, to_source=IDENTITY), training_blur(domain)).to("cpu")
     sized = resize_to_pixels(gaussians, prepared.views.cameras, domain)
     scores = dict(
@@ -78,7 +76,7 @@ def zero_shot(
     coverage = prepared.views.alpha.gt(.5).double().mean((1, 2)).sqrt().mean().item()
     certificate = getattr(prepared, "certificate", None)
     cut = round(max(view.cut for view in certificate.views), 4) if certificate else None
-    return dict(arm=way, coverage=round(coverage, 4), cut=cut, **rounded)
+    return dict(arm=method, coverage=round(coverage, 4), cut=cut, **rounded)
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #9777cd7d
 @lru_cache(maxsize=64)
@@ -108,13 +106,13 @@ def mouse_scores(
     model,
     domain:CameraDomain, # of the model
     scenes, # numbers of mice
-    way:str="choose distance", # preprocessing method, of `WAYS`
+    method:str="choose distance", # a name in `METHODS` or `VARIANTS`
 ) -> list[dict]: # scene, relative object size, scores in novel and input views
     "Scores of a network on mice in the rig."
     out = []
     for i in scenes:
         inputs, truth = _mouse_views(i)
-        scores = zero_shot(model, domain, way, inputs, [truth])
+        scores = zero_shot(model, domain, method, inputs, [truth])
         del scores["arm"]
         out.append(dict(scene=i, **scores))
     return out

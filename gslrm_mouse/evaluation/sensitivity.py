@@ -33,12 +33,12 @@ from ..stats import mean_ci, signed_ci
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['KINDS', 'PERTURBATIONS', 'rig_within', 'Trial', 'trial', 'Perturbation', 'perturbed_views', 'score_perturbation',
-           'sensitivity', 'sensitivity_file', 'measure_sensitivity', 'Prediction', 'Sensitivity', 'load_sensitivity',
-           'draw_sensitivity']
+__all__ = ['KINDS', 'PERTURBATIONS', 'Trial', 'trial', 'Perturbation', 'perturbed_views', 'score_perturbation', 'sensitivity',
+           'sensitivity_file', 'measure_sensitivity', 'Prediction', 'Sensitivity', 'load_sensitivity',
+           'extend_sensitivity', 'draw_sensitivity']
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #e295f9cc
-def rig_within(
+def _rig_within(
     domain:CameraDomain, # of the checkpoint
     n:int, # cameras
     seed:int,
@@ -70,13 +70,13 @@ def trial(
 ) -> Trial:
     "One held-out scene in undisturbed cameras."
     scene = canonical_scene(subject, seed)
-    novel = rig_within(domain, 4, seed + 500, size or 2*domain.image_size)
+    novel = _rig_within(domain, 4, seed + 500, size or 2*domain.image_size)
     return Trial(
         subject=subject,
         seed=seed,
         domain=domain,
         scene=scene,
-        cameras=rig_within(domain, n_views, seed),
+        cameras=_rig_within(domain, n_views, seed),
         truth=raytrace(scene, novel))
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #8a06c797
@@ -120,7 +120,7 @@ def _with_distance_spread(trial, cv):
     return at_distance(trial.cameras, distances), IDENTITY
 
 def _at_elevation(trial, degrees):
-    return rig_within(trial.domain, len(trial.cameras), trial.seed, elevation=(degrees, degrees)), IDENTITY
+    return _rig_within(trial.domain, len(trial.cameras), trial.seed, elevation=(degrees, degrees)), IDENTITY
 
 _INTRINSICS = {
     "focal": Perturbation(
@@ -200,7 +200,7 @@ _SCENE = {
     "views": Perturbation(
         label="input views",
         values=(1, 2, 3, 4, 5, 6, 7, 8),
-        apply=lambda trial, v: (rig_within(trial.domain, int(v), trial.seed), IDENTITY),
+        apply=lambda trial, v: (_rig_within(trial.domain, int(v), trial.seed), IDENTITY),
         neutral=6,
         kinds=("honest",)),
     "elevation": Perturbation(
@@ -217,7 +217,25 @@ _SCENE = {
         kinds=("honest", "sized"),
         log=True),
 }
-PERTURBATIONS = {**_INTRINSICS, **_EXTRINSICS, **_SCENE}
+def _tightened(trial, zoom, scale):
+    cameras, similarity = _in_world(trial, Similarity(scale))
+    return zoomed(cameras, zoom), similarity
+
+def _tight(label, shown): # focal length times v, world times v/shown: the image shows `shown` of the canonical width
+    return Perturbation(
+        label=f"zoom at {label} visible width",
+        values=(1., 2., 4.),
+        apply=lambda trial, v: _tightened(trial, v, v*shown),
+        neutral=1. if shown == 1 else None,
+        kinds=("honest",),
+        log=True)
+
+_TIGHT = { # what canonicalize(choose="object") does to a rig: zoom and scale of the world
+    "tight_narrow": _tight("0.7 of the", .7),
+    "tight": _tight("the same", 1.),
+    "tight_wide": _tight("1.4 times the", 1.4),
+}
+PERTURBATIONS = {**_INTRINSICS, **_EXTRINSICS, **_SCENE, **_TIGHT}
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #a6d0ef98
 def perturbed_views(
@@ -338,6 +356,9 @@ def measure_sensitivity(
         smooth=kwargs.get("smooth", True),
         seconds=round(time.perf_counter() - begun),
         threads=torch.get_num_threads())
+    return _write_table(out, facts, rows)
+
+def _write_table(out, facts, rows) -> Path: # whole or not at all
     unfinished = out.with_name(out.name + ".part")
     row_lines = ",\n".join(json.dumps(row) for row in rows)
     unfinished.write_text(json.dumps(facts)[:-1] + ',\n"rows": [\n' + row_lines + "\n]}\n")
@@ -358,12 +379,13 @@ class Sensitivity:
     facts:dict # checkpoint hash, scene generator, command, sizes
     rows:tuple[dict, ...]
 
-def _is_number(x) -> bool: return type(x) in (int, float) and -1e300 < x < 1e300
+def _is_number(x) -> bool: return type(x) in (int, float) and -1e15 < x < 1e15
 
 def _checked_row(row) -> dict:
     "A stored row, with the interval of its mean."
     is_named = all(isinstance(row[key], str) for key in ("subject", "knob", "kind"))
-    is_measured = row["scenes"] and all(map(_is_number, (row["value"], row["iou"], row["coverage"], *row["scenes"])))
+    numbers = [row[key] for key in ("value", "n", "iou", "iou_undisturbed", "coverage")]
+    is_measured = row["scenes"] and all(map(_is_number, [*numbers, *row["scenes"]]))
     if not is_named or not is_measured: raise ValueError(f"a row holds {one_line(row)[:80]}")
     return row | _iou_range(row["scenes"])
 
@@ -388,6 +410,27 @@ def load_sensitivity(
         raise ValueError(f"{path} was measured with checkpoint {measured}, {checkpoint.name} is {current}: "
                          "curves of another network predict nothing here")
     return Sensitivity(facts, rows)
+
+# %% ../../nbs/evaluation/01_sensitivity.ipynb #3c8092d5
+def extend_sensitivity(
+    checkpoint=None, # the shipped one when None
+    path=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
+    knobs=tuple(PERTURBATIONS), # names of perturbations; those that the table has are left as they are
+) -> Path:
+    "Measure the perturbations that a table lacks, on the same scenes, and write the table anew."
+    checkpoint = checkpoint_path(checkpoint)
+    path = Path(path or sensitivity_file(checkpoint))
+    table, (model, card) = load_sensitivity(checkpoint, path), load_checkpoint(checkpoint)
+    measured = {r["knob"] for r in table.rows}
+    lacking = [knob for knob in knobs if knob not in measured]
+    facts = table.facts
+    first, end = facts["scenes"]
+    begun = time.perf_counter()
+    rows = sensitivity(
+        model, card, end - first, knobs=lacking, n_views=facts["n_views"], size=facts["scored_px"],
+        smooth=facts["smooth"])
+    added = dict(knobs=lacking, seconds=round(time.perf_counter() - begun))
+    return _write_table(path, facts | dict(added=[*facts.get("added", []), added]), [*table.rows, *rows])
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #ce203665
 @patch
@@ -467,10 +510,11 @@ def _plot_curves(ax, table, knob):
 
 def draw_sensitivity(
     table:Sensitivity,
-    knobs=tuple(PERTURBATIONS), # names of perturbations
+    knobs=None, # names of perturbations; those of the table when None
 ): # figure
     "One panel per perturbation, one line per subject and kind."
     import matplotlib.pyplot as plt
+    knobs = knobs or tuple(dict.fromkeys(r["knob"] for r in table.rows))
     n_columns = min(5, len(knobs))
     n_rows = -(-len(knobs)//n_columns)
     size = 2.7*n_columns, 2.2*n_rows

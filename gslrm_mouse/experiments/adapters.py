@@ -25,12 +25,12 @@ from ..training.sources import build_dataset
 from ..training.state import weights_settings
 
 # %% auto #0
-__all__ = ['SPREAD', 'CHAINS', 'LENGTHS', 'EXPERIMENT_ADAPTERS', 'AdapterTraining', 'adapter_run_settings', 'camera_run',
-           'mouse_run', 'chain_key', 'train_chain', 'load_with_adapters', 'chain_settings', 'adapters_arms',
-           'adapters_run', 'head_psnr', 'by_method', 'adapters_plot', 'adapters_table', 'adapters_findings']
+__all__ = ['ADAPTERS_EXPERIMENT', 'AdapterTraining', 'adapter_run_settings', 'camera_run', 'mouse_run', 'chain_key',
+           'train_chain', 'load_with_adapters', 'adapters_arms', 'adapters_run', 'adapters_plot', 'adapters_table',
+           'adapters_findings']
 
 # %% ../../nbs/experiments/12_adapters.ipynb #3af1bf28
-SPREAD = dict( # ranges of the randomised cameras
+_SPREAD = dict( # ranges of the randomised cameras
     focal=[.95, 1.6], aspect=[.95, 1.18], principal=.05, distance=[.88, 1.14], aim=7., size=[.35, 1.])
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def adapter_run_settings(
 def camera_run(config:GSLRMConfig, options:AdapterTraining=AdapterTraining()) -> Settings:
     "Heads and objects in randomised cameras."
     dataset = dict(
-        kinds=["head", "object"], camera_spread=SPREAD, num_views=8, input_views=[4, 5, 6], target_views=2)
+        kinds=["head", "object"], camera_spread=_SPREAD, num_views=8, input_views=[4, 5, 6], target_views=2)
     return adapter_run_settings(options, config, dataset)
 
 def mouse_run(
@@ -127,7 +127,7 @@ def load_with_adapters(
     return load_adapters(model, train_chain(chain, checkpoint, cache)) if chain else model
 
 # %% ../../nbs/experiments/12_adapters.ipynb #9b39a1a1
-CHAINS = { # condition: "camera", or the method of a mouse adapter; the first one is trained first
+_CHAINS = { # condition: "camera", or the method of a mouse adapter; the first one is trained first
     "as it is": (),
     "camera": ("camera",),
     "mouse, exact": ("exact",),
@@ -135,16 +135,16 @@ CHAINS = { # condition: "camera", or the method of a mouse adapter; the first on
     "camera + mouse, exact": ("camera", "exact"),
     "camera + mouse, raw": ("camera", "similarity"),
 }
-LENGTHS = dict(
+_LENGTHS = dict(
     camera=asdict(AdapterTraining(steps=600, lr=1e-3, rank=16, replay=.5)),
     mouse=asdict(AdapterTraining(steps=250, lr=1e-3, rank=8, replay=.25, distill=.1, scenes=60)),
 )
 
-def chain_settings(
-    names:tuple, # as in `CHAINS`
+def _chain_settings(
+    names:tuple, # as in `_CHAINS`
     config:GSLRMConfig,
     seed:int=0,
-    lengths:dict=LENGTHS,
+    lengths:dict=_LENGTHS,
 ) -> tuple: # of Settings
     "The training runs of a chain."
     camera, mouse = (AdapterTraining(**lengths[kind] | dict(seed=seed)) for kind in ("camera", "mouse"))
@@ -154,20 +154,20 @@ def chain_settings(
 def adapters_arms(full:bool, checkpoint) -> list[Arm]:
     "The conditions; the quick study has none."
     if not full: return []
-    methods = ["similarity", "choose distance", "zoom 1.6"] # of `scoring.WAYS`
+    methods = ["similarity", "choose distance", "zoom 1.6"] # of `preprocess.methods`
     about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=12, heads=16, ways=methods)
     arms = [Arm("adapters", "as it is", 0, {**about, "chain": []})]
     for seed in range(3):
-        for name, chain in CHAINS.items():
+        for name, chain in _CHAINS.items():
             if not chain: continue
-            settings = {**about, "chain": list(chain), "spread": SPREAD, "lengths": LENGTHS}
+            settings = {**about, "chain": list(chain), "spread": _SPREAD, "lengths": _LENGTHS}
             arms.append(Arm("adapters", name, seed, settings))
     return arms
 
 def adapters_run(arm:Arm, checkpoint, cache) -> list[dict]:
     "The records of one condition: human heads, and mice with every method."
     s, card = arm.settings, read_card(checkpoint)
-    chain = chain_settings(s["chain"], card.config, arm.seed, s.get("lengths", LENGTHS))
+    chain = _chain_settings(s["chain"], card.config, arm.seed, s.get("lengths", _LENGTHS))
     model = load_with_adapters(chain, checkpoint, cache)
     records = [dict(kind="head", step=0, **head_scores(model, s["heads"]))]
     for method in s["ways"]:
@@ -176,7 +176,7 @@ def adapters_run(arm:Arm, checkpoint, cache) -> list[dict]:
     return records
 
 # %% ../../nbs/experiments/12_adapters.ipynb #c6184502
-def head_psnr(done:list[dict]) -> dict: # condition: dB
+def _head_psnr(done:list[dict]) -> dict: # condition: dB
     "PSNR on human heads, means over seeds."
     names = dict.fromkeys(x["name"] for x in done)
     return {
@@ -184,7 +184,7 @@ def head_psnr(done:list[dict]) -> dict: # condition: dB
         for name in names
     }
 
-def by_method(done:list[dict]) -> dict: # (condition, method): dict(iou, psnr, psnr_fg, sized: one per mouse; seeds)
+def _by_method(done:list[dict]) -> dict: # (condition, method): dict(iou, psnr, psnr_fg, sized: one per mouse; seeds)
     "Scores of mice, means over seeds; `sized` is the IoU with footprint-corrected scales."
     out = {}
     for name in dict.fromkeys(x["name"] for x in done):
@@ -199,7 +199,7 @@ def by_method(done:list[dict]) -> dict: # (condition, method): dict(iou, psnr, p
             out[name, method] = dict(**scores, sized=sized, seeds=len(runs))
     return out
 
-def _names_and_methods(by): # of `by_method`
+def _names_and_methods(by): # of `_by_method`
     return list(dict.fromkeys(name for name, _ in by)), list(dict.fromkeys(method for _, method in by))
 
 # %% ../../nbs/experiments/12_adapters.ipynb #4a2fb4c7
@@ -215,7 +215,7 @@ def _plot_scores(ax, by, score):
 def adapters_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "IoU and PSNR of mice for each condition and method, and the change on human heads."
     import matplotlib.pyplot as plt
-    by, on_heads = by_method(done), head_psnr(done)
+    by, on_heads = _by_method(done), _head_psnr(done)
     if not by: return []
     fig, (left, middle, right) = plt.subplots(1, 3, figsize=(11, 3.2), width_ratios=[2, 2, 1])
     _plot_scores(left, by, "iou")
@@ -238,7 +238,7 @@ def adapters_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption
 # %% ../../nbs/experiments/12_adapters.ipynb #ecd486c6
 def adapters_table(done:list[dict]) -> Table:
     "Conditions by methods; `resized` is the IoU with footprint-corrected scales."
-    by, on_heads = by_method(done), head_psnr(done)
+    by, on_heads = _by_method(done), _head_psnr(done)
     names, methods = _names_and_methods(by)
 
     def cell(name, method):
@@ -308,7 +308,7 @@ def _resampling(by):
 
 def adapters_findings(done:list[dict]) -> list[Finding]:
     "Is a camera adapter better than resampling the images, and are both adapters together better than either?"
-    by, on_heads = by_method(done), head_psnr(done)
+    by, on_heads = _by_method(done), _head_psnr(done)
     needed = [
         ("as it is", _CALIBRATED), ("as it is", _EXACT), ("camera", _CALIBRATED), ("camera", _EXACT),
         ("camera + mouse, exact", _EXACT), ("mouse, exact", _EXACT),
@@ -324,7 +324,7 @@ def adapters_findings(done:list[dict]) -> list[Finding]:
     if ("camera + mouse, raw", _CALIBRATED) in by: findings.append(_resampling(by))
     return findings
 
-EXPERIMENT_ADAPTERS = Experiment(
+ADAPTERS_EXPERIMENT = Experiment(
     name="adapters",
     question="Can cameras be learned before any mouse is seen, and does a mouse adapter add to it?",
     arms=adapters_arms,

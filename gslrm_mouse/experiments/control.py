@@ -8,17 +8,16 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..cameras.domain import CameraDomain
+from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from ..evaluation.scoring import rig_and_novel_views, score_cloud, score_cloud_in
 from .base import Arm, Experiment, Finding
 from .plan import Plan, chosen_frames, is_one_animal, recorded_frames, recording_settings
 from .plan import records_of
-from .recipes import RECIPE_ARMS
+from .recipes import RECIPE_DESCRIPTIONS
 from ..gaussians.fit import Fit, fit_gaussians, pixel_at
 from ..models.checkpoint import read_card
 from ..plotting import save_figure
-from ..preprocess.canonical import canonicalize
-from ..preprocess.recipes import METHODS
+from ..preprocess.methods import METHODS
 from ..reconstruction.prediction import EPS2D, blur_cloud
 from ..scenes.dataset import WORLD
 from ..stats import ci_text, mean_ci, Table
@@ -26,16 +25,19 @@ from ..views.recordings import open_recording
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['CONTROL_ARMS', 'CONTROL_SCORES', 'run_control', 'control_summary', 'control_arms', 'recording_control_arms',
-           'control_run', 'control_table', 'control_plot', 'control_findings', 'recording_control_findings', 'control']
+__all__ = ['CONTROL_METHODS', 'CONTROL_SCORES', 'control_scores', 'control_summary', 'control_arms', 'recording_control_arms',
+           'control_run', 'control_table', 'control_plot', 'control_findings', 'recording_control_findings',
+           'control_experiment']
 
 # %% ../../nbs/experiments/04_control.ipynb #2881908e
-CONTROL_ARMS = {**METHODS, "exact": canonicalize}
+CONTROL_METHODS = ( # the names in this order are part of the settings
+    "mm", "per_camera", "similarity", "overwritten_k", "pixel_based", "converted", "bbox_center", "uniform_per_view",
+    "uniform_per_sample", "com_safe_scale", "scene_center", "exact")
 
 def _rounded(scores:dict) -> dict: return {name: round(value, 4) for name, value in scores.items()}
 
-def run_control(
-    method:str, # of `CONTROL_ARMS`
+def control_scores(
+    method:str, # of `METHODS`
     views:Views, # one frame, millimetres
     truths, # novel views as `score_cloud_in` takes them; without any, the novel views are not scored
     domain:CameraDomain,
@@ -43,7 +45,7 @@ def run_control(
     seed:int=0, # which view is held out, where the Gaussians start
 ) -> dict: # "input", "held", "novel": mean scores
     "Scores of Gaussians optimised on one frame as preprocessed by `method`."
-    prepared = CONTROL_ARMS[method](views, domain)
+    prepared = METHODS[method](views, domain)
     held_out = seed % len(views)
     fitted = [i for i in range(len(views)) if i != held_out]
     gaussians = fit_gaussians(prepared.views[fitted], options, seed)
@@ -62,7 +64,7 @@ CONTROL_SCORES = (("input", "psnr"), ("input", "psnr_white"), ("input", "iou"), 
                   ("novel", "psnr"), ("novel", "psnr_white"), ("novel", "iou"))
 
 def control_summary(
-    records:list[dict], # of `run_control`, with `scene`
+    records:list[dict], # of `control_scores`, with `scene`
     one_animal:bool=False, # the scenes are frames of a recording, not mice
 ) -> dict: # method: {(part, score): an `Interval`}
     "Means with intervals over mice, best novel IoU first (held-out IoU where novel views are unknown)."
@@ -90,15 +92,21 @@ def _plot_iou(ax, summary:dict, part:str):
     ax.set_xlabel(_IOU_LABELS[part], fontsize=8)
 
 # %% ../../nbs/experiments/04_control.ipynb #cbc11281
+def _other_camera(domain:CameraDomain) -> dict:
+    "The canonical camera, which is all that a fit takes from a checkpoint; nothing where it is FaceLift's."
+    camera, facelift = (dict(K=d.K(1).tolist(), distance=d.mean_distance) for d in (domain, FACELIFT_DOMAIN))
+    return {} if camera == facelift else dict(camera=camera)
+
 def control_arms(full, checkpoint):
-    "A mouse and a seed each: four times three, or one."
-    settings = dict(world=WORLD, size=64, fit=vars(Fit()), recipes=list(CONTROL_ARMS))
+    "A mouse and a seed each: four times three, or one. Of the checkpoint, the settings hold its camera only."
+    other_camera = _other_camera(read_card(checkpoint).domain)
+    settings = dict(world=WORLD, size=64, fit=vars(Fit()), recipes=list(CONTROL_METHODS), **other_camera)
     mice, seeds = (4, 3) if full else (1, 1)
     return [Arm("control", f"mouse {i}", seed, settings | dict(scene=i)) for i in range(mice) for seed in range(seeds)]
 
 def recording_control_arms(full, checkpoint, plan:Plan):
     "A frame and a seed each; the seed says which camera is held out."
-    settings = recording_settings(plan, checkpoint, size=64, fit=vars(Fit()), recipes=list(RECIPE_ARMS))
+    settings = recording_settings(plan, checkpoint, size=64, fit=vars(Fit()), recipes=list(RECIPE_DESCRIPTIONS))
     frames, seeds = (4, 3) if full else (2, 1)
     return [Arm("recording_control", f"frame {f}", seed, settings | dict(scene=f))
             for f in chosen_frames(plan, frames) for seed in range(seeds)]
@@ -113,20 +121,25 @@ def control_run(arm, checkpoint, cache, plan:Plan):
         if plan.truth: truths = recorded_frames(plan.recording, [scene], plan.truth, unit=plan.unit)[0].truths
     else: views, *truths = rig_and_novel_views(scene)
     options = Fit(**settings["fit"])
-    return [dict(scene=scene, seed=arm.seed, **run_control(method, views, truths, domain, options, arm.seed))
+    return [dict(scene=scene, seed=arm.seed, **control_scores(method, views, truths, domain, options, arm.seed))
             for method in settings["recipes"]]
 
 # %% ../../nbs/experiments/04_control.ipynb #c3cb27fc
 _PART_NAMES = {"input": "input", "held": "held out", "novel": "novel"}
-_SCORE_NAMES = {"psnr": "PSNR", "psnr_white": "blank image", "iou": "IoU"}
+_SCORE_NAMES = {"psnr": "PSNR", "psnr_white": "white image", "iou": "IoU"}
+
+def _score_text(score:str, interval) -> str:
+    "An IoU with its interval, decibels without."
+    return ci_text(interval, 2) if score == "iou" else f"{interval.mean:.2f}"
 
 def control_table(done) -> Table:
     "The methods, best first."
     summary = control_summary(records_of(done), is_one_animal(done))
     columns = next(iter(summary.values()))
     head = ["method", *(f"{_PART_NAMES[part]}: {_SCORE_NAMES[score]}" for part, score in columns)]
-    def cell(x): return f"{x[0]:.2f}" if x[0] > 2 else ci_text(x, 2) # decibels have no interval
-    return Table(head, [[f"`{method}`", *map(cell, row.values())] for method, row in summary.items()])
+    rows = [[f"`{method}`", *(_score_text(score, interval) for (_, score), interval in scores.items())]
+            for method, scores in summary.items()]
+    return Table(head, rows)
 
 def control_plot(done, folder) -> list[tuple]: # (file name, caption)
     "IoU of the held-out view and of novel views, method by method."
@@ -182,7 +195,7 @@ def recording_control_findings(done) -> list[Finding]:
                  "which gslrm_mouse doctor reports; check this before any training")]
 
 # %% ../../nbs/experiments/04_control.ipynb #a59d41d9
-def control(plan:Plan, cache=None) -> Experiment:
+def control_experiment(plan:Plan, cache=None) -> Experiment:
     "The control experiment, on procedural mice or on a recording."
     name, arms, findings = "control", control_arms, control_findings
     if plan.recording:

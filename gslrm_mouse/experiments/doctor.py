@@ -12,7 +12,7 @@ from .plan import Plan, recording_settings
 from ..stats import Table
 
 # %% auto #0
-__all__ = ['doctor_arms', 'doctor_run', 'doctor_table', 'doctor_findings', 'doctor']
+__all__ = ['doctor_arms', 'doctor_run', 'doctor_table', 'doctor_findings', 'doctor_experiment']
 
 # %% ../../nbs/experiments/07_doctor.ipynb #7126e71f
 def doctor_arms(full, checkpoint, plan:Plan):
@@ -44,7 +44,7 @@ def doctor_findings(done) -> list[Finding]:
         verdict="answered",
         why="; ".join(record["findings"]) or "nothing in it contradicts itself")]
 
-def doctor(plan:Plan, cache=None) -> Experiment:
+def doctor_experiment(plan:Plan, cache=None) -> Experiment:
     "The doctor's verdict on a recording."
     return Experiment(
         name="recording_doctor",

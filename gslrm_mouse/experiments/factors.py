@@ -32,7 +32,7 @@ from ..stats import mean_ci, signed_ci, Table
 __all__ = ['SWITCHES', 'FACTORS', 'SINGLE_FACTORS', 'MEASURES', 'RIGHT_UNIT_FACTORS', 'MICE_RIGHT_UNIT', 'FACTORS_EXPERIMENT',
            'Switch', 'cell_name', 'parse_cell', 'filming_cameras', 'world_to_model', 'filmed_scene', 'run_cell',
            'design', 'factorial', 'shapley_weights', 'shapley_by_orders', 'cell_values', 'shapley', 'pair_effects',
-           'plot_shares', 'factors_arms', 'factors_run', 'factors_plot', 'factors_table', 'factors_findings']
+           'factors_arms', 'factors_run', 'factors_plot', 'factors_table', 'factors_findings']
 
 # %% ../../nbs/experiments/03_factors.ipynb #c2656697
 @dataclass(frozen=True)
@@ -229,7 +229,7 @@ def shapley_by_orders(v:dict, n:int) -> np.ndarray: # v: frozenset of factor num
 MEASURES = {
     "iou": "IoU",
     "psnr": "PSNR [dB]",
-    "over": "PSNR above a blank image [dB]",
+    "over": "PSNR above a white image [dB]",
     "psnr_fg": "PSNR of the foreground [dB]",
 }
 
@@ -317,7 +317,7 @@ def _plot_waterfall(ax, records, measure, game):
     ax.set_ylim(top=1.12*start)
     ax.axhline(0, color="k", lw=.4)
 
-def plot_shares(
+def _plot_shares(
     records:list[dict], # of `factorial`
     games:dict, # title: arguments of `shapley`
     measures=("iou", "over"), # of `MEASURES`
@@ -334,7 +334,7 @@ def plot_shares(
 
 # %% ../../nbs/experiments/03_factors.ipynb #6c718e8c
 RIGHT_UNIT_FACTORS = {name: (name,) for name in SWITCHES if name not in ("units", "appearance")}
-MICE_RIGHT_UNIT = dict(factors=RIGHT_UNIT_FACTORS, given=("appearance",)) # a game, see `plot_shares`
+MICE_RIGHT_UNIT = dict(factors=RIGHT_UNIT_FACTORS, given=("appearance",)) # a game, see `_plot_shares`
 
 def _games(is_full:bool) -> dict: # title: arguments of `shapley`
     "The games that a full design, or a fraction of it, can decide."
@@ -362,13 +362,13 @@ def factors_run(arm, checkpoint, cache):
 def factors_plot(done, folder) -> list[tuple]: # (file name, caption)
     "Waterfalls of the games that the design can decide."
     games = _games(is_full=done[0]["settings"]["fraction"] == 1)
-    save_figure(plot_shares(records_of(done), games), Path(folder)/"factors.png")
+    save_figure(_plot_shares(records_of(done), games), Path(folder)/"factors.png")
     return [("factors.png", "From in-distribution cameras to the stored rig: what each factor costs (Shapley shares, "
-             "bars with 95 % confidence intervals over mice), in IoU and in decibels above a blank image")]
+             "bars with 95 % confidence intervals over mice), in IoU and in decibels above a white image")]
 
 def factors_table(done) -> Table:
-    "Shares in IoU and in decibels above a blank image."
-    measures = {"iou": "IoU", "over": "dB above a blank image"}
+    "Shares in IoU and in decibels above a white image."
+    measures = {"iou": "IoU", "over": "dB above a white image"}
     games = _games(is_full=done[0]["settings"]["fraction"] == 1)
     shares = {title: shapley(records_of(done), measures=tuple(measures), **game) for title, game in games.items()}
     columns = [(title, measure) for title in shares for measure in measures]

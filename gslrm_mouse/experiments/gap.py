@@ -19,17 +19,17 @@ from ..stats import Interval, Table, ci_text, mean_ci
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['PORTRAIT', 'FILL', 'GAP_DESCRIPTIONS', 'GAP_EXPERIMENT', 'normalized_crops', 'appearance_stats', 'pose_spread',
-           'gap_row', 'world_gap', 'gap_arms', 'gap_run', 'no_figures', 'gap_table', 'gap_findings']
+__all__ = ['GAP_EXPERIMENT', 'normalized_crops', 'appearance_stats', 'pose_spread', 'gap_row', 'world_gap', 'gap_arms', 'gap_run',
+           'no_figures', 'gap_table', 'gap_findings']
 
 # %% ../../nbs/experiments/05_gap.ipynb #85c24d2e
-PORTRAIT, FILL = 64, .4 # pixels; root of the object's area over the width
+_PORTRAIT, _FILL = 64, .4 # pixels; root of the object's area over the width
 
 def normalized_crops(views:Views) -> Views:
     "Each view with its object in the centre, all of one size; resampled with the anti-aliasing of `warp`."
     area, center, _ = foreground_stats(views)
-    target = torch.full((2,), PORTRAIT/2).double()
-    return affine_image(views, FILL*PORTRAIT/area.sqrt(), center, target, PORTRAIT)
+    target = torch.full((2,), _PORTRAIT/2).double()
+    return affine_image(views, _FILL*_PORTRAIT/area.sqrt(), center, target, _PORTRAIT)
 
 # %% ../../nbs/experiments/05_gap.ipynb #84be4bee
 def _inner(alpha:Tensor) -> Tensor: # (V, H, W) bool
@@ -84,7 +84,7 @@ def pose_spread(
     return 1 - (intersection/union).mean().item()
 
 # %% ../../nbs/experiments/05_gap.ipynb #ae2202e4
-GAP_DESCRIPTIONS = dict(
+_GAP_DESCRIPTIONS = dict(
     symmetry="silhouette, IoU with its mirror image",
     shading="shading, 1 - difference from its mirror image",
     texture="texture: mean gradient, per pixel of the crop",
@@ -130,7 +130,7 @@ def _cell(mean, low, high, n) -> str:
 
 def _gap_rows(rows:dict) -> Table: # name of a kind: its `gap_row`
     cells = []
-    for name, description in GAP_DESCRIPTIONS.items():
+    for name, description in _GAP_DESCRIPTIONS.items():
         cells.append([description, *(_cell(*row[name]) for row in rows.values())])
     return Table(["", *rows], cells)
 

@@ -20,7 +20,7 @@ from ..cameras.pinhole import Cameras
 from ..cameras.presets import mouse_rig
 from ..cameras.rays import ray_features
 from ..cameras.similarity import IDENTITY, Similarity
-from ..evaluation.scoring import WAYS, rig_and_novel_views
+from ..evaluation.scoring import rig_and_novel_views
 from .base import Arm
 from ..files import write_atomic
 from ..gaussians.cloud import Gaussians
@@ -29,6 +29,7 @@ from ..metrics import iou, psnr
 from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
 from ..models.gslrm import DEPTH_WINDOW, GSLRMConfig
 from ..plotting import thumbnail
+from ..preprocess.methods import get_method
 from ..preprocess.silhouettes import ModelInput
 from ..reconstruction.prediction import blur_cloud, predict, training_blur
 from ..scenes.bodies import mouse_scene
@@ -46,17 +47,16 @@ from ..views.samples import write_sample
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['DATA', 'LEARNERS', 'FILES', 'QUIET_OVERRIDES', 'NEAR_WHITE', 'A_STOPS', 'B_STOPS', 'DataVariant', 'settings_file',
-           'settings_of', 'EvalMouse', 'share_in_depth_range', 'eval_mice', 'score_render', 'evaluate_mouse',
-           'parameter_shares', 'gradient_snapshot', 'legacy_samples', 'history_run', 'training_trace', 'history_arm',
-           'history_a_arms', 'history_b_arms', 'per_mouse', 'change', 'trajectory', 'condition_names',
+__all__ = ['DATA', 'LEARNERS', 'FILES', 'NEAR_WHITE', 'DataVariant', 'settings_file', 'settings_of', 'EvalMouse',
+           'share_in_depth_range', 'eval_mice', 'score_render', 'evaluate_mouse', 'parameter_shares', 'history_run',
+           'history_arm', 'history_a_arms', 'history_b_arms', 'per_mouse', 'change', 'trajectory', 'condition_names',
            'condition_settings', 'conditions_with', 'gradient_shares_of']
 
 # %% ../../nbs/experiments/08_history.ipynb #b99f3b3b
 @dataclass(frozen=True)
 class DataVariant:
     "How the rig's frames reach the network."
-    method:str # for evaluation, a name in `scoring.WAYS`
+    method:str # for evaluation, a name in `preprocess.methods`
     overrides:tuple # for training, of the settings
     consistent:bool # pixels, K and pose agree
 
@@ -83,7 +83,7 @@ LEARNERS = { # what trains: the output decoder, the whole network, adapters
 
 # %% ../../nbs/experiments/08_history.ipynb #57b4dd39
 FILES = dict(a="mouse_gslrm_real_camera", b="mouse_gslrm_freeze_all")
-QUIET_OVERRIDES = (
+_QUIET_OVERRIDES = (
     "validation.enabled=false",
     "training.logging.vis_every=0",
     "training.checkpointing.checkpoint_every=100",
@@ -114,7 +114,7 @@ def settings_of(
     network = [
         f"model.{section}.{key}={getattr(config, key)}" for section, keys in sections.items() for key in keys
     ]
-    settings = load_settings(settings_file(name), [*network, *QUIET_OVERRIDES, *overrides], "small")
+    settings = load_settings(settings_file(name), [*network, *_QUIET_OVERRIDES, *overrides], "small")
     checkpointing = replace(settings.training.checkpointing, resume_ckpt=str(path))
     return replace(settings, training=replace(settings.training, checkpointing=checkpointing))
 
@@ -149,7 +149,7 @@ def eval_mice(
     variant, mice = DATA[data], []
     for i in range(n):
         recording, truth = rig_and_novel_views(i)
-        prepared = WAYS[variant.method](recording, domain)
+        prepared = get_method(variant.method)(recording, domain)
         reach = None
         if variant.consistent:
             cams = recording.cameras
@@ -224,7 +224,7 @@ def parameter_shares(
     parts = per_output.split([3, config.n_out - 11, 3, 4, 1])
     return {name: round(part.sum().item()/total, 4) for name, part in zip(names, parts)}
 
-def gradient_snapshot(
+def _gradient_snapshot(
     run, # as `open_run` returns it
     passes:int=2,
 ) -> dict:
@@ -249,7 +249,7 @@ def gradient_snapshot(
     return snapshot
 
 # %% ../../nbs/experiments/08_history.ipynb #8ce64c97
-def legacy_samples(
+def _legacy_samples(
     folder,
     n:int, # samples
     domain:CameraDomain,
@@ -262,7 +262,7 @@ def legacy_samples(
     for i in range(FIRST_MOUSE, FIRST_MOUSE + n):
         sample = folder/f"sample_{i:06d}"
         if sample.is_dir(): continue
-        prepared = WAYS["pixel_based_as_was"](raytrace(mouse_scene(i), rig, 2), domain)
+        prepared = get_method("pixel_based_as_was")(raytrace(mouse_scene(i), rig, 2), domain)
         write_sample(prepared.views, sample)
     return folder
 
@@ -272,7 +272,7 @@ def _prepared_settings(arm, checkpoint, cache):
     if dataset.dataset_path != "samples": return settings
     image_size = settings.model.image_tokenizer.image_size
     domain = replace(read_card(checkpoint_path(checkpoint)).domain, image_size=image_size)
-    samples = legacy_samples(Path(cache)/"samples", dataset.n_scenes, domain, dataset.rig_scale)
+    samples = _legacy_samples(Path(cache)/"samples", dataset.n_scenes, domain, dataset.rig_scale)
     dataset = replace(dataset, dataset_path=str(samples))
     return replace(settings, training=replace(settings.training, dataset=dataset))
 
@@ -295,7 +295,7 @@ def history_run(
             if mice is None: mice = eval_mice(arm.settings["data"], run.domain, arm.settings["mice"])
             write_atomic(saved, json.dumps(_score_stop(run, arm, mice)))
         records += json.loads(saved.read_text())
-    records.append(training_trace(out))
+    records.append(_training_trace(out))
     shutil.rmtree(out/"checkpoints", ignore_errors=True)
     return records
 
@@ -309,7 +309,7 @@ def _score_stop(run, arm, mice): # the records of a stop, before step `run.step`
     image_size = run.s.model.image_tokenizer.image_size
     on_heads = evaluate(run.raw, "head", arm.settings["heads"], size=image_size)
     records.append(dict(split="heads", **on_heads))
-    records.append(gradient_snapshot(run))
+    records.append(_gradient_snapshot(run))
     if arm.seed == 0: records.append(dict(split="picture", png=images[0]))
     if arm.seed == 0 and run.step == 0: records.append(dict(split="truth", png=_truth_image(mice[0])))
     if run.step == 0: records.append(dict(split="reach", reach=_mean_reach(mice)))
@@ -329,7 +329,7 @@ def _mean_reach(mice):
 def _thinned(values, every, reduce): # four digits
     return [float(f"{reduce(values[i:i + every]):.4g}") for i in range(0, len(values), every)]
 
-def training_trace(
+def _training_trace(
     out, # folder of a run
     every:int=5, # steps taken together
 ) -> dict:
@@ -390,8 +390,8 @@ def history_arm(
     )
     return Arm(experiment, name, seed, settings)
 
-A_STOPS = (0, 1, *range(50, 301, 50))
-B_STOPS = (0, 1, 101, 301, 501, 901, 1000)
+_A_STOPS = (0, 1, *range(50, 301, 50))
+_B_STOPS = (0, 1, 101, 301, 501, 901, 1000)
 
 def history_a_arms(full:bool, checkpoint=None) -> list[Arm]:
     "Experiment A: kinds of data × learning rates."
@@ -403,7 +403,7 @@ def history_a_arms(full:bool, checkpoint=None) -> list[Arm]:
 
     if full:
         return [
-            arm(data, lr, A_STOPS, seed=seed, mice=6, heads=12)
+            arm(data, lr, _A_STOPS, seed=seed, mice=6, heads=12)
             for seed in range(3) for lr in (1e-6, 1e-4) for data in kinds
         ]
     quick = dict(mice=3, heads=4, scenes=8)
@@ -423,7 +423,7 @@ def history_b_arms(full:bool, checkpoint=None) -> list[Arm]:
     if not full: return [arm("heads", data, 1e-4, (0, 30, 90), mice=3, heads=4, scenes=8) for data in kinds]
     learners = [("heads", lr) for lr in (1e-4, 1e-3, 1e-2, 1e-5)] + [("everything", 1e-4), ("LoRA", 1e-3)]
     return [
-        arm(learner, data, lr, B_STOPS, seed=seed, mice=6, heads=12)
+        arm(learner, data, lr, _B_STOPS, seed=seed, mice=6, heads=12)
         for seed in range(3) for data in kinds for learner, lr in learners
     ]
 

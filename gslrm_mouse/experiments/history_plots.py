@@ -19,7 +19,7 @@ __all__ = ['history_a_plot', 'history_b_plot']
 _PANELS = ( # split of the records, score, title
     ("novel", "iou", "novel views: IoU"),
     ("novel", "blank", "novel views: share of the\nforeground rendered white"),
-    ("input", "over_blank", "input views: PSNR minus that\nof the blank-image baseline [dB]"),
+    ("input", "over_blank", "input views: PSNR minus that\nof the white-image baseline [dB]"),
     ("heads", "psnr", "human heads: PSNR [dB]"),
 )
 
@@ -32,7 +32,7 @@ def _saved(fig, folder, name):
     return name
 
 def _plot_over_blank(ax, done, names, split, style):
-    "PSNR minus that of a blank white image, over the steps."
+    "PSNR minus that of a white image, over the steps."
     for name in names:
         steps, scores = trajectory(done, name, split, "psnr")
         _, of_blank = trajectory(done, name, split, "psnr_white")

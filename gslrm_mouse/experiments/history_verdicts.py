@@ -14,7 +14,7 @@ from .history_plots import history_a_plot, history_b_plot
 from ..stats import ci_text, mean_ci, signed_ci
 
 # %% auto #0
-__all__ = ['EXPERIMENT_A', 'EXPERIMENT_B', 'history_a_findings', 'history_b_findings']
+__all__ = ['HISTORY_A_EXPERIMENT', 'HISTORY_B_EXPERIMENT', 'history_a_findings', 'history_b_findings']
 
 # %% ../../nbs/experiments/10_history_verdicts.ipynb #92b83084
 def _direction(x): # of a change: 1 and -1 where its interval excludes zero, else 0
@@ -49,7 +49,7 @@ def _white_from_the_start(done, millimetres):
         claim="With the calibrated cameras the prediction is white from step 1",
         measured=f"at step 1 {blank.mean():.0%} of the foreground is rendered white in novel views, "
                  f"{input_blank.mean():.0%} in input views; IoU {ci_text(iou, 2)}, "
-                 f"{signed_ci(psnr - psnr_of_blank, unit=' dB')} against the blank-image baseline",
+                 f"{signed_ci(psnr - psnr_of_blank, unit=' dB')} against the white-image baseline",
         verdict=verdict,
         why=why)
 
@@ -109,7 +109,7 @@ def _made_white(done, name):
     return Finding(
         claim="When does the rendered image become white, and is training the cause?",
         measured=f"{name}: {white[0]:.0%} of an input view is white at first, {white[-1]:.0%} at the end; "
-                 f"{over_blank[0]:+.2f} dB against the blank-image baseline becomes {over_blank[-1]:+.2f}; {when}; "
+                 f"{over_blank[0]:+.2f} dB against the white-image baseline becomes {over_blank[-1]:+.2f}; {when}; "
                  f"heads {_head_psnr(done, name)}",
         verdict="answered",
         why=why)
@@ -168,7 +168,7 @@ def _mouse_fades(done, name):
     return Finding(
         claim="Training the output decoder alone at lr 1e-4 on the pixel-based data: a mouse at step 1, fading at 301, "
               "white at 501, stripes at 901 (14.0, 13.8, 13.5, 14.0 dB)",
-        measured=f"training images at steps {', '.join(map(str, steps))}: {psnr} dB (blank image {psnr_of_blank:.1f}); "
+        measured=f"training images at steps {', '.join(map(str, steps))}: {psnr} dB (white image {psnr_of_blank:.1f}); "
                  f"input IoU {signed_ci(input_iou)}, share of the foreground rendered white "
                  f"{signed_ci(input_blank)}; novel IoU {novel_before:.2f}, {signed_ci(novel_iou)}",
         verdict=verdict,
@@ -299,7 +299,7 @@ def history_b_findings(done:list) -> list[Finding]:
     return findings
 
 # %% ../../nbs/experiments/10_history_verdicts.ipynb #6ecca8cd
-EXPERIMENT_A = Experiment(
+HISTORY_A_EXPERIMENT = Experiment(
     name="history_a",
     question="When does the rendered image become white, and is the cause the unit, the intrinsics or the training?",
     arms=history_a_arms,
@@ -307,7 +307,7 @@ EXPERIMENT_A = Experiment(
     plot=history_a_plot,
     findings=history_a_findings,
 )
-EXPERIMENT_B = Experiment(
+HISTORY_B_EXPERIMENT = Experiment(
     name="history_b",
     question="Does the collapse of training the output decoder alone come from freezing, from the learning rate, or "
              "from data that disagree with their cameras?",

@@ -20,10 +20,10 @@ from ..training.loop import train_in_stages
 from ..training.settings import Settings, model_settings, settings_from
 
 # %% auto #0
-__all__ = ['LORA_TARGETS', 'POLICIES', 'SCORED_AS', 'PLAN', 'SCORES', 'EXPERIMENT_PLACES', 'targets_at', 'parameters_per_rank',
-           'rank_for', 'AdapterConfig', 'adapter_settings', 'trainable_parameters', 'train_and_score',
-           'score_untrained', 'net_gain', 'run_search', 'resolve_finalist', 'placement_arms', 'placement_run', 'groups',
-           'net_worth', 'winner', 'placement_plot', 'placement_table', 'placement_findings']
+__all__ = ['LORA_TARGETS', 'POLICIES', 'PLAN', 'PLACEMENT_EXPERIMENT', 'targets_at', 'parameters_per_rank', 'rank_for',
+           'AdapterConfig', 'trainable_parameters', 'train_and_score', 'score_untrained', 'net_gain', 'run_search',
+           'resolve_finalist', 'placement_arms', 'placement_run', 'groups', 'winner', 'placement_plot',
+           'placement_table', 'placement_findings']
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #0af65d0b
 LORA_TARGETS = {
@@ -89,7 +89,7 @@ def _what_trains(variant): # the part of the training settings that selects the 
     targets = list(targets_at(place))
     return dict(lora=dict(enabled=True, rank=variant.rank, alpha=2.*variant.rank, target_modules=targets, **options))
 
-def adapter_settings(variant:AdapterConfig, config:GSLRMConfig) -> Settings:
+def _adapter_settings(variant:AdapterConfig, config:GSLRMConfig) -> Settings:
     "Training settings of a variant, for a checkpoint with this network."
     dataset = dict(
         kinds=["mouse"], n_scenes=variant.scenes, rig_scale=4, method=variant.method,
@@ -109,11 +109,11 @@ def adapter_settings(variant:AdapterConfig, config:GSLRMConfig) -> Settings:
 
 def trainable_parameters(variant:AdapterConfig, config:GSLRMConfig) -> int:
     "How many parameters a variant trains."
-    model = apply_trainable(GSLRM(config), adapter_settings(variant, config))
+    model = apply_trainable(GSLRM(config), _adapter_settings(variant, config))
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #e867bccc
-SCORED_AS = dict(similarity="similarity", exact="choose distance") # `AdapterConfig.method` → name in `scoring.WAYS`
+_SCORED_AS = dict(similarity="similarity", exact="choose distance") # `AdapterConfig.method` → `get_method`
 
 def train_and_score(
     variant:AdapterConfig,
@@ -127,9 +127,9 @@ def train_and_score(
     card = read_card(checkpoint)
     head_records = []
     for step, model, skipped in train_in_stages(
-            adapter_settings(variant, card.config), checkpoint, cache, at or (variant.steps,)):
+            _adapter_settings(variant, card.config), checkpoint, cache, at or (variant.steps,)):
         head_records.append(dict(kind="head", step=step, **head_scores(model, heads)))
-    scores = mouse_scores(model, card.domain, mice, SCORED_AS[variant.method])
+    scores = mouse_scores(model, card.domain, mice, _SCORED_AS[variant.method])
     mouse_records = [dict(kind="mouse", step=variant.steps, **score) for score in scores]
     facts = dict(
         kind="facts", **asdict(variant), says=variant.description,
@@ -142,7 +142,7 @@ def score_untrained(checkpoint, mice, heads:int=16, method:str="similarity") -> 
     model, card = load_checkpoint(checkpoint)
     facts = dict(kind="facts", says="as it is", parameters=0, method=method)
     head_record = dict(kind="head", step=0, **head_scores(model, heads))
-    scores = mouse_scores(model, card.domain, mice, SCORED_AS[method])
+    scores = mouse_scores(model, card.domain, mice, _SCORED_AS[method])
     return [facts, head_record, *(dict(kind="mouse", step=0, **score) for score in scores)]
 
 def net_gain(after:list[dict], before:list[dict]) -> float: # dB
@@ -284,7 +284,7 @@ def placement_run(arm:Arm, checkpoint, cache) -> list[dict]:
     return train_and_score(variant, checkpoint, cache, mice, s["heads"], stops)
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #1b81daf6
-SCORES = ("psnr", "psnr_fg", "iou")
+_SCORES = ("psnr", "psnr_fg", "iou")
 
 def groups(
     done:list[dict], # finished conditions
@@ -306,12 +306,12 @@ def groups(
             out[x["name"]] = dict(
                 description=facts["says"], place=facts["place"], rank=facts["rank"], lr=facts["lr"],
                 parameters=facts["parameters"],
-                gain={score: {} for score in SCORES}, level={score: {} for score in SCORES}, cost=[], heads=[],
+                gain={score: {} for score in _SCORES}, level={score: {} for score in _SCORES}, cost=[], heads=[],
             )
         group = out[x["name"]]
         for r in records:
             if r["kind"] != "mouse": continue
-            for score in SCORES:
+            for score in _SCORES:
                 after, before = r["novel"][score], mouse_before[r["scene"]][score]
                 group["gain"][score].setdefault(r["scene"], []).append(after - before)
                 group["level"][score].setdefault(r["scene"], []).append(after)
@@ -324,12 +324,12 @@ def groups(
                 for score, of_mice in group[part].items()}
     return out
 
-def net_worth(group:dict) -> float: # dB
+def _net_worth(group:dict) -> float: # dB
     "Mean gain on mice plus mean change on human heads, as `net_gain`."
     return float(np.mean(group["gain"]["psnr"]) + np.mean(group["cost"]))
 
 def _by_worth(by_name, names=None) -> list: # names, the largest net gain first
-    return sorted(by_name if names is None else names, key=lambda name: -net_worth(by_name[name]))
+    return sorted(by_name if names is None else names, key=lambda name: -_net_worth(by_name[name]))
 
 def _is_control(name): return "," in name # with replay, distillation or the exact camera
 
@@ -340,7 +340,7 @@ def winner(done:list[dict]) -> str: # name of a group, "" when there is none
         name for name, group in by_name.items()
         if not _is_control(name) and (group["place"] in LORA_TARGETS or name.startswith("finalist"))
     ]
-    return max(adapters, key=lambda name: net_worth(by_name[name]), default="")
+    return max(adapters, key=lambda name: _net_worth(by_name[name]), default="")
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #ae3b4889
 def _scatter(ax, by_name, score, best):
@@ -462,7 +462,7 @@ def placement_table(done:list[dict]) -> Table:
             signed_ci(group["gain"]["psnr"]),
             signed_ci(group["gain"]["psnr_fg"]),
             f"{np.mean(group['cost']):+.2f}",
-            f"{net_worth(group):+.2f}",
+            f"{_net_worth(group):+.2f}",
             len(group["cost"]),
         ])
     head = ["condition", "learning rate", "trainable parameters", "mice: IoU", "mice: gain of PSNR [dB]",
@@ -481,7 +481,7 @@ def _applicable(by_name, best):
             claim=claim, measured="no adapter was measured yet", verdict="open",
             why="not all conditions are finished")
     others = _by_worth(by_name, [name for name in by_name if name != best and not _is_control(name)])
-    behind = [name for name in others if net_worth(by_name[name]) < net_worth(by_name[best])]
+    behind = [name for name in others if _net_worth(by_name[name]) < _net_worth(by_name[best])]
     gains = mean_ci(by_name[best]["gain"]["psnr"]).low > 0
     why = "it can be applied, but in so few optimisation steps it gains nothing certain"
     if gains:
@@ -536,7 +536,7 @@ def _replay_helps(by_name):
     baseline = {name: name.split(",")[0] for name in by_name if name.endswith(("replayed", "distilled"))}
     controls = [name for name in baseline if baseline[name] in by_name]
     if not controls: return None
-    best = max(controls, key=lambda name: net_worth(by_name[name]))
+    best = max(controls, key=lambda name: _net_worth(by_name[name]))
     plain = baseline[best]
     shown = [plain, *(name for name in controls if baseline[name] == plain)]
     with_replay, without = by_name[best], by_name[plain]
@@ -556,7 +556,7 @@ def placement_findings(done:list[dict]) -> list[Finding]:
     if best: findings += [_forgets(by_name), _camera_or_animal(by_name, best), _replay_helps(by_name)]
     return [finding for finding in findings if finding is not None]
 
-EXPERIMENT_PLACES = Experiment(
+PLACEMENT_EXPERIMENT = Experiment(
     name="places",
     question="Where in the network do adapters learn a mouse, and what do they forget?",
     arms=placement_arms,

@@ -50,8 +50,8 @@ def _with_truth(folder, i:int, views:Views) -> Frame:
 
 def _without_camera(i:int, views:Views, camera:int) -> Frame:
     others = [k for k in range(len(views)) if k != camera]
-    width, height = views.cameras.width//4, views.cameras.height//4
-    truth = views[[camera]].resized(width, height)
+    width, height = views.cameras.image_sizes[camera].tolist()
+    truth = views[[camera]].resized(width//4, height//4)
     return Frame(f"{i} without camera {camera}", views[others], (truth,), (f"camera {camera}",))
 
 def recorded_frames(

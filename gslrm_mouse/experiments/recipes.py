@@ -17,20 +17,19 @@ from .plan import is_one_animal, recording_settings, records_of
 from ..gaussians.rasterize import render
 from ..metrics import image_scores
 from ..models.checkpoint import load_checkpoint
-from ..preprocess.canonical import canonicalize
-from ..preprocess.recipes import RECIPES
+from ..models.gslrm import DEPTH_WINDOW
+from ..preprocess.methods import METHODS
 from ..reconstruction.prediction import predict, training_blur
 from ..stats import ci_text, mean_ci, Table
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['RECIPE_ARMS', 'RECIPE_DESCRIPTIONS', 'score_recipe', 'summary', 'recipes_scores', 'verdict', 'contact_sheet',
-           'recipes_arms', 'recording_recipes_arms', 'recipes_run', 'recipes_plot', 'recipes_table', 'recipes_findings',
-           'recording_recipes_findings', 'recipes']
+__all__ = ['RECIPE_DESCRIPTIONS', 'score_method', 'summary', 'recipes_scores', 'verdict', 'contact_sheet', 'recipes_arms',
+           'recording_recipes_arms', 'recipes_run', 'recipes_plot', 'recipes_table', 'recipes_findings',
+           'recording_recipes_findings', 'recipes_experiment']
 
 # %% ../../nbs/experiments/02_recipes.ipynb #ca5e5320
-RECIPE_ARMS = {**RECIPES, "exact": canonicalize}
-RECIPE_DESCRIPTIONS = {
+RECIPE_DESCRIPTIONS = { # methods that are compared; their names in this order are part of the settings
     "mm": "calibrated cameras in millimetres, as in experiment A of the original report",
     "per_camera": "each camera scaled to distance 2.7 by itself, about the calibration's origin",
     "similarity": "single global similarity transform about the object, true K",
@@ -40,17 +39,17 @@ RECIPE_DESCRIPTIONS = {
 }
 
 # %% ../../nbs/experiments/02_recipes.ipynb #55fef1d3
-def score_recipe(
+def score_method(
     model,
     domain:CameraDomain, # the cameras the network was trained with
-    method:str, # of `RECIPE_ARMS`
+    method:str, # of `METHODS`
     frame:Frame,
     smooth:bool=True, # low-pass filter the Gaussians with the blur of the training camera
 ) -> tuple[list[dict], list]: # records, novel renderings [(H, W, 3), …]
     "Scores of a frame in its novel and its input views."
     start = time.perf_counter()
     blur = training_blur(domain) if smooth else 0.
-    gaussians = predict(model, RECIPE_ARMS[method](frame.views, domain), blur).to("cpu")
+    gaussians = predict(model, METHODS[method](frame.views, domain), blur).to("cpu")
     seconds = time.perf_counter() - start
 
     records, images = [], []
@@ -98,7 +97,7 @@ def recipes_scores(records:list[dict], one_animal:bool=False) -> Table:
         rows.append([f"`{method}` {RECIPE_DESCRIPTIONS[method]}", psnr, foreground,
                      ci_text(novel["iou"]), blank, input_psnr, input_iou])
     return Table(
-        ["method", "novel: PSNR", "foreground PSNR", "IoU [95 %]", "blank image", "input: PSNR", "IoU"], rows)
+        ["method", "novel: PSNR", "foreground PSNR", "IoU [95 %]", "white image", "input: PSNR", "IoU"], rows)
 
 def verdict(records:list[dict], one_animal:bool=False) -> str:
     "One sentence: which method was best, and whether that was expected."
@@ -148,12 +147,12 @@ def contact_sheet(
 # %% ../../nbs/experiments/02_recipes.ipynb #88fc1f53
 def recipes_arms(full, checkpoint, plan:Plan):
     "A mouse each: twelve, or six."
-    def settings(i): return arm_settings(checkpoint, frame=i, recipes=list(RECIPE_ARMS), smooth=plan.smooth)
+    def settings(i): return arm_settings(checkpoint, frame=i, recipes=list(RECIPE_DESCRIPTIONS), smooth=plan.smooth)
     return [Arm("recipes", f"mouse {i}", 0, settings(i)) for i in plan.frames or range(12 if full else 6)]
 
 def recording_recipes_arms(full, checkpoint, plan:Plan):
     "A frame each."
-    settings = recording_settings(plan, checkpoint, recipes=list(RECIPE_ARMS), smooth=plan.smooth)
+    settings = recording_settings(plan, checkpoint, recipes=list(RECIPE_DESCRIPTIONS), smooth=plan.smooth)
     return [Arm("recording_recipes", f"frame {i}", 0, settings | dict(frame=i)) for i in chosen_frames(plan)]
 
 def recipes_run(arm, checkpoint, cache, plan:Plan):
@@ -168,7 +167,7 @@ def recipes_run(arm, checkpoint, cache, plan:Plan):
     for frame in frames:
         images = {}
         for method in arm.settings["recipes"]:
-            scored, images[method] = score_recipe(model, card.domain, method, frame, plan.smooth)
+            scored, images[method] = score_method(model, card.domain, method, frame, plan.smooth)
             records += scored
         if keeps_images and sheet is None: sheet = contact_sheet(frame, images)
     if is_recording:
@@ -217,17 +216,18 @@ def recipes_findings(done) -> list[Finding]:
         Finding(
             claim="In millimetres the network cannot show the animal, whatever the intrinsics (a later check of the "
                   "original report)",
-            measured=f"not trained at all, millimetres: IoU {iou['mm']:.2f}, PSNR {psnr_mm:.1f} dB (blank image "
+            measured=f"not trained at all, millimetres: IoU {iou['mm']:.2f}, PSNR {psnr_mm:.1f} dB (white image "
                      f"{white:.1f}); the same cameras with the same K under one similarity: IoU "
                      f"{interval('similarity')}",
             verdict="reproduced" if unit_is_to_blame else "not reproduced",
-            why="the network puts its Gaussians within ±1.8 units of the point of each ray nearest the origin, and "
-                "1.8 mm do not reach a mouse beside the origin" if mm_is_blank else "see the table"),
+            why=f"the network puts its Gaussians within ±{DEPTH_WINDOW} units of the point of each ray nearest the "
+                f"origin, and {DEPTH_WINDOW} mm do not reach a mouse beside the origin" if mm_is_blank
+                else "see the table"),
         Finding(
             claim="A PSNR of 13 to 15 dB shows that there is a mouse",
-            measured=f"novel views: blank image {white:.1f} dB; millimetres {psnr_mm:.1f} dB at IoU {iou['mm']:.2f}",
+            measured=f"novel views: white image {white:.1f} dB; millimetres {psnr_mm:.1f} dB at IoU {iou['mm']:.2f}",
             verdict="not reproduced" if mm_is_blank else "partly",
-            why="the animal is small in its image, so an empty reconstruction scores that; PSNR needs the blank-image "
+            why="the animal is small in its image, so an empty reconstruction scores that; PSNR needs the white-image "
                 "baseline, the foreground PSNR and the IoU beside it"),
         Finding(
             claim="The camera format is not negotiable",
@@ -261,13 +261,13 @@ def recording_recipes_findings(done) -> list[Finding]:
     ranking = ", ".join(f"`{row['arm']}` {row['iou'].mean:.2f}" for row in rows)
     return [Finding(
         claim=f"Which preprocessing method suits the recording {settings['called']}?",
-        measured=f"{cameras}, one animal, IoU: {ranking}; PSNR of `{best['arm']}` {best['psnr']:.1f} dB (blank image "
+        measured=f"{cameras}, one animal, IoU: {ranking}; PSNR of `{best['arm']}` {best['psnr']:.1f} dB (white image "
                  f"{best['psnr_white']:.1f})",
         verdict="answered",
         why=verdict(records, one_animal=True))]
 
 # %% ../../nbs/experiments/02_recipes.ipynb #b3271e91
-def recipes(plan:Plan, cache=None) -> Experiment:
+def recipes_experiment(plan:Plan, cache=None) -> Experiment:
     "Preprocessing methods compared, on procedural mice or on a recording."
     name, arms, findings = "recipes", recipes_arms, recipes_findings
     if plan.recording:

@@ -27,7 +27,7 @@ from ..views.samples import read_truth, truth_frames
 
 # %% auto #0
 __all__ = ['STAGES', 'RecordingPlan', 'complete_plan', 'mice_run', 'film_run', 'Stage', 'measure_recording', 'recording_table',
-           'adapters']
+           'recording_adapters_arms', 'recording_adapters_run', 'recording_adapters_experiment']
 
 # %% ../../nbs/experiments/13_recording.ipynb #f61a33da
 @dataclass(frozen=True)
@@ -182,8 +182,8 @@ def _scores(gaussians, truths, n_views) -> list[dict]: # a record for each view 
 
 def _without(views, camera:int) -> tuple: # the other views, and the held-out one as ground truth
     others = [i for i in range(len(views)) if i != camera]
-    width, height = views.cameras.width//4, views.cameras.height//4
-    return views[others], [views[[camera]].resized(width, height)]
+    width, height = views.cameras.image_sizes[camera].tolist()
+    return views[others], [views[[camera]].resized(width//4, height//4)]
 
 # %% ../../nbs/experiments/13_recording.ipynb #8683a81c
 def measure_recording(
@@ -277,13 +277,13 @@ def recording_table(records:list[dict]) -> Table:
     return _stage_scores(records)
 
 # %% ../../nbs/experiments/13_recording.ipynb #0f08d816
-def _arms(full, checkpoint, plan:Plan) -> list[Arm]: # all of it, or nothing
+def recording_adapters_arms(full, checkpoint, plan:Plan) -> list[Arm]: # all of it, or nothing
     if not full: return []
     stages = {name: asdict(stage) for name, stage in STAGES.items()}
     settings = recording_settings(plan, checkpoint, how=asdict(RecordingPlan()), stages=stages)
     return [Arm("recording_adapters", "adapters", seed, settings) for seed in plan.seeds or range(3)]
 
-def _run(arm, checkpoint, cache, plan:Plan) -> list[dict]:
+def recording_adapters_run(arm, checkpoint, cache, plan:Plan) -> list[dict]:
     return measure_recording(
         plan.recording, plan.truth, checkpoint, cache, unit=plan.unit, seeds=(arm.seed,), device=plan.device)
 
@@ -315,14 +315,14 @@ def _findings(done) -> list[Finding]:
         why=f"the outline is best with {best}; among those with an IoU of at least {least:.2f}, "
             f"{most} has the best foreground")]
 
-def adapters(plan:Plan, cache=None) -> Experiment:
+def recording_adapters_experiment(plan:Plan, cache=None) -> Experiment:
     "Adapters and per-scene optimisation on a recording."
     return Experiment(
         name="recording_adapters",
         question="From the cameras as calibrated to the exact camera, adapters and per-scene optimisation: "
                  "what does each step bring?",
-        arms=partial(_arms, plan=plan),
-        run=partial(_run, plan=plan),
+        arms=partial(recording_adapters_arms, plan=plan),
+        run=partial(recording_adapters_run, plan=plan),
         plot=no_figures,
         findings=_findings,
         table=_table)

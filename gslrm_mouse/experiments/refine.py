@@ -23,12 +23,12 @@ from ..stats import ci_text, mean_ci, signed_ci, Table
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['RIGS', 'CLOUDS', 'EXPERIMENT_REFINE', 'fit_variants', 'true_views', 'comparison_figure', 'refine_arms', 'refine_run',
-           'by_rig', 'refine_table', 'refine_plot', 'refine_findings']
+__all__ = ['REFINE_EXPERIMENT', 'fit_variants', 'true_views', 'refine_arms', 'refine_run', 'by_rig', 'refine_table',
+           'refine_plot', 'refine_findings']
 
 # %% ../../nbs/experiments/14_refine.ipynb #806e8cd8
-RIGS = {"6": [0, 1, 2, 3, 4, 5], "4": [0, 2, 3, 4], "3": [0, 2, 4]} # cameras of the documented rig
-CLOUDS = ("network", "fitted, no network", "network, fitted")
+_RIGS = {"6": [0, 1, 2, 3, 4, 5], "4": [0, 2, 3, 4], "3": [0, 2, 4]} # cameras of the documented rig
+_CLOUDS = ("network", "fitted, no network", "network, fitted")
 
 def fit_variants(
     model,
@@ -41,14 +41,14 @@ def fit_variants(
     network = predict(model, canonicalize(views, domain), training_blur(domain)).to("cpu")
     from_nothing = fit_to_views(None, views, domain, steps, seed=seed)
     from_network = fit_to_views(network, views, domain, steps, seed=seed)
-    return dict(zip(CLOUDS, (network, from_nothing, from_network)))
+    return dict(zip(_CLOUDS, (network, from_nothing, from_network)))
 
 def true_views(i:int) -> Views:
     "Mouse `i` in the study's novel cameras, 512 px."
     return raytrace(mouse_scene(i), novel_cameras().resized(512, 512), 2)
 
 # %% ../../nbs/experiments/14_refine.ipynb #41f591ec
-def comparison_figure(
+def _comparison_figure(
     truth:Views, # one view
     rows:dict, # number of cameras: the result of `fit_variants`
 ) -> str: # a JPEG in base64
@@ -78,7 +78,7 @@ def comparison_figure(
 # %% ../../nbs/experiments/14_refine.ipynb #f7b8c109
 def refine_arms(full:bool, checkpoint) -> list[Arm]:
     "A mouse each: twelve, or three."
-    def settings(i): return arm_settings(checkpoint, scene=i, rigs=RIGS, steps=200, size=512)
+    def settings(i): return arm_settings(checkpoint, scene=i, rigs=_RIGS, steps=200, size=512)
     return [Arm("refine", f"mouse {i}", 0, settings(i)) for i in range(12 if full else 3)]
 
 def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
@@ -96,7 +96,7 @@ def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
             scores = score_cloud(gaussians, truth)
             records.append(
                 dict(scene=scene, cameras=int(n_cameras), cloud=name, n_gaussians=len(gaussians), **scores))
-    if scene == 0: records.append(dict(picture=comparison_figure(truth[[1]], variants)))
+    if scene == 0: records.append(dict(picture=_comparison_figure(truth[[1]], variants)))
     return records
 
 # %% ../../nbs/experiments/14_refine.ipynb #800f03cf
@@ -116,13 +116,13 @@ def refine_table(done:list[dict]) -> Table:
         psnr, white, foreground = (f"{scores[k].mean():.2f}" for k in ("psnr", "psnr_white", "psnr_fg"))
         rows.append([n_cameras, cloud, ci_text(iou), f"{psnr} ({white})", foreground])
     return Table(
-        ["cameras", "Gaussians", "novel IoU", "PSNR [dB] (blank image)", "foreground PSNR [dB]"], rows)
+        ["cameras", "Gaussians", "novel IoU", "PSNR [dB] (white image)", "foreground PSNR [dB]"], rows)
 
 # %% ../../nbs/experiments/14_refine.ipynb #75ff2dd1
 def _plot_score(ax, scores, key, label):
     "One score over the number of cameras, a curve for each reconstruction."
     n_cameras = sorted({n for n, _ in scores})
-    for cloud in CLOUDS:
+    for cloud in _CLOUDS:
         mean, low, high, _ = np.array([mean_ci(scores[n, cloud][key]) for n in n_cameras]).T
         ax.plot(n_cameras, mean, "o-", ms=4, label=cloud)
         ax.fill_between(n_cameras, low, high, alpha=.15, lw=0)
@@ -151,48 +151,49 @@ def refine_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     return figures
 
 # %% ../../nbs/experiments/14_refine.ipynb #28bd592f
-def _listed(items) -> str: return " and ".join(map(str, items))
+def _listed(items) -> str: # 6, 4 and 3
+    *first, last = map(str, items)
+    return f"{', '.join(first)} and {last}" if first else last
 
+def _compared(differences:dict) -> str:
+    "For which numbers of cameras a difference, mouse by mouse, is an improvement: its interval excludes zero."
+    intervals = {n: mean_ci(difference) for n, difference in differences.items()}
+    better = [n for n, interval in intervals.items() if interval.low > 0]
+    worse = [n for n, interval in intervals.items() if interval.high < 0]
+    undecided = [n for n in intervals if n not in better + worse]
+    groups = (("better", better), ("worse", worse), ("not measurably different", undecided))
+    return ", ".join(f"{verdict} with {_listed(numbers)} cameras" for verdict, numbers in groups if numbers)
 
 def refine_findings(done:list[dict]) -> list[Finding]:
     "Whether optimisation improves on the network, and whether starting from the network improves the optimisation."
     scores = by_rig(done)
     rigs = sorted({n for n, _ in scores}, reverse=True)
-    network, from_nothing, from_network = CLOUDS
+    network, from_nothing, from_network = _CLOUDS
 
     def level(n, cloud): return f"{scores[n, cloud]['iou'].mean():.2f} ({scores[n, cloud]['psnr_fg'].mean():.1f} dB)"
     def gain(n, a, b, score="iou"): return scores[n, a][score] - scores[n, b][score] # mouse by mouse
 
-    better = [n for n in rigs if mean_ci(gain(n, from_network, network)).low > 0]
+    optimised = _compared({n: gain(n, from_network, network) for n in rigs})
     optimisation = Finding(
         claim="Can the same six views give a better mouse than the network does? (not in the original report)",
         measured="novel IoU (foreground PSNR): " + "; ".join(
             f"{n} cameras, network {level(n, network)}, fitted from its cloud {level(n, from_network)}" for n in rigs),
         verdict="answered",
-        why=f"optimising the network's Gaussians on its own input views is better with {_listed(better)} cameras"
-            if better else "optimisation adds nothing to the network's reconstruction")
+        why=f"by IoU, optimising the network's Gaussians on its own input views is {optimised}")
 
-    gains = {n: mean_ci(gain(n, from_network, from_nothing)) for n in rigs}
-    helps = [n for n in rigs if gains[n].low > 0]
-    hurts = [n for n in rigs if gains[n].high < 0]
-    undecided = [n for n in rigs if n not in helps + hurts]
-    by_iou = []
-    if helps: by_iou.append(f"starting from the network's Gaussians is better with {_listed(helps)} cameras")
-    if hurts: by_iou.append(f"worse with {_listed(hurts)}")
-    if undecided: by_iou.append(f"no different with {_listed(undecided)}")
+    gains = {n: gain(n, from_network, from_nothing) for n in rigs}
     foreground = gain(rigs[0], from_network, from_nothing, "psnr_fg")
-    winner = "the visual hull" if foreground.mean() < 0 else "the network"
     start = Finding(
         claim="Is the network needed at all, once one optimises per scene? (not in the original report)",
         measured="novel IoU (foreground PSNR): " + "; ".join(
             f"{n} cameras, from the visual hull {level(n, from_nothing)}, from the network {level(n, from_network)}, "
             f"{signed_ci(gains[n], 3)}" for n in rigs),
         verdict="answered",
-        why=f"by IoU, {', '.join(by_iou)}; the foreground is better from {winner} with {rigs[0]} cameras "
-            f"({signed_ci(foreground, 1, ' dB')})")
+        why=f"by IoU, starting from the network's Gaussians is {_compared(gains)}; by foreground PSNR it is "
+            f"{_compared({rigs[0]: foreground})} ({signed_ci(foreground, 1, ' dB')})")
     return [optimisation, start]
 
-EXPERIMENT_REFINE = Experiment(
+REFINE_EXPERIMENT = Experiment(
     name="refine",
     question="What do the views give by themselves, and what does the network add to them?",
     arms=refine_arms,

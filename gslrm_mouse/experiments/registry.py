@@ -13,23 +13,24 @@ __all__ = ['EXPERIMENTS', 'RECORDING_EXPERIMENTS', 'OPEN_QUESTIONS', 'TITLES', '
 
 # %% ../../nbs/experiments/15_registry.ipynb #0abfafc4
 EXPERIMENTS = { # in the order of the report
-    "recipes": ("gslrm_mouse.experiments.recipes:recipes", True),
+    "recipes": ("gslrm_mouse.experiments.recipes:recipes_experiment", True),
     "factors": ("gslrm_mouse.experiments.factors:FACTORS_EXPERIMENT", True),
-    "control": ("gslrm_mouse.experiments.control:control", True),
-    "zoom": ("gslrm_mouse.experiments.zoom:zoom", True),
+    "control": ("gslrm_mouse.experiments.control:control_experiment", True),
+    "zoom": ("gslrm_mouse.experiments.zoom:zoom_experiment", True),
     "gap": ("gslrm_mouse.experiments.gap:GAP_EXPERIMENT", True),
-    "history_a": ("gslrm_mouse.experiments.history_verdicts:EXPERIMENT_A", True),
-    "history_b": ("gslrm_mouse.experiments.history_verdicts:EXPERIMENT_B", True),
-    "places": ("gslrm_mouse.experiments.lora_placement:EXPERIMENT_PLACES", True),
-    "adapters": ("gslrm_mouse.experiments.adapters:EXPERIMENT_ADAPTERS", False),
-    "refine": ("gslrm_mouse.experiments.refine:EXPERIMENT_REFINE", True),
+    "history_a": ("gslrm_mouse.experiments.history_verdicts:HISTORY_A_EXPERIMENT", True),
+    "history_b": ("gslrm_mouse.experiments.history_verdicts:HISTORY_B_EXPERIMENT", True),
+    "places": ("gslrm_mouse.experiments.lora_placement:PLACEMENT_EXPERIMENT", True),
+    "adapters": ("gslrm_mouse.experiments.adapters:ADAPTERS_EXPERIMENT", False),
+    "refine": ("gslrm_mouse.experiments.refine:REFINE_EXPERIMENT", True),
+    "variety": ("gslrm_mouse.experiments.variety:VARIETY_EXPERIMENT", True),
 }
 RECORDING_EXPERIMENTS = { # those that run on any recording
-    "doctor": ("gslrm_mouse.experiments.doctor:doctor", True),
-    "recipes": ("gslrm_mouse.experiments.recipes:recipes", True),
-    "control": ("gslrm_mouse.experiments.control:control", True),
-    "zoom": ("gslrm_mouse.experiments.zoom:zoom", True),
-    "adapters": ("gslrm_mouse.experiments.recording:adapters", False),
+    "doctor": ("gslrm_mouse.experiments.doctor:doctor_experiment", True),
+    "recipes": ("gslrm_mouse.experiments.recipes:recipes_experiment", True),
+    "control": ("gslrm_mouse.experiments.control:control_experiment", True),
+    "zoom": ("gslrm_mouse.experiments.zoom:zoom_experiment", True),
+    "adapters": ("gslrm_mouse.experiments.recording:recording_adapters_experiment", False),
 }
 
 OPEN_QUESTIONS = (Finding(
@@ -69,6 +70,7 @@ TITLES = {
     "places": "Where LoRA adapters act",
     "adapters": "Camera and mouse adapters",
     "refine": "Per-scene optimisation",
+    "variety": "One camera against many",
     "recording_doctor": "Recording: diagnosis",
     "recording_recipes": "Recording: six preprocessing methods",
     "recording_control": "Recording: directly optimised 3DGS",

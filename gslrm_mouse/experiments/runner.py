@@ -32,7 +32,7 @@ def planned_arms(plan:Plan, cache=None, known:dict=None) -> list[tuple]: # (Expe
     seeds = sorted({arm.seed for _, arms in planned for arm in arms})
     if not set(plan.seeds) & set(seeds):
         wanted, there = (", ".join(map(str, numbers)) for numbers in (plan.seeds, seeds))
-        raise ValueError(f"no arm has one of the seeds {wanted}; there are {there}")
+        raise ValueError(f"no condition has one of the seeds {wanted}; the seeds are {there}")
     return [(e, [arm for arm in arms if arm.seed in plan.seeds]) for e, arms in planned]
 
 # %% ../../nbs/experiments/16_runner.ipynb #490e43c0

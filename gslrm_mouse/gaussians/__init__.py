@@ -5,7 +5,8 @@ from gslrm_mouse.gaussians.ply import load_ply, save_ply
 from gslrm_mouse.gaussians.rasterize import rasterization, render
 from gslrm_mouse.gaussians.fit import Fit, fit_gaussians
 from gslrm_mouse.gaussians.surface import surface_gaussians
+from gslrm_mouse.gaussians.coarse_to_fine import FitStage, fit_coarse_to_fine
 
 __all__ = [
-    "FILTERS", "Filters", "Fit", "Gaussians", "fit_gaussians", "load_ply", "rasterization", "render", "save_ply",
-    "surface_gaussians"]
+    "FILTERS", "Filters", "Fit", "FitStage", "Gaussians", "fit_coarse_to_fine", "fit_gaussians", "load_ply",
+    "rasterization", "render", "save_ply", "surface_gaussians"]

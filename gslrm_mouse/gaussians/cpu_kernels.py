@@ -848,7 +848,7 @@ class _Rasterize(torch.autograd.Function):
         g_alpha = _as_array(g_alpha, (B*C, st.height, st.width), dtype)
         grads, g_viewmats = _backward_all(saved, g_image, g_alpha, st)
         g_viewmats, g_backgrounds = torch.from_numpy(g_viewmats).to(dtype), None
-        if ctx.has_background:
+        if ctx.has_background and ctx.needs_input_grad[6]:
             n_colors = D - st.depth
             per_image = [_background_backward(saved.trans[i], g_image[i], n_colors) for i in range(B*C)]
             g_backgrounds = torch.from_numpy(np.stack(per_image)).to(dtype).reshape(B, C, n_colors)

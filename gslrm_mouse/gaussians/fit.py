@@ -16,7 +16,7 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['Fit', 'pixel_at', 'fit_gaussians']
+__all__ = ['Fit', 'pixel_at', 'gaussians_to_parameters', 'parameters_to_gaussians', 'fit_gaussians']
 
 # %% ../../nbs/gaussians/06_fit.ipynb #6a421cf9
 @dataclass(frozen=True)
@@ -80,7 +80,12 @@ def _grey_balls(points:Tensor, radius:float, cameras:Cameras, seed:int) -> tuple
         torch.full((n, 3), .4),
     )
 
-def _gaussians_to_parameters(gaussians:Gaussians, center:Tensor, radius:float) -> tuple: # five tensors
+def gaussians_to_parameters(
+    gaussians:Gaussians, # SH degree 0
+    center:Tensor, # (3,)
+    radius:float, # what lengths are measured in
+) -> tuple: # (N, 3) means, (N, 4) quats, (N, 3) log scales, (N,) logits of the opacities, (N, 3) colours
+    "What the optimiser works on; opacities are clipped to 0.01 … 0.99. ValueError for view-dependent colours."
     n_coefficients = gaussians.sh.shape[1]
     if n_coefficients > 1:
         raise ValueError("the Gaussians to start from should have view-independent colour (SH degree 0), "
@@ -93,7 +98,13 @@ def _gaussians_to_parameters(gaussians:Gaussians, center:Tensor, radius:float) -
         gaussians.sh[:, 0]*C0 + .5,
     )
 
-def _parameters_to_gaussians(parameters, center:Tensor, radius:float, unit:str) -> Gaussians:
+def parameters_to_gaussians(
+    parameters, # of `gaussians_to_parameters`
+    center:Tensor, # (3,)
+    radius:float,
+    unit:str,
+) -> Gaussians:
+    "The inverse of `gaussians_to_parameters`."
     means, quats, log_scales, logits, colors = parameters
     return Gaussians(
         means=center + radius*means, quats=quats, scales=radius*log_scales.exp(), opacities=torch.sigmoid(logits),
@@ -110,7 +121,7 @@ def fit_gaussians(
     points, radius = _initial_points(views, options, seed)
     center, unit = points.mean(0).float(), views.cameras.unit
     if start is None: initial = _grey_balls(points, radius, views.cameras, seed)
-    else: initial = _gaussians_to_parameters(start, center, radius)
+    else: initial = gaussians_to_parameters(start, center, radius)
     parameters = [x.detach().float().clone().requires_grad_() for x in initial]
 
     groups = [dict(params=[x], lr=lr) for x, lr in zip(parameters, options.lr)]
@@ -118,8 +129,8 @@ def fit_gaussians(
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .1**(step/max(1, options.steps)))
     for _ in range(options.steps):
         adam.zero_grad()
-        image, alpha = render(_parameters_to_gaussians(parameters, center, radius, unit), views.cameras)
+        image, alpha = render(parameters_to_gaussians(parameters, center, radius, unit), views.cameras)
         reconstruction_loss(image, alpha, views.images, views.alpha)["loss"].backward()
         adam.step()
         schedule.step()
-    return _parameters_to_gaussians(parameters, center, radius, unit).map(torch.Tensor.detach)
+    return parameters_to_gaussians(parameters, center, radius, unit).map(torch.Tensor.detach)

@@ -80,9 +80,10 @@ def _frames(normals:Tensor) -> Tensor: # (N, 3, 3) rotations whose third column 
 def surface_gaussians(
     views:Views, # at least two
     voxels:int=64, # along the hull's longest side; the number of Gaussians grows with its square
+    hull:Hull=None, # of these views, where it is at hand
 ) -> Gaussians: # in the unit of the cameras
     "Flat Gaussians on the visual hull, coloured from the images; ValueError where silhouettes exclude each other."
-    hull = visual_hull(views, n=voxels)
+    if hull is None: hull = visual_hull(views, n=voxels)
     if not len(hull.points): raise ValueError("the silhouettes exclude each other, so there is no visual hull")
     points, normals = hull_surface(hull)
     colors = surface_colors(points, views, hull.voxel)

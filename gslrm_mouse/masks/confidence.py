@@ -116,9 +116,10 @@ def _crossing(masks, cams, point, pixels=150, seed=0) -> np.ndarray: # (V, V)
     kernel = disk_kernel(odd_size(7, W))
     dilated = np.stack([import_cv2().dilate(m.astype(np.uint8), kernel) for m in masks]) > 0
     shares = np.ones((V, V))
+    sizes = cams.image_sizes.numpy()[:, None, None] # of each camera's own image
     for i in range(V):
         uv = _epipolar_pixels(masks[i], cams, i, point, pixels, rng)
-        inside = ((uv >= 0) & (uv < [W, H])).all(-1)
+        inside = ((uv >= 0) & (uv < sizes)).all(-1)
         u, v = uv[..., 0].clip(0, W - 1), uv[..., 1].clip(0, H - 1)
         for j in range(V):
             crosses = (dilated[j][v[j], u[j]] & inside[j]).any(1)

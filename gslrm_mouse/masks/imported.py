@@ -47,14 +47,10 @@ def _read_image(path, width, height) -> tuple: # mode, array
                          f"the video is {width} × {height}")
     return image.mode, np.array(image)
 
-def read_png(
-    path,
-    width:int, # of the video
-    height:int, # of the video
-) -> np.ndarray: # (H, W) bool
-    "One mask; ValueError where the size is another or the image is no mask."
+def _read_labels(path, width, height) -> np.ndarray: # (H, W), bool or a whole number for each animal
+    "One mask, or several by label; ValueError where the size is another or the image is no mask."
     mode, x = _read_image(path, width, height)
-    if mode in ("P", "1"): return x != 0
+    if mode in ("P", "1"): return x
     if mode in ("RGBA", "LA"):
         alpha = x[..., -1]
         if (alpha < 255).any(): return alpha > 127
@@ -65,7 +61,30 @@ def read_png(
     if n_values > 32:
         raise ValueError(f"{path} is no mask: neither white on black nor a few labels on 0 "
                          f"(mode {mode}, {n_values} values up to {x.max()})")
-    return x != 0
+    return x
+
+def _check_one_animal(labels, animal, where):
+    "ValueError where several labels were found and none was chosen."
+    if animal is not None or len(labels) < 2: return
+    names = ", ".join(map(str, sorted(labels, key=str)[:20]))
+    raise ValueError(f"{where}: the labels {names} were found, and one animal is reconstructed: choose it with "
+                     "--animal LABEL, or all labels as one with --animal 0")
+
+def read_png(
+    path,
+    width:int, # of the video
+    height:int, # of the video
+    animal:int=None, # its label; 0: all as one; None: there should be one only
+    labels:set=None, # those found in earlier images, to which this one's are added
+) -> np.ndarray: # (H, W) bool
+    "One mask; ValueError where the size is another, the image is no mask or holds several animals."
+    x, labels = _read_labels(path, width, height), set() if labels is None else labels
+    if x.dtype == bool:
+        if animal: raise ValueError(f"{path} holds one mask without labels, and label {animal} was asked for")
+        return x
+    labels |= set(np.unique(x[x != 0]).tolist())
+    _check_one_animal(labels, animal, path)
+    return x == animal if animal else x != 0
 
 def read_mask_folder(
     folder,
@@ -127,7 +146,18 @@ def decode_rle(
 # %% ../../nbs/masks/02_imported.ipynb #5d773eec
 def _has_id(item, key) -> bool: return isinstance(item, dict) and type(item.get(key)) in (int, str)
 
-def _coco_images(path, data) -> dict: # id: (file name, run lengths)
+def _coco_label(annotation) -> int|str|None:
+    return annotation.get("track_id", annotation.get("category_id"))
+
+def _check_coco_animal(path, annotations, animal):
+    "ValueError where the chosen animal is not among the annotations, or none was chosen of several."
+    labels = {str(_coco_label(x)) for x in annotations if _coco_label(x) is not None}
+    _check_one_animal(labels, animal, path)
+    if animal and str(animal) not in labels:
+        raise ValueError(f"{path}: label {animal} was looked for among the annotations' track_id or category_id, found "
+                         f"{', '.join(sorted(labels)[:20]) or 'none'}")
+
+def _coco_images(path, data, animal) -> dict: # id: (file name, run lengths)
     lists = [data.get(key) for key in ("images", "annotations")] if isinstance(data, dict) else []
     if not lists or not all(isinstance(x, list) for x in lists):
         found = sorted(data)[:8] if isinstance(data, dict) else type(data).__name__
@@ -142,12 +172,16 @@ def _coco_images(path, data) -> dict: # id: (file name, run lengths)
     for annotation in data["annotations"]:
         if not _has_id(annotation, "image_id") or annotation["image_id"] not in images:
             raise ValueError(f"{path}: an annotation belongs to no image of the file: {one_line(annotation)[:80]}")
+    _check_coco_animal(path, data["annotations"], animal)
+    for annotation in data["annotations"]:
+        if animal and str(_coco_label(annotation)) != str(animal): continue
         images[annotation["image_id"]][1].append(annotation.get("segmentation"))
     return images
 
 def read_coco(
     path, # COCO JSON, or a folder of one JSON per camera (cam_0.json)
     only=None, # the camera's number where there is just one
+    animal:int=None, # its track_id or category_id; 0: all as one; None: there should be one only
 ) -> dict: # {camera: {frame: list of run lengths}}
     "The masks in COCO JSON, by the numbers in the images' names."
     path = Path(path)
@@ -157,7 +191,7 @@ def read_coco(
         try: data = json.loads(read_bytes(file))
         except (ValueError, RecursionError) as e:
             raise ValueError(f"{file}: no readable JSON ({one_line(e)[:80]})") from None
-        for name, run_lengths in _coco_images(file, data).values():
+        for name, run_lengths in _coco_images(file, data, animal).values():
             named_items.append((f"{file.stem}/{name}" if path.is_dir() else name, run_lengths))
     return _by_camera_and_frame(named_items, only)
 

@@ -10,7 +10,6 @@ import zlib
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
-import av
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
@@ -20,12 +19,13 @@ from .background import NOISE, bounding_slices, disk_kernel, estimate_background
 from .confidence import MIN_CONFIDENCE, MaskReport, area_steps, cross_view_agreement, doubt_reason
 from .confidence import inspect_frame, mask_confidence, mask_facts
 from .imported import decode_rle, items_in_order, read_coco, read_mask_folder, read_png
-from ..video import decode_frame, open_video, video_frames, video_info
-from ..views.recordings import MASK_THRESHOLD, find_recording_rig, folder_layout, match_cameras
-from ..views.recordings import numbered_files
+from ..video import decode_frame, open_video, video_frames, video_info, write_video
+from ..views.recordings import MASK_THRESHOLD, VIDEO_SUFFIXES, camera_videos, folder_layout
+from ..views.recordings import read_matching_rig
+from ..views.views import pad_images
 
 # %% auto #0
-__all__ = ['BACKGROUND_FRAMES', 'write_mask_video', 'make_masks', 'contact_sheet', 'import_masks']
+__all__ = ['write_mask_video', 'make_masks', 'contact_sheet', 'import_masks']
 
 # %% ../../nbs/masks/03_make.ipynb #58301a02
 def _binary(image) -> np.ndarray: # (H, W) bool
@@ -41,25 +41,20 @@ def write_mask_video(
 ) -> int: # frames written
     "White on black; the file is read back, and must be identical at the threshold of `views`."
     checksums = []
-    with av.open(str(path), "w", options=dict(movflags="+faststart")) as f:
-        stream = f.add_stream("libx264", rate=rate, options=dict(crf="6", preset="veryfast", g="60"))
+
+    def white_on_black():
         for mask in masks:
-            if not checksums:
-                stream.height, stream.width = mask.shape
-                is_even = mask.shape[0] % 2 == mask.shape[1] % 2 == 0
-                stream.pix_fmt = "yuv420p" if is_even else "yuv444p"
             checksums.append(_checksum(mask))
-            white_on_black = np.where(mask, np.uint8(255), np.uint8(0))
-            f.mux(stream.encode(av.VideoFrame.from_ndarray(white_on_black, format="gray")))
-        if checksums: f.mux(stream.encode())
-    if not checksums: raise ValueError(f"{path}: no mask was given, so no video was written")
+            yield np.where(mask, np.uint8(255), np.uint8(0))
+
+    write_video(path, white_on_black(), rate, crf=6, preset="veryfast", g="60")
     for i, (checksum, image) in enumerate(zip(checksums, video_frames(path), strict=True)):
         if checksum != _checksum(_binary(image)):
             raise ValueError(f"{path}: the codec changed mask {i}, so the file cannot be trusted")
     return len(checksums)
 
 # %% ../../nbs/masks/03_make.ipynb #253acb84
-BACKGROUND_FRAMES = 50 # from which the background is estimated
+_BACKGROUND_FRAMES = 50 # from which the background is estimated
 _CHECKED_FRAMES = 12 # at which the cameras are compared
 _OURS = r"[0-9]{1,9}\.mp4|masks\.json|masks\.png" # names of files that may be replaced
 
@@ -108,20 +103,22 @@ def _write_camera(video, out, samples, noise, bar) -> list: # facts per frame
 # %% ../../nbs/masks/03_make.ipynb #2eceb9ff
 def _frame_agreement(part, rig, cameras, frame) -> tuple: # agreement (V,), triangulation error; None without masks
     "How well the cameras' masks of one frame agree."
-    masks = np.stack([_binary(decode_frame(part/f"{camera}.mp4", frame)) for camera in cameras])
-    masks = rig.undistort(torch.from_numpy(masks).float()[..., None])[..., 0].numpy() > .5
+    masks = [torch.from_numpy(_binary(decode_frame(part/f"{camera}.mp4", frame))) for camera in cameras]
+    masks = rig.undistort(pad_images(masks).float()[..., None])[..., 0].numpy() > .5
     if not masks.any((1, 2)).all(): return None
     try: return cross_view_agreement(masks, rig.cameras)
     except ValueError: return np.zeros(len(rig)), np.inf # rays that meet behind a camera: nothing agrees
 
-def _compare_cameras(path, part, videos, n, unit) -> tuple: # {camera: agreement}, triangulation error
+def _matching_rig(path, videos, unit, rig_file):
+    infos = {camera: video_info(video) for camera, video in videos.items()}
+    sizes = {camera: (info.width, info.height) for camera, info in infos.items()}
+    return read_matching_rig(path, sizes, unit, rig_file)[0]
+
+def _compare_cameras(path, part, videos, n, unit, rig_file) -> tuple: # {camera: agreement}, triangulation error
     "Medians over some frames; ({}, None) where no calibration can be read."
-    first = video_info(next(iter(videos.values())))
-    width, height = first.width, first.height
-    try: rig = find_recording_rig(path)[1](width, height, unit)
+    try: rig = _matching_rig(path, videos, unit, rig_file)
     except (ValueError, FileNotFoundError, ImportError): return {}, None
-    if len(rig) != len(videos) or len(rig) < 3: return {}, None
-    rig, _ = match_cameras(rig, videos)
+    if len(rig) < 3: return {}, None
     frames = np.linspace(0, n - 1, min(_CHECKED_FRAMES, n)).round().astype(int)
     compared = [_frame_agreement(part, rig, videos, int(frame)) for frame in frames]
     compared = [x for x in compared if x is not None]
@@ -143,9 +140,9 @@ def _as_json(report, facts) -> dict: # of one camera, as masks.json has it
         doubts=report.doubtful,
         frames=[{name: round(value, 4) for name, value in frame_facts.items()} for frame_facts in facts])
 
-def _write_reports(path, part, videos, facts, *, made, unit) -> list: # of MaskReport
+def _write_reports(path, part, videos, facts, *, made, unit, rig_file) -> list: # of MaskReport
     "Judge all cameras, write masks.json and masks.png."
-    agreement, error = _compare_cameras(path, part, videos, min(map(len, facts.values())), unit)
+    agreement, error = _compare_cameras(path, part, videos, min(map(len, facts.values())), unit, rig_file)
     reports = []
     for camera, camera_facts in facts.items():
         confidence = mask_confidence(camera_facts)
@@ -165,31 +162,36 @@ def _write_reports(path, part, videos, facts, *, made, unit) -> list: # of MaskR
     return reports
 
 def make_masks(
-    recording, # folder with videos_undist/0.mp4, …, or videos/0.mp4, …
-    source=None, # masks of another tool (folder of PNG, COCO JSON); made from the recording when None
+    recording, # folder with videos, in any layout that `open_recording` reads
+    source=None, # masks of another tool (folder of PNG or of videos, COCO JSON); made from the recording when None
     out=None, # folder of masks; RECORDING/simpleclick_undist, or RECORDING/masks for raw videos, when None
     overwrite:bool=False, # replace existing masks
     threshold:float=NOISE, # levels of 255 below which nothing counts as a difference; higher for noisy videos
-    samples:int=BACKGROUND_FRAMES, # frames from which the background is estimated
+    samples:int=_BACKGROUND_FRAMES, # frames from which the background is estimated
     *,
     unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
+    animal:int=None, # of a source with several, its label; 0: all as one; None: there should be one only
+    rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> list: # of MaskReport, one per camera
     "Masks for all cameras of a recording: all of them, or nothing."
-    if source is not None: return import_masks(recording, source, out, overwrite, unit)
+    if source is not None: return import_masks(recording, source, out, overwrite, unit, animal, rig_file)
+    if animal is not None:
+        raise ValueError(f"animal {animal} is a label in masks of another tool, and no source of them was given")
     if not 0 < threshold < 255:
         raise ValueError(f"the threshold should lie between 0 and 255 levels, got {threshold}")
     if samples < 8:
         raise ValueError(f"at least 8 samples are needed to tell an animal from its background, got {samples}")
     path = Path(recording)
     home, default_out = folder_layout(path)
-    videos = numbered_files(home)
+    videos = camera_videos(home)
+    if rig_file is not None: _matching_rig(path, videos, unit, rig_file) # raises before anything is made
     import_cv2()
     total = sum(video_info(video).frames for video in videos.values())
     with (_new_folder(Path(out) if out else default_out, overwrite) as part,
           tqdm(total=total, desc="masks", unit=" frames") as bar):
         facts = {camera: _write_camera(video, part/f"{camera}.mp4", samples, threshold, bar)
                  for camera, video in videos.items()}
-        return _write_reports(path, part, videos, facts, made=True, unit=unit)
+        return _write_reports(path, part, videos, facts, made=True, unit=unit, rig_file=rig_file)
 
 # %% ../../nbs/masks/03_make.ipynb #31929785
 def _outlined(image, mask, side, color) -> Image.Image:
@@ -242,58 +244,82 @@ def contact_sheet(
     return sheet
 
 # %% ../../nbs/masks/03_make.ipynb #7af5fd83
-def _decode_item(item, width, height, where) -> np.ndarray: # (H, W) bool
+def _decode_item(item, width, height, where, animal, labels) -> np.ndarray: # (H, W) bool
     "The mask of a PNG's path or of a list of run lengths."
-    if isinstance(item, Path): return read_png(item, width, height)
+    if isinstance(item, Path): return read_png(item, width, height, animal, labels)
     mask = np.zeros((height, width), bool)
     try:
         for rle in item: mask |= decode_rle(rle, width, height)
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
     return mask
 
-def _decoded(items, width, height, where, facts, bar): # masks
-    "The masks of one camera, one by one; what is known about them is appended to `facts`."
+def _decoded(items, info, where, animal): # masks
+    "The masks of one camera, one by one, from a video or from a list of items."
+    if isinstance(items, Path):
+        for image in video_frames(items): yield _binary(image)
+        return
+    labels = set()
     for i, item in enumerate(items):
-        mask = _decode_item(item, width, height, f"{where}, frame {i}")
+        yield _decode_item(item, info.width, info.height, f"{where}, frame {i}", animal, labels)
+    if animal and labels and animal not in labels:
+        raise ValueError(f"{where}: label {animal} was looked for, and the labels {', '.join(map(str, sorted(labels)))} "
+                         "were found")
+
+def _measured(masks, facts, bar): # the same masks
+    "What is known about the masks that pass is appended to `facts`."
+    for mask in masks:
         facts.append(mask_facts(mask))
         bar.update()
         yield mask
 
-def _read_source(source, only) -> dict: # {camera: {frame: item}}
+def _checked_items(found, info, where, animal) -> list | Path:
+    "What one camera's masks are read from: as many as its video has frames, and videos of the same size."
+    if not isinstance(found, Path): return items_in_order(found, info.frames, where)
+    of_mask = video_info(found)
+    if (of_mask.width, of_mask.height, of_mask.frames) != (info.width, info.height, info.frames):
+        raise ValueError(f"{found} has {of_mask.frames} frames of {of_mask.width} × {of_mask.height} px, its camera's "
+                         f"video {info.frames} of {info.width} × {info.height}")
+    if animal: raise ValueError(f"{found} is a video, which has no labels, and label {animal} was asked for")
+    return found
+
+def _read_source(source, only, animal) -> dict: # {camera: {frame: item}}, or {camera: path of a video}
     source = Path(source)
     if source.is_dir():
-        has_json = any(source.glob("*.json"))
-        has_png = any(path.suffix.lower() == ".png" for path in source.rglob("*"))
-        return read_coco(source, only) if has_json and not has_png else read_mask_folder(source, only)
-    if source.is_file() and source.suffix.lower() == ".json": return read_coco(source, only)
+        suffixes = {path.suffix.lower() for path in source.rglob("*")}
+        if ".png" in suffixes: return read_mask_folder(source, only)
+        if suffixes & set(VIDEO_SUFFIXES): return camera_videos(source)
+        return read_coco(source, only, animal) if any(source.glob("*.json")) else read_mask_folder(source, only)
+    if source.is_file() and source.suffix.lower() == ".json": return read_coco(source, only, animal)
     if source.exists(): found = f"it is a file that ends in {source.suffix!r}"
     else: found = describe_folder(source.parent)
-    raise FileNotFoundError(f"{source}: a folder of PNG masks or a COCO JSON was looked for; {found}")
+    raise FileNotFoundError(f"{source}: a folder of PNG masks or of videos, or a COCO JSON was looked for; {found}")
 
 def import_masks(
-    recording, # folder with videos_undist/0.mp4, …, or videos/0.mp4, …
-    source, # folder of PNG, COCO JSON, or folder of one JSON per camera
+    recording, # folder with videos, in any layout that `open_recording` reads
+    source, # folder of PNG or of videos, COCO JSON, or folder of one JSON per camera
     out=None, # folder of masks; RECORDING/simpleclick_undist, or RECORDING/masks for raw videos, when None
     overwrite:bool=False, # replace existing masks
     unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
+    animal:int=None, # its label, where there are several; 0: all as one; None: there should be one only
+    rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> list: # of MaskReport, one per camera
     "Masks of another tool, in the recording's layout: all of them, or nothing."
     path = Path(recording)
     home, default_out = folder_layout(path)
-    videos = numbered_files(home)
-    found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None)
+    videos = camera_videos(home)
+    if rig_file is not None: _matching_rig(path, videos, unit, rig_file) # raises before anything is made
+    found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None, animal)
     import_cv2()
     if set(found) != set(videos):
         raise ValueError(f"{source}: masks of cameras {', '.join(map(str, videos))} were looked for, "
                          f"found {', '.join(map(str, sorted(found))) or 'none'}")
     infos = {camera: video_info(video) for camera, video in videos.items()}
     names = {camera: f"{source}, camera {camera}" for camera in videos}
-    items = {camera: items_in_order(found[camera], infos[camera].frames, names[camera]) for camera in videos}
+    items = {camera: _checked_items(found[camera], infos[camera], names[camera], animal) for camera in videos}
     facts = {camera: [] for camera in videos}
     with (_new_folder(Path(out) if out else default_out, overwrite) as part,
-          tqdm(total=sum(map(len, items.values())), desc="masks", unit=" frames") as bar):
+          tqdm(total=sum(info.frames for info in infos.values()), desc="masks", unit=" frames") as bar):
         for camera, video in videos.items():
-            info = infos[camera]
-            masks = _decoded(items[camera], info.width, info.height, names[camera], facts[camera], bar)
-            write_mask_video(part/f"{camera}.mp4", masks, _rate(video))
-        return _write_reports(path, part, videos, facts, made=False, unit=unit)
+            masks = _decoded(items[camera], infos[camera], names[camera], animal)
+            write_mask_video(part/f"{camera}.mp4", _measured(masks, facts[camera], bar), _rate(video))
+        return _write_reports(path, part, videos, facts, made=False, unit=unit, rig_file=rig_file)

@@ -12,13 +12,14 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
+from torch import nn
 from ..cameras.domain import CameraDomain
 from ..files import atomic_file, one_line
 from .gslrm import GSLRM, GSLRMConfig
 
 # %% auto #0
-__all__ = ['SHIPPED', 'from_json_fields', 'ModelCard', 'save_checkpoint', 'read_card', 'load_weights', 'load_checkpoint',
-           'shipped_checkpoint', 'checkpoint_path', 'checkpoint_hash']
+__all__ = ['SHIPPED', 'from_json_fields', 'ModelCard', 'save_checkpoint', 'open_safetensors', 'read_card', 'assign_weights',
+           'load_weights', 'load_checkpoint', 'shipped_checkpoint', 'checkpoint_path', 'checkpoint_hash']
 
 # %% ../../nbs/models/01_checkpoint.ipynb #9302d1e6
 def _is_number(x) -> bool: return type(x) in (int, float) and -1e300 < x < 1e300
@@ -69,15 +70,15 @@ def save_checkpoint(
     with atomic_file(path) as part: save_file(weights, part, metadata=metadata)
     return Path(path)
 
-_TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
-
-def _open(path):
+def open_safetensors(
+    path,
+    shipped=(), # names of checkpoints that need no file, for the message
+): # of safetensors.safe_open
+    "A safetensors file, opened; FileNotFoundError says what the folder holds, ValueError is for an unreadable file."
     path = Path(path)
-    if path.suffix in _TORCH_FILES:
-        raise ValueError(f"{path} is a file of PyTorch, not .safetensors with camera metadata; gslrm_mouse convert "
-                         f"{path} {path.with_suffix('.safetensors').name} makes one")
     if not path.is_file():
-        message = f"no checkpoint at {path}; {' and '.join(SHIPPED)} are shipped"
+        message = f"no checkpoint at {path}"
+        if shipped: message += f"; {' and '.join(shipped)} are shipped"
         if path.parent.is_dir():
             others = sorted(p.name for p in path.parent.glob("*.safetensors"))
             message += f"; the folder holds {', '.join(others) or 'no .safetensors file'}"
@@ -85,6 +86,15 @@ def _open(path):
     try: return safe_open(path, framework="pt")
     except (SafetensorError, OSError) as e:
         raise ValueError(f"{path} is not a readable safetensors file ({one_line(e)})") from None
+
+_TORCH_FILES = (".pt", ".pth", ".ckpt", ".bin")
+
+def _open(path):
+    path = Path(path)
+    if path.suffix in _TORCH_FILES:
+        raise ValueError(f"{path} is a file of PyTorch, not .safetensors with camera metadata; gslrm_mouse convert "
+                         f"{path} {path.with_suffix('.safetensors').name} makes one")
+    return open_safetensors(path, SHIPPED)
 
 def read_card(path) -> ModelCard:
     "The model card alone; the weights are not read."
@@ -102,7 +112,7 @@ def _some(names) -> str: # the first five
     more = f", … ({len(names)} in all)" if len(names) > 5 else ""
     return ", ".join(names[:5]) + more
 
-def _weight_problems(config, expected, state, whose):
+def _weight_problems(expected, state, whose):
     "What is wrong with the weights in `state`, in the order of the checks; `expected` has the right names and shapes."
     missing, unknown = expected.keys() - state.keys(), state.keys() - expected.keys()
     if missing or unknown:
@@ -110,13 +120,6 @@ def _weight_problems(config, expected, state, whose):
                f"{len(unknown)} are unknown ({_some(unknown)})")
     not_numbers = [name for name, v in state.items() if not _has_numbers(v)]
     if not_numbers: yield f": no floating-point numbers in {_some(not_numbers)}"
-
-    embedder = "patch_embedder.1.weight"
-    width = state[embedder].shape[-1] if state[embedder].ndim else 0
-    channels, rest = divmod(width, config.patch_size**2)
-    if channels and not rest and channels != config.in_channels:
-        yield (f": {embedder} takes {channels} channels a pixel, "
-               f"colour and rays={config.rays!r} make {config.in_channels}")
     misshapen = [f"{one_line(name)} {tuple(state[name].shape)} instead of {tuple(v.shape)}"
                  for name, v in expected.items() if state[name].shape != v.shape]
     if misshapen:
@@ -129,6 +132,31 @@ def _has_numbers(v) -> bool:
 def _is_finite(v) -> bool: # by the extremes: no mask as large as the tensor
     return not v.numel() or bool(torch.stack(v.aminmax()).isfinite().all())
 
+def assign_weights(
+    model:nn.Module, # on the device "meta"
+    state:dict, # every weight of the network, by name; float32 tensors are used as they are
+    name:str, # where they come from, for messages
+    whose:str, # what they should fit, for messages
+): # the model, float32, eval mode
+    "`model` with the weights of `state`; ValueError names what is missing, unknown, misshapen or not a number."
+    expected = model.state_dict()
+    for problem in _weight_problems(expected, state, whose): raise ValueError(f"{name}{problem}")
+    state = {key: state[key].float().contiguous() for key in expected}
+    for key, v in state.items():
+        if not _is_finite(v): raise ValueError(f"{name}: {key} holds NaN or infinity")
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+def _check_channels(config, state, name):
+    "ValueError where the embedder takes other channels than those of the configuration."
+    key = "patch_embedder.1.weight"
+    embedder = state.get(key)
+    if not _has_numbers(embedder) or not embedder.ndim: return
+    channels, rest = divmod(embedder.shape[-1], config.patch_size**2)
+    if channels and not rest and channels != config.in_channels:
+        raise ValueError(f"{name}: {key} takes {channels} channels a pixel, "
+                         f"colour and rays={config.rays!r} make {config.in_channels}")
+
 def load_weights(
     config:GSLRMConfig,
     state:dict, # every weight of the network, by name; float32 tensors are used as they are
@@ -136,14 +164,9 @@ def load_weights(
     whose:str="its own card", # what they should fit, for messages
 ) -> GSLRM: # float32, eval mode
     "A network made of `state`, or a ValueError that names what is missing, unknown, misshapen or not a number."
+    _check_channels(config, state, name)
     with torch.device("meta"): model = GSLRM(config)
-    expected = model.state_dict()
-    for problem in _weight_problems(config, expected, state, whose): raise ValueError(f"{name}{problem}")
-    state = {key: state[key].float().contiguous() for key in expected}
-    for key, v in state.items():
-        if not _is_finite(v): raise ValueError(f"{name}: {key} holds NaN or infinity")
-    model.load_state_dict(state, assign=True)
-    return model.eval()
+    return assign_weights(model, state, name, whose)
 
 def load_checkpoint(
     path=None, # a file of `save_checkpoint`; the one that ships with the package when None
@@ -154,7 +177,8 @@ def load_checkpoint(
     with _open(path) as f: state = {name: f.get_tensor(name) for name in f.keys()}
     return load_weights(card.config, state, str(path)), card
 
-SHIPPED = ("gslrm_64", "gslrm_128") # 64 px; the same weights trained further at 128 px
+# 64 px; the same weights trained further at 128 px; 64 px, trained on varied cameras
+SHIPPED = ("gslrm_64", "gslrm_128", "gslrm_any")
 
 def shipped_checkpoint(name:str="gslrm_64") -> Path:
     "A checkpoint in this package, of `SHIPPED`."

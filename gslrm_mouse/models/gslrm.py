@@ -179,7 +179,7 @@ def from_yaml(cls:GSLRMConfig,
 
     in_channels = model["image_tokenizer.in_channels"]
     if in_channels != config.in_channels:
-        raise ValueError(f"{path}: image_tokenizer.in_channels is {in_channels}, "
+        raise ValueError(f"{path}: image_tokenizer.in_channels is {one_line(in_channels)}, "
                          f"colour and rays={rays!r} make {config.in_channels}")
     return config
 
@@ -248,6 +248,9 @@ def rig_rays(
 ) -> RigRays:
     "Rays of a batch of rigs for a network of this configuration; at least float32, under autocast too."
     if cams.w2c.ndim != 4: raise ValueError(f"cameras must be batched (B, V), got {tuple(cams.w2c.shape[:-2])}")
+    if c.rays != "relative" and cams.unit != "model":
+        raise ValueError(f"the network takes cameras in model units, these are in {cams.unit!r}; "
+                         "canonicalize(views, domain) brings views there")
     p = c.patch_size
     with _autocast_disabled(cams.w2c.device):
         relative = None

@@ -16,7 +16,7 @@ from .certificate import misplacement_bounds, view_ratios, visible_width
 from .silhouettes import ModelInput
 from ..views.hull import hull_cover
 from ..views.triangulation import centred, triangulate
-from ..views.views import Views, check_views
+from ..views.views import Views, check_views, unpad_views
 from ..views.warp import warp_views
 
 # %% auto #0
@@ -57,14 +57,14 @@ def cropped(
     height:int, # to keep, pixels
 ) -> Views:
     "The same views cut to a rectangle inside them; K is adapted. ValueError when the rectangle leaves the image."
-    W, H = views.cameras.width, views.cameras.height
+    W, H = views.cameras.image_sizes.amin(0).tolist()
     fits = x >= 0 and y >= 0 and 0 < width <= W - x and 0 < height <= H - y
     if not fits:
         raise ValueError(f"a crop of {width} × {height} px at ({x}, {y}) does not fit into images of {W} × {H} px")
     K = views.cameras.K.clone()
     K[..., 0, 2] -= x
     K[..., 1, 2] -= y
-    cams = replace(views.cameras, K=K, width=width, height=height)
+    cams = replace(views.cameras, K=K, width=width, height=height, sizes=None)
     rows, columns = slice(y, y + height), slice(x, x + width)
     return replace(views, images=views.images[:, rows, columns], alpha=views.alpha[:, rows, columns], cameras=cams)
 
@@ -92,11 +92,35 @@ def _extent(alpha, size) -> float: # of (V, H, W)
 
 def _zoom_to(relative_size, alpha, size) -> float:
     "Magnification that gives the object `relative_size` on average, or the largest that keeps it inside the border."
-    return min(relative_size/_relative_size(alpha), .97*size/2/_extent(alpha, size))
+    return min(relative_size/_relative_size(alpha), _BORDER*size/2/_extent(alpha, size))
 
 def _resample(views, virtual) -> tuple: # images, alpha
     H = rotation_homography(views.cameras, virtual)
     return warp_views(views, H, virtual.width, virtual.height)
+
+def _project_silhouette(alpha, to_virtual) -> Tensor: # (N, 3) homogeneous pixels of the virtual image
+    yx = (alpha > .5).nonzero().double() + .5
+    return torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
+
+_BORDER = .97 # of the way to the border that a silhouette may reach
+
+def _tight_zooms(views, virtual, cut) -> Tensor: # (V,)
+    "Magnifications that bring each silhouette, but for a share `cut` of its pixels, to the border."
+    zooms = []
+    for alpha, H, K in zip(views.alpha, torch.linalg.inv(rotation_homography(views.cameras, virtual)), virtual.K):
+        q = _project_silhouette(alpha, H)
+        offset = q[:, :2]/q[:, 2:] - K[:2, 2]
+        room = torch.where(offset > 0, virtual.width - K[:2, 2], K[:2, 2])
+        reach = (offset.abs()/room).amax(1).sort().values # of each pixel, relative to the border
+        kept = math.ceil((1 - cut)*len(reach))
+        zooms.append(_BORDER/reach[kept - 1])
+    return torch.stack(zooms)
+
+def _tight_factors(views, virtual, distances, domain, cut) -> tuple: # as `_factors`
+    "The factors of \"object\": tight images, whose mean width at the object is the checkpoint's."
+    z = _tight_zooms(views, virtual, cut)
+    width = visible_width(domain.mean_fov, domain.mean_distance)*(distances/distances.mean()/z).mean().item()
+    return domain.mean_visible/width, z
 
 def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale of the world, (V,) of the images
     "Factors of a choice: of the world, beside the one to the mean distance, and of each virtual focal length."
@@ -107,19 +131,22 @@ def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale 
     if zoom is None and not (alpha > .5).any():
         raise ValueError(f"choose={choose!r} needs the size of the object, and at {virtual.width} px no pixel of the "
                          "image shows more object than background; pass a larger size, or choose='distance'")
-    known_size = sum(domain.coverage)/2
-    if choose == "size": scale = known_size/_relative_size(alpha)
-    else: z = z*(zoom or _zoom_to(known_size, alpha, virtual.width))
+    if choose == "size":
+        shown = visible_width(domain.mean_fov, domain.mean_distance)
+        scale = domain_size(domain)/shown/_relative_size(alpha)
+    else: z = z*(zoom or _zoom_to(sum(domain.coverage)/2, alpha, virtual.width))
     return scale, z
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #0b4ba832
-def _check_options(views, choose, zoom):
+def _check_options(views, choose, zoom, cut):
     if isinstance(views, ModelInput):
         raise ValueError(f"canonicalize takes the Views of a recording, got a {type(views).__name__}, which is "
                          "prepared already; its Views are in .views")
     if choose not in EXACT + APPROXIMATE:
         raise ValueError(f"choose should be one of {', '.join(EXACT)} (exact), {', '.join(APPROXIMATE)} (approximate), "
                          f"got {choose!r}")
+    if cut and (choose != "object" or not 0 < cut < .5):
+        raise ValueError(f"cut {cut} was given with choose={choose!r}; it is a share below one half for 'object' only")
     if zoom is None: return
     if choose not in ("coverage", "zoom") or not 0 < zoom < math.inf:
         raise ValueError(f"zoom {zoom} was given with choose={choose!r}; it is a positive number for 'coverage' and "
@@ -136,12 +163,13 @@ def canonicalize(
     zoom:float=None,
     *,
     up=None, # (3,) up direction of the recording's world; +z when None
+    cut:float=0., # share of each silhouette that "object" may leave outside the image
 ) -> Canonical|Approximate:
     """The views as the checkpoint's own camera would have taken them from the same places.
 
     Exact up to resampling (`EXACT`), or with a bound on the error (`APPROXIMATE`). ValueError for an unknown choice,
     views that contradict themselves, or an object behind a camera."""
-    _check_options(views, choose, zoom)
+    _check_options(views, choose, zoom, cut)
     check_views(views)
     size = size or domain.image_size
     if up is not None: up = torch.as_tensor(up, dtype=torch.float64)
@@ -151,7 +179,8 @@ def canonicalize(
 
     virtual = virtual_cameras(views.cameras, center, domain.K(size), size, up)
     distances = (views.cameras.centers.double() - center).norm(dim=-1)
-    scale, z = _factors(views, virtual, distances, domain, choose, zoom)
+    if choose == "object": scale, z = _tight_factors(views, virtual, distances, domain, cut)
+    else: scale, z = _factors(views, virtual, distances, domain, choose, zoom)
     K = virtual.K.clone()
     K[:, :2, :2] *= z[:, None, None] # the pixels are resampled to this K
     virtual = replace(virtual, K=K)
@@ -189,12 +218,13 @@ def _declared_cameras(cams, domain, choose, z) -> Cameras:
 def _result(steps, domain, residual_px) -> Canonical|Approximate:
     "What `canonicalize` returns, with its report."
     choose, z = steps.choose, steps.z
-    report = Certificate(_view_reports(steps), domain, residual_px, choose)
+    size_px = (steps.views.alpha > .5).double().sum((1, 2)).sqrt().mean().item()
+    report = Certificate(_view_reports(steps), domain, residual_px, choose, residual=residual_px/max(size_px, 1.))
     to_source = steps.sim.inverse
     if choose == "zoom": to_source = to_source @ Similarity(1/z[0].item(), source="model", target="model")
     if choose in EXACT:
         statement = "this step broke nothing: pixels, K and pose were changed together and agree as well as before"
-        if choose != "coverage": statement += ", and K is the checkpoint's"
+        if choose not in ("coverage", "object"): statement += ", and K is the checkpoint's"
         return Canonical(steps.exact, to_source, statement, exact=True, certificate=report)
 
     if choose == "zoom": declared = f"images zoomed by {z[0]:.2f} are declared with the checkpoint's K"
@@ -209,6 +239,7 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
     source, size = steps.views.cameras, steps.exact.cameras.width
     virtual = steps.sim.inverse.cameras(steps.exact.cameras) # in the unit of the recording
     to_virtual = torch.linalg.inv(rotation_homography(source, virtual))
+    unpadded = unpad_views(steps.views)
     cosine = (source.axes.double()*virtual.axes).sum(-1).clamp(-1, 1)
     turned = torch.rad2deg(torch.acos(cosine))
     errors = _errors(steps) if steps.choose in APPROXIMATE else [{}]*len(steps.views)
@@ -220,7 +251,7 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
             turned_deg=turned[i].item(),
             shrink=(source.K[i, 0, 0]/virtual.K[i, 0, 0]).item(),
             cut=_share_outside(steps.views.alpha[i], to_virtual[i], size),
-            at_border=_share_at_border(steps.views.alpha[i]),
+            at_border=_share_at_border(unpadded[i].alpha[0]),
             distance=eye.norm().item(),
             coverage=(steps.exact.alpha[i] > .5).double().mean().sqrt().item(),
             fov=math.degrees(2*math.atan(size/2/fx)),
@@ -233,8 +264,7 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
 # %% ../../nbs/preprocess/05_canonical.ipynb #17964d83
 def _share_outside(alpha, to_virtual, size) -> float:
     "Share of the silhouette that the virtual image does not hold."
-    yx = (alpha > .5).nonzero().double() + .5
-    q = torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
+    q = _project_silhouette(alpha, to_virtual)
     uv = q[:, :2]/q[:, 2:]
     inside = ((uv >= 0) & (uv <= size) & (q[:, 2:] > 0)).all(-1)
     return 1 - inside.double().mean().item()

@@ -11,8 +11,8 @@ from torch import Tensor
 from ..cameras.domain import CameraDomain
 
 # %% auto #0
-__all__ = ['EXACT', 'APPROXIMATE', 'Ratios', 'visible_width', 'view_ratios', 'domain_size', 'misplacement_bound',
-           'misplacement_bounds', 'ViewCertificate', 'domain_gaps', 'Certificate']
+__all__ = ['EXACT', 'APPROXIMATE', 'SOUND_RESIDUAL', 'Ratios', 'visible_width', 'view_ratios', 'domain_size',
+           'misplacement_bound', 'misplacement_bounds', 'ViewCertificate', 'domain_gaps', 'Certificate']
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #145e99ed
 @dataclass(frozen=True)
@@ -37,11 +37,11 @@ def view_ratios(
     return Ratios(1/width, math.degrees(2*math.atan(width/2)))
 
 def domain_size(domain:CameraDomain) -> float: # model units
-    "Size of the objects a checkpoint was trained on: its mean relative size at its mean distance, as root of the area."
-    return sum(domain.coverage)/2*visible_width(sum(domain.fov)/2, domain.mean_distance)
+    "Size of the objects a checkpoint was trained on, root of the area: mean relative size in the width it was shown."
+    return sum(domain.coverage)/2*domain.mean_visible
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #2773a630
-EXACT = ("distance", "size", "coverage")
+EXACT = ("distance", "size", "coverage", "object")
 APPROXIMATE = ("zoom", "equal_distances")
 
 def misplacement_bound(
@@ -91,15 +91,18 @@ def _relative_gap(x, limits) -> float:
 def domain_gaps(v:ViewCertificate, domain:CameraDomain) -> dict: # 0 within the domain's range
     """How far a view lies outside what the checkpoint was trained on, per property, with its sign.
 
-    fov and elevation in degrees, distance and coverage relative to the nearer limit."""
+    fov and elevation in degrees, distance, coverage and visible width relative to the nearer limit."""
     offsets = (v.principal[i] - domain.principal[i] for i in (0, 1))
+    visible = {}
+    if domain.is_varied: visible["visible"] = _relative_gap(visible_width(v.fov, v.distance), domain.visible)
     return dict(
         fov=_gap(v.fov, domain.fov),
         principal=max(offsets, key=abs),
         aspect=_gap(v.aspect, domain.aspect),
         distance=_relative_gap(v.distance, domain.distance),
         coverage=_relative_gap(v.coverage, domain.coverage),
-        elevation=_gap(v.elevation, domain.elevation))
+        elevation=_gap(v.elevation, domain.elevation),
+        **visible)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #4d776f48
 @dataclass(frozen=True)
@@ -109,10 +112,18 @@ class Certificate:
     domain:CameraDomain
     residual_px:float # triangulation error of the silhouettes' centroids, rms over views, pixels of the source
     choose:str = "distance"
+    residual:float = math.nan # the same in sizes of the object, the square root of its silhouette's area
 
     def __str__(self):
         rows = [_row(i, v, self.choose in APPROXIMATE) for i, v in enumerate(self.views)]
-        return "\n".join([_SUMMARIES[self.choose], *rows, _outside(self)])
+        lines = [_SUMMARIES[self.choose], *rows, _outside(self)]
+        if self.residual > SOUND_RESIDUAL:
+            lines.append(f"unsound: the triangulation error of {self.residual_px:.0f} px is {self.residual:.1f} of the "
+                         f"object's size, and more than {SOUND_RESIDUAL:g} means that cameras and silhouettes "
+                         "contradict each other; see gslrm_mouse doctor")
+        return "\n".join(lines)
+
+SOUND_RESIDUAL = .5 # triangulation error over the object's size; 0.1 is usual for a mouse, whose centroid is no point
 
 _ROTATED = "exact: rotation about each camera's centre, one similarity;"
 
@@ -120,6 +131,7 @@ _SUMMARIES = dict(
     distance=f"{_ROTATED} field of view, principal point, aspect and mean distance are the checkpoint's",
     size=f"{_ROTATED} field of view, principal point, aspect and the object's size are the checkpoint's",
     coverage=f"{_ROTATED} relative object size and mean distance are the checkpoint's, the field of view is not",
+    object=f"{_ROTATED} every image is as tight as its silhouette allows; the mean width it shows is the checkpoint's",
     zoom="approximate: uniformly zoomed images are declared with the checkpoint's focal length",
     equal_distances="approximate: every camera is declared at the checkpoint's distance, its image zoomed to fit")
 
@@ -134,14 +146,14 @@ def _row(i, v, is_approximate) -> str:
 
 _LABELS = dict(
     fov="field of view", principal="principal point", aspect="aspect", distance="distance",
-    coverage="relative object size", elevation="elevation")
+    coverage="relative object size", elevation="elevation", visible="visible width")
 
 def _outside(report) -> str:
     "What lies outside the checkpoint's range, at its worst over the views."
     gaps = [domain_gaps(v, report.domain) for v in report.views]
     found = []
     for name, label in _LABELS.items():
-        worst = max((gap[name] for gap in gaps), key=abs)
+        worst = max((gap.get(name, 0.) for gap in gaps), key=abs)
         in_degrees = name in ("fov", "elevation")
         if abs(worst) <= (.05 if in_degrees else 1e-3): continue
         found.append(f"{label} by up to " + (f"{worst:+.1f}°" if in_degrees else f"{worst:+.0%}"))

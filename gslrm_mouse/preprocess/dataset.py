@@ -9,14 +9,14 @@ import json
 import re
 import shutil
 import uuid
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 from ..calibration.json_frames import facelift_frame
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from ..files import write_atomic
-from .recipes import get_recipe
+from .methods import get_method
 from .silhouettes import ModelInput, check_model_input
 from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments
 from ..views.samples import straight_alpha
@@ -143,26 +143,27 @@ def preprocess_dataset(
     size:int=512, # of the square images, pixels
     *,
     unit:str=None, # of the source's cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
     val_share:float=.1, # the last block in time, for validation
     gap:int=None, # samples between train and val, in neither list, see `split_by_time`
-    recipe=None, # (views, domain, …) → ModelInput, for methods of other modules such as `canonicalize`
+    recipe=None, # (views, domain, …) → ModelInput, a method of your own
     domain:CameraDomain=FACELIFT_DOMAIN, # of the checkpoint
     skip_bad:bool=False, # leave out frames that cannot be read or made, and list them; otherwise they stop the run
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     **options, # of the method: ratio, by, true_k, …
 ) -> dict: # what `preprocess.json` holds
     "Write a data set of samples by one method, with lists split by time; resumable."
-    recipe = recipe or get_recipe(method)
+    recipe = recipe or get_method(method)
     out = Path(out)
     options = {**_AS_WAS.get(method, {}), **options}
     if size < 8: raise ValueError(f"images of {size} px were requested, at least 8 px are needed")
-    numbers, read = open_moments(source, frames, white_threshold, unit)
+    numbers, read = open_moments(source, frames, white_threshold, unit, rig_file)
     train, between, val = split_by_time(len(numbers), val_share, gap)
     _check_options(method, recipe, options)
     settings = dict(
         method=method, options=options, size=size, source=str(Path(source).resolve()), frames=numbers,
-        val_share=val_share, gap=gap, white_threshold=white_threshold, domain=asdict(domain),
-        files=fingerprint_of_source(source))
+        val_share=val_share, gap=gap, white_threshold=white_threshold, domain=domain.to_dict(),
+        files=fingerprint_of_source(source, rig_file=rig_file))
     settings = json.loads(json.dumps(settings)) # as the manifest holds them
     if unit: settings["unit"] = unit
     _open_folder(out, settings)

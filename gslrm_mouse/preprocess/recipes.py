@@ -5,7 +5,6 @@
 # %% ../../nbs/preprocess/01_recipes.ipynb #3192d4ec
 from __future__ import annotations
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 import torch
 from torch import Tensor
 from ..cameras.domain import CameraDomain
@@ -18,9 +17,8 @@ from ..views.views import Views
 from ..views.warp import warp_views
 
 # %% auto #0
-__all__ = ['RECIPES', 'METHODS', 'Documented', 'affine_image', 'in_millimetres', 'per_camera', 'similarity', 'overwritten_k',
-           'pixel_based', 'converted', 'bbox_center', 'uniform_per_view', 'uniform_per_sample', 'com_safe_scale',
-           'scene_center', 'get_recipe']
+__all__ = ['Documented', 'affine_image', 'in_millimetres', 'per_camera', 'similarity', 'overwritten_k', 'pixel_based',
+           'converted', 'bbox_center', 'uniform_per_view', 'uniform_per_sample', 'com_safe_scale', 'scene_center']
 
 # %% ../../nbs/preprocess/01_recipes.ipynb #78405bf9
 @dataclass(frozen=True)
@@ -53,8 +51,8 @@ def _pixel_info(before:Views, after:Views, s, ratio) -> dict:
 # %% ../../nbs/preprocess/01_recipes.ipynb #de13da35
 def _stretched(views:Views, size:int) -> Views:
     "The images stretched to a square, K adapted: how 1632 × 1639 px became 725 × 820."
-    w, h = views.cameras.width, views.cameras.height
-    H = torch.diag(torch.tensor([w/size, h/size, 1.], dtype=torch.float64)).expand(len(views.images), 3, 3)
+    source_pixels = views.cameras.image_sizes.double()/size # per target pixel, across and down
+    H = torch.diag_embed(torch.cat([source_pixels, torch.ones_like(source_pixels[:, :1])], 1))
     images, alpha = warp_views(views, H, size, size)
     return Views(images, alpha, views.cameras.resized(size, size), views.names)
 
@@ -75,7 +73,7 @@ def affine_image(
     K = views.cameras.K.double().clone()
     K[:, [0, 1], [0, 1]] *= s[:, None]
     K[:, :2, 2] = (K[:, :2, 2] - src)*s[:, None] + dst
-    return Views(images, alpha, replace(views.cameras, K=K, width=size, height=size), views.names)
+    return Views(images, alpha, replace(views.cameras, K=K, width=size, height=size, sizes=None), views.names)
 
 def _with_k(cams, K): return replace(cams, K=K.to(cams.K).expand_as(cams.K).clone())
 
@@ -146,7 +144,7 @@ def pixel_based(
     K = domain.K()
     cams = sim.cameras(views.cameras)
     if turned: cams = replace(cams, w2c=look_at(cams.centers.double(), torch.zeros(3, dtype=torch.float64)))
-    stored = replace(moved, cameras=replace(_with_k(cams, K), width=size, height=size))
+    stored = replace(moved, cameras=replace(_with_k(cams, K), width=size, height=size, sizes=None))
     zoom = views.cameras.K[:, 0, 0].double()*s/K[0, 0].double()
     unzoom = Similarity(1/zoom.mean().item(), source="model", target="model")
     statement = (f"each view was shifted and zoomed by its own factor ({zoom.min():.2f} to {zoom.max():.2f}), which "
@@ -154,22 +152,13 @@ def pixel_based(
     return Documented(
         stored, sim.inverse @ unzoom, statement, zoom=tuple(zoom.tolist()), info=_pixel_info(views, stored, s, ratio))
 
-RECIPES = {
-    "mm": in_millimetres,
-    "per_camera": per_camera,
-    "similarity": similarity,
-    "overwritten_k": overwritten_k,
-    "pixel_based": pixel_based,
-}
-
 # %% ../../nbs/preprocess/01_recipes.ipynb #bba0a832
 def _cropped(views:Views, size:int) -> Views:
     "The middle square of each image in `size` × `size` pixels, K adapted."
-    cams = views.cameras
-    side = min(cams.width, cams.height)
-    corner = torch.tensor([(cams.width - side)/2, (cams.height - side)/2], dtype=torch.float64)
-    s = torch.full((len(views),), size/side).double()
-    return affine_image(views, s, corner.expand(len(views), 2), torch.zeros(2).double(), size)
+    sizes = views.cameras.image_sizes.double()
+    side = sizes.amin(1)
+    corner = (sizes - side[:, None])/2
+    return affine_image(views, size/side, corner, torch.zeros(2).double(), size)
 
 def converted(views:Views, domain:CameraDomain, center:Tensor=None) -> Documented:
     """`data_mouse` as `process_mouse_data.py` made it.
@@ -193,7 +182,7 @@ def _script_input(views, domain) -> ModelInput:
     "What a script found: the converter's folder of a recording, or a sample in model units as it is."
     if views.cameras.unit == "mm": return converted(views, domain)
     size = domain.image_size
-    if (views.cameras.width, views.cameras.height) != (size, size): views = views.resized(size, size)
+    if (views.cameras.image_sizes != size).any(): views = views.resized(size, size)
     return ModelInput(views, Similarity(), statement="", exact=True, zoom=(1.,)*len(views))
 
 def _after(base, statement) -> str:
@@ -330,34 +319,3 @@ def scene_center(views:Views, domain:CameraDomain, center:Tensor=None) -> Docume
         scale_factor=sim.scale))
     stored = replace(base.views, cameras=sim.cameras(cams))
     return Documented(stored, base.to_source @ sim.inverse, _after(base, statement), base.exact, base.zoom, info)
-
-# %% ../../nbs/preprocess/01_recipes.ipynb #eaee3d08
-METHODS = { # a new method is added here, and to `RECIPES` only if the study compares it
-    **RECIPES,
-    "converted": converted,
-    "bbox_center": bbox_center,
-    "uniform_per_view": uniform_per_view,
-    "uniform_per_sample": uniform_per_sample,
-    "com_safe_scale": com_safe_scale,
-    "scene_center": scene_center,
-}
-
-_OLD_NAMES = {
-    "normalize_distance_to": "per_camera",
-    "normalize_camera_distance": "per_camera",
-    "center_of_mass_and_pixel_scale": "pixel_based",
-    "image_based": "uniform_per_view",
-    "sample_uniform_scale": "com_safe_scale",
-    "data_mouse": "converted",
-    "data_mouse_centered": "bbox_center",
-    "data_mouse_normalized": "scene_center",
-    "data_mouse_pixel_based": "pixel_based",
-    "data_mouse_uniform_v2": "uniform_per_view",
-}
-
-def get_recipe(name:str):
-    "The method of that name; ValueError with the nearest names otherwise."
-    if name in METHODS: return METHODS[name]
-    near = [_OLD_NAMES[name]] if name in _OLD_NAMES else get_close_matches(name, METHODS, 2, .4)
-    hint = f", did you mean {' or '.join(near)}?" if near else ","
-    raise ValueError(f"there is no method {name!r}{hint} the known ones are {', '.join(METHODS)}")

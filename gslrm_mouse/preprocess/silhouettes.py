@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..cameras.similarity import Similarity
 from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views
+from ..views.views import Views, border_pixels
 
 # %% auto #0
 __all__ = ['ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']
@@ -54,18 +54,17 @@ def _box(mask) -> Tensor: # (4,) x0 y0 x1 y1 of (H, W)
 
 def size_ratios(views:Views) -> Tensor: # (V,) float64
     "Relative object size: square root of the share of foreground pixels."
-    return (foreground_stats(views)[0]/views.alpha[0].numel()).sqrt()
+    return (foreground_stats(views)[0]/views.cameras.image_sizes.prod(-1)).sqrt()
 
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #44e12ca7
 def com_offsets(views:Views) -> np.ndarray: # (V,)
     "From the foreground's mean pixel index to the middle of the image, in pixels of 512."
-    w, h = views.cameras.width, views.cameras.height
+    sizes = views.cameras.image_sizes.numpy()
     com = foreground_stats(views)[1].numpy() - .5
-    return np.linalg.norm(com - [w/2, h/2], axis=1)*512/w
+    return np.linalg.norm(com - sizes/2, axis=1)*512/sizes[:, 0]
 
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #c29299ff
 def border_share(views:Views) -> np.ndarray: # (V,)
     "Share of each image's outermost ring of pixels that is foreground."
-    mask = views.alpha > FOREGROUND_ALPHA
-    ring = torch.cat([mask[:, 0], mask[:, -1], mask[:, 1:-1, 0], mask[:, 1:-1, -1]], 1)
-    return ring.double().mean(1).numpy()
+    mask, ring = views.alpha > FOREGROUND_ALPHA, border_pixels(views.cameras)
+    return ((mask & ring).sum((1, 2)).double()/ring.sum((1, 2))).numpy()

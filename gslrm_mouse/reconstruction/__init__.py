@@ -1,8 +1,11 @@
 "From a frame or a sequence to files that a person opens."
-from gslrm_mouse.reconstruction.prediction import fit_to_views, predict, training_blur
+from gslrm_mouse.reconstruction.prediction import QUALITIES, fit_to_views, optimise_scene, predict, training_blur
 from gslrm_mouse.reconstruction.film import render_orbit, turntable_cameras
 from gslrm_mouse.reconstruction.pipeline import ReconstructOptions, load_cloud, reconstruct, save_cloud
+from gslrm_mouse.reconstruction.viewer import show, write_viewer
+from gslrm_mouse.reconstruction.mesh import mesh_of, write_mesh
 
 __all__ = [
-    "ReconstructOptions", "fit_to_views", "load_cloud", "predict", "reconstruct", "render_orbit", "save_cloud",
-    "training_blur", "turntable_cameras"]
+    "QUALITIES", "ReconstructOptions", "fit_to_views", "load_cloud", "mesh_of", "optimise_scene", "predict",
+    "reconstruct", "render_orbit", "save_cloud", "show", "training_blur", "turntable_cameras", "write_mesh",
+    "write_viewer"]

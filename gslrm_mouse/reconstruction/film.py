@@ -135,7 +135,8 @@ def film_pictures(
         if start is None: # beside the first camera
             x, y, _ = (to_z.Q @ (view.cameras.centers[0].double() - center)).tolist()
             start = math.degrees(math.atan2(y, x))
-        width = 2*round(height*view.cameras.width/view.cameras.height/2) # even, for the video
+        (own_width, own_height), = view.cameras.image_sizes.tolist()
+        width = 2*round(height*own_width/own_height/2) # even, for the video
         view = view.resized(width, height)
         azimuth = start + turn*i/max(len(clouds) - 1, 1)
         moving = cameras_around(center, radius, [azimuth], 20., height, up, g.unit)

@@ -7,6 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -18,24 +19,30 @@ from tqdm import tqdm
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import draw_cameras
 from ..cameras.similarity import Similarity
-from ..files import atomic_folder, read_jsonl, recover_folder, write_atomic
+from ..files import atomic_folder, check_free, read_jsonl, recover_folder, write_atomic
 from ..gaussians.cloud import Gaussians
+from ..gaussians.coarse_to_fine import foreground_crops
 from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply, ply_world, save_ply
 from ..gaussians.rasterize import render
+from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores
 from ..models.checkpoint import checkpoint_hash, checkpoint_path, load_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
 from .film import up_axis
-from .prediction import fit_to_views, predict, training_blur
+from .prediction import Start, choose_start, fit_to_views, optimise_scene, predict
+from .prediction import quality_of, training_blur
+from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
+from ..views.hull import visual_hull
 from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments, read_views
-from ..views.views import Views
+from ..views.views import Views, pad_images, pad_views, unpad_views
 
 # %% auto #0
-__all__ = ['MANIFEST', 'ReconstructOptions', 'save_cloud', 'load_cloud', 'frame_folder', 'load_finished', 'reconstruct']
+__all__ = ['TURNTABLE_SIZE', 'MANIFEST', 'ReconstructOptions', 'save_cloud', 'load_cloud', 'frame_folder', 'load_finished',
+           'reconstruct']
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #61769d46
 @dataclass(frozen=True)
@@ -48,6 +55,9 @@ class ReconstructOptions:
     filters:Filters = FILTERS["ours"]
     sized:bool = False # see `resize_to_pixels`
     fit:int = 0 # steps of `fit_to_views` after the network; none when 0
+    quality:str|None = None # of `optimise_scene`: one of `QUALITIES`; the network, and `fit`, when None
+    pixels:int|None = None # of the quality's last stage
+    gaussians:int|None = None # that the quality starts with, about
     turntable:bool = True
     panels:bool = True
 
@@ -57,6 +67,10 @@ class ReconstructOptions:
         if self.inputs is not None and self.inputs < 1:
             raise ValueError(f"at least one input view is needed, got inputs={self.inputs}")
         if self.fit < 0: raise ValueError(f"a fit has a number of steps, got fit={self.fit}")
+        if self.quality is not None: quality_of(self.quality, self.pixels, self.gaussians)
+        elif self.pixels is not None or self.gaussians is not None:
+            raise ValueError("pixels and gaussians belong to a quality, and this call goes without (it has fit="
+                             f"{self.fit})")
 
     @property
     def files(self) -> set: # names of the files that every frame has
@@ -67,7 +81,10 @@ class ReconstructOptions:
 
 def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> dict:
     source = str(Path(source).resolve())
-    settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **asdict(options), **more)
+    options = asdict(options)
+    for name in ("quality", "pixels", "gaussians"): # folders from before these existed stay what they are
+        if options[name] is None: del options[name]
+    settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
 def _settings_hash(settings:dict) -> str: # first 12 digits of the SHA-256
@@ -126,44 +143,106 @@ def _plot_rigs(calibrated, presented, names):
     draw_cameras(presented, right, color="C1", names=names).set_title("as the model sees them", fontsize=9)
     return fig
 
+TURNTABLE_SIZE = 512 # pixels
+
 def _scoring_views(views:Views, domain:CameraDomain) -> Views: # small enough to render quickly
     if views.cameras.unit == "model": return views.resized(domain.image_size, domain.image_size)
-    return views.resized(views.cameras.width//8, views.cameras.height//8)
+    sizes = [(width//8, height//8) for width, height in views.cameras.image_sizes.tolist()]
+    return pad_views([view.resized(*size) for view, size in zip(unpad_views(views), sizes)])
 
-def _predict(views:Views, prepared, inputs, model, domain, options) -> Gaussians: # in the source's world
+def _predict(prepared, model, domain, options) -> Gaussians: # in the source's world
     sized = domain if options.sized else None
-    g = predict(model, prepared, training_blur(domain), options.filters, sized).to("cpu")
-    if options.fit and len(g): g = fit_to_views(g, views[inputs], domain, options.fit)
-    return g
+    return predict(model, prepared, training_blur(domain), options.filters, sized).to("cpu")
 
-def _make_frame(folder:Path, views:Views, number:int, *, model, card, options, tag:dict) -> list[dict]:
+@dataclass(frozen=True)
+class _Result:
+    "The Gaussians of one frame, in the source's world."
+    gaussians:Gaussians
+    condition:str # how they came about, after that of the cameras
+    start:Start|None = None # of per-scene optimisation at a quality
+    baselines:tuple = () # pairs of a name and the Gaussians to compare with
+
+def _without_quality(views, network, domain, options) -> _Result:
+    if not options.fit or not len(network): return _Result(network, "")
+    return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
+
+def _choose_start(views, voxels) -> tuple[Start, Gaussians|None]: # and the Gaussians on the visual hull
+    if len(views) < 2: return Start("network", "a single camera has no visual hull"), None
+    hull = visual_hull(views, n=voxels)
+    surface = surface_gaussians(views, voxels, hull) if len(hull.points) else None
+    return choose_start(hull), surface
+
+def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
+    quality = quality_of(options.quality, options.pixels, options.gaussians)
+    start, surface = _choose_start(views, quality.voxels)
+    network = predict_network() if has_held_out or start.kind == "network" else None
+    begin = surface if start.kind == "hull" else network
+    steps = sum(stage.steps for stage in quality.stages)
+    with tqdm(total=steps, unit="step", disable=not show_progress) as bar:
+        g = optimise_scene(begin, views, quality, bar=bar)
+    baselines = [(name, g) for name, g in (("network", network), ("hull", surface)) if g is not None and len(g)]
+    return _Result(g, f", {options.quality}", start, tuple(baselines))
+
+def _reconstruct_scene(views, prepared, model, domain, options, *, has_held_out, show_progress) -> _Result:
+    predict_network = partial(_predict, prepared, model, domain, options)
+    if options.quality is None: return _without_quality(views, predict_network(), domain, options)
+    return _with_quality(views, predict_network, options, has_held_out, show_progress)
+
+def _records(g:Gaussians, truth:Views) -> tuple: # images, alphas, scores
+    images, alphas, scores = [], [], []
+    for view in unpad_views(truth) if truth.cameras.sizes is not None else [truth]:
+        image, alpha = render(g, view.cameras, eps2d=0.)
+        scores += image_scores(image, alpha, view.images, view.alpha)
+        images += image
+        alphas += alpha
+    return pad_images(images, 1.), pad_images(alphas), scores
+
+def _draw_panels(path, drawn, held_out, g, first_row):
+    "Truth, rendering, error and mask of some views and, cropped to its silhouette, of one that was held out."
+    truth, image, alpha, scores = drawn
+    if held_out is not None and (held_out.alpha > .5).any():
+        crop = foreground_crops(held_out, truth.cameras.width)
+        parts = _records(g, crop)
+        names = (*(truth.names or range(len(truth))), "held out")
+        image, alpha, scores = torch.cat([image, parts[0]]), torch.cat([alpha, parts[1]]), scores + parts[2]
+        images, alphas = torch.cat([truth.images, crop.images]), torch.cat([truth.alpha, crop.alpha])
+        truth = replace(truth, images=images, alpha=alphas, names=names)
+    _save_figure(plot_panels(truth, image, alpha, scores, first_row), path, 130)
+
+def _make_frame(folder:Path, views:Views, number:int, *, model, card, options, tag:dict, say=None) -> list[dict]:
     "Write all files of one frame; its records."
     start, domain = time.perf_counter(), card.domain
     inputs = _input_views(views, options)
     held_out = [i for i in range(len(views)) if i not in inputs]
     prepared, condition = _prepare(views[inputs], domain, options)
-    g = _predict(views, prepared, inputs, model, domain, options)
+    result = _reconstruct_scene(
+        views[inputs], prepared, model, domain, options, has_held_out=bool(held_out), show_progress=say is not None)
+    g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
-    if options.fit: condition = f"{condition}, fitted"
+    if say and result.start: say(f"began on the {result.start.kind}: {result.start.reason}")
     if not len(g):
         raise ValueError(f"frame {number}: no Gaussian passed the filters ({options.filters}), so there is nothing to "
                          "write; see gslrm_mouse doctor")
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)
     if options.turntable:
-        cameras = turntable_cameras(g, up=up_axis(prepared))
+        cameras = turntable_cameras(g, size=TURNTABLE_SIZE, up=up_axis(prepared))
         write_video(folder/"turntable.mp4", render_orbit(g, cameras))
 
     facts = dict(n_views=len(inputs), seed=0, **tag, seconds=seconds)
+    if result.start: facts["start"] = result.start.kind
     splits = [("input", inputs, prepared.views, g.transform(prepared.to_source.inverse), "views.png", "input")]
     if held_out:
         splits.append(("novel", held_out, _scoring_views(views[held_out], domain), g, "views_novel.png", "truth"))
     records = []
     for split, cameras, truth, cloud, file, first_row in splits:
-        image, alpha = render(cloud, truth.cameras, eps2d=0.)
-        scores = image_scores(image, alpha, truth.images, truth.alpha)
+        image, alpha, scores = _records(cloud, truth)
         records += [dict(arm=condition, frame=number, camera=i, split=split, **x, **facts)
                     for i, x in zip(cameras, scores)]
-        if options.panels: _save_figure(plot_panels(truth, image, alpha, scores, first_row), folder/file, 130)
+        extra = views[held_out[:1]] if split == "input" and held_out else None
+        if options.panels: _draw_panels(folder/file, (truth, image, alpha, scores), extra, g, first_row)
+    if held_out:
+        records += [dict(arm=name, frame=number, camera=i, split=f"novel_{name}", **x, **facts)
+                    for name, baseline in result.baselines for i, x in zip(held_out, _records(baseline, truth)[2])]
     if options.panels:
         _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, inputs), folder/"cameras.png", 110)
     report = getattr(prepared, "certificate", prepared.statement)
@@ -257,7 +336,13 @@ def _write_film(read, out:Path, settings:dict, numbers:list, turn:float):
     images = film_pictures([loader(path) for path in paths], read(tuple(numbers), [0]), numbers, up, turn)
     write_video(out/"film.mp4", images, FILM_FPS)
 
-def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad) -> list[dict]:
+def _write_view(folder:Path, views:Views, options):
+    "The viewer of what lies in a folder; where viser is missing, a line on stderr."
+    if not has_viser(): return print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
+    inputs = _input_views(views, options)
+    write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
+
+def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad, view) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
     todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
@@ -270,6 +355,7 @@ def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, tu
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
+    if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
     complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
@@ -291,6 +377,7 @@ def reconstruct(
     *,
     inputs:int=None, # input views, spread evenly, the others are held out; when None all of a recording, 4 of a sample
     unit:str=None, # of the source's cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
     checkpoint=None, # the shipped one when None
     device:str="cpu",
     overwrite:bool=False, # replace an existing result; with `frames`, make finished frames again
@@ -300,38 +387,51 @@ def reconstruct(
     units:str=None, # of the PLY: "mm", "model", the source's own when None
     filters:Filters=FILTERS["ours"], # which Gaussians are kept
     sized:bool=False, # resize each Gaussian to its pixel, for cameras unlike the checkpoint's
-    fit:int=0, # steps of per-scene optimisation after the network, see `fit_to_views`; 200 do
+    fit:int=None, # instead of a quality: steps of `fit_to_views` after the network; the network alone when 0
+    quality:str="good", # of per-scene optimisation: one of `QUALITIES`
+    pixels:int=None, # side of the crops of the quality's last stage
+    gaussians:int=None, # about how many the quality starts with
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
     film:bool=True, # with `frames`: write film.mp4
+    viewer:bool=True, # write view.html, once for all frames
     turn:float=90., # degrees that the camera of film.mp4 moves around
     skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
+    say=None, # called with lines on what happens to a single frame, which is shown with a progress bar then
 ) -> dict: # mean scores per split
     """Write the files of one frame, or of each of many.
 
-    gaussians.ply, turntable.mp4, views.png, cameras.png, cameras.txt (canonicalisation report) and results.jsonl."""
+    gaussians.ply, view.html, turntable.mp4, views.png, cameras.png, cameras.txt (canonicalisation report) and
+    results.jsonl."""
     options = ReconstructOptions(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
-        filters=filters, sized=sized, fit=fit, turntable=turntable, panels=panels)
+        filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
+        gaussians=gaussians, turntable=turntable, panels=panels)
     path, out = checkpoint_path(checkpoint), Path(out)
     if frames is None:
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "
                                   "another folder")
-        views = read_views(source, frame, unit)
+        if not overwrite: check_free(out)
+        views = read_views(source, frame, unit, rig_file)
         _input_views(views, options) # raises before the network is loaded
-    else: numbers, read = open_moments(source, frames, unit=unit)
+    else: numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file)
     model, card = load_checkpoint(path)
-    files = {} if frames is None else dict(files=fingerprint_of_source(source))
+    files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)
     if unit: settings["unit"] = unit
+    if rig_file is not None: settings["rig_file"] = str(rig_file)
     model.to(device)
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
     make = partial(_make_frame, model=model, card=card, options=options, tag=tag)
     if frames is None:
-        with atomic_folder(out, overwrite) as folder: records = make(folder, views, frame)
+        with atomic_folder(out, overwrite) as folder:
+            records = make(folder, views, frame, say=say)
+            if viewer: _write_view(folder, views, options)
     else:
+        view = partial(_write_view, options=options) if viewer else None
         records = _reconstruct_many(
-            numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad)
+            numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
+            view=view)
     return _mean_scores(records)

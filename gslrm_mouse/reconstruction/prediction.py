@@ -4,27 +4,30 @@
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #acf0fa3c
 from __future__ import annotations
-from dataclasses import replace
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras
 from ..gaussians.cloud import Gaussians
+from ..gaussians.coarse_to_fine import FitStage, crop_cameras, fit_coarse_to_fine
 from ..gaussians.filters import Filters
 from ..gaussians.fit import Fit, fit_gaussians, pixel_at
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput, check_model_input
+from ..views.hull import Hull
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['EPS2D', 'training_blur', 'blur_cloud', 'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views']
+__all__ = ['EPS2D', 'QUALITIES', 'training_blur', 'blur_cloud', 'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views',
+           'Quality', 'quality_of', 'optimise_scene', 'Start', 'choose_start']
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #0d32957a
 EPS2D = .3 # px², what the rasterizer adds to every splat
 
 def training_blur(domain:CameraDomain) -> float: # model units
-    "Standard deviation, in the world, of the rasterizer's blur in the camera of `domain`."
-    return EPS2D**.5*sum(domain.distance)/2/domain.K()[0, 0].item()
+    "Standard deviation, in the world, of the rasterizer's blur in the cameras of `domain`."
+    return EPS2D**.5*domain.mean_visible/domain.image_size
 
 def blur_cloud(
     g:Gaussians,
@@ -76,6 +79,14 @@ def predict(
 _MIN_GAUSSIANS = 50 # to start from
 _VISIBLE = .1 # opacity
 
+def _visible(g:Gaussians) -> Gaussians:
+    "Those that can be seen; ValueError if they are too few to start from."
+    visible = g.select(g.opacities > _VISIBLE)
+    if len(visible) < _MIN_GAUSSIANS:
+        raise ValueError(f"a fit starts from at least {_MIN_GAUSSIANS} Gaussians with an opacity above {_VISIBLE}, "
+                         f"the network left {len(visible)}; see gslrm_mouse doctor")
+    return visible
+
 def fit_to_views(
     g:Gaussians|None, # start, in the views' world; points in the visual hull when None
     views:Views, # one frame, any unit: what it is fitted to
@@ -86,13 +97,73 @@ def fit_to_views(
 ) -> Gaussians: # in the views' world
     "Gaussians fitted to their input views, smoothed by the rasterizer's blur there; ValueError if the start is empty."
     prepared = canonicalize(views, domain, choose="coverage", size=size)
-    start = None
-    if g is not None:
-        start = g.select(g.opacities > _VISIBLE).transform(prepared.to_source.inverse)
-        if len(start) < _MIN_GAUSSIANS:
-            raise ValueError(f"a fit starts from at least {_MIN_GAUSSIANS} Gaussians with an opacity above {_VISIBLE}, "
-                             f"the network left {len(start)}; see gslrm_mouse doctor")
+    start = None if g is None else _visible(g).transform(prepared.to_source.inverse)
     fitted = fit_gaussians(prepared.views, Fit(steps=steps), seed, start)
     center = fitted.means.double().median(0).values
     blur = EPS2D**.5*pixel_at(prepared.views.cameras, center)
     return blur_cloud(fitted, blur).transform(prepared.to_source)
+
+# %% ../../nbs/reconstruction/00_prediction.ipynb #f601d513
+@dataclass(frozen=True)
+class Quality:
+    "How much work per-scene optimisation does."
+    voxels:int # of the visual hull that it starts on, along the longest side; Gaussians grow with the square
+    stages:tuple[FitStage, ...]
+
+QUALITIES = dict(
+    draft=Quality(48, (FitStage(64, 20),)),
+    good=Quality(64, (FitStage(128, 60), FitStage(256, 60, means_rate=.4))),
+    best=Quality(64, (
+        FitStage(128, 90, means_rate=2.),
+        FitStage(256, 90, means_rate=.7),
+        FitStage(384, 120, split=True, means_rate=.4))),
+)
+_GAUSSIANS = 1500 # on the surface of a mouse's hull of 64 voxels
+
+def quality_of(
+    name:str, # of `QUALITIES`
+    pixels:int=None, # side of the last stage's crops; the others in proportion
+    gaussians:int=None, # about how many to start with
+) -> Quality:
+    "A quality by name, with a size of its own where one is given."
+    if name not in QUALITIES: raise ValueError(f"quality should be one of {', '.join(QUALITIES)}, got {name!r}")
+    quality = QUALITIES[name]
+    if gaussians is not None:
+        if gaussians < _MIN_GAUSSIANS:
+            raise ValueError(f"at least {_MIN_GAUSSIANS} Gaussians are needed, got gaussians={gaussians}")
+        quality = replace(quality, voxels=round(64*(gaussians/_GAUSSIANS)**.5))
+    if pixels is not None:
+        if pixels < 32: raise ValueError(f"crops of at least 32 pixels are needed, got pixels={pixels}")
+        factor = pixels/quality.stages[-1].size
+        stages = tuple(replace(stage, size=max(32, round(stage.size*factor))) for stage in quality.stages)
+        quality = replace(quality, stages=stages)
+    return quality
+
+def optimise_scene(
+    start:Gaussians, # in the views' world
+    views:Views, # one frame, any unit: what it is fitted to
+    quality:Quality,
+    seed:int=0,
+    bar=None, # of tqdm, for all steps
+) -> Gaussians: # in the views' world
+    "Gaussians fitted to their input views from coarse to fine, smoothed by the blur there; ValueError as above."
+    fitted = fit_coarse_to_fine(views, _visible(start), quality.stages, seed, bar)
+    last = crop_cameras(views, quality.stages[-1].size)
+    center = fitted.means.double().median(0).values
+    return blur_cloud(fitted, EPS2D**.5*pixel_at(last, center))
+
+# %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
+_CONSISTENT = .8 # share of the silhouettes that a hull to start on explains
+
+@dataclass(frozen=True)
+class Start:
+    "Where per-scene optimisation begins, and why."
+    kind:str # "hull" or "network"
+    reason:str
+
+def choose_start(hull:Hull) -> Start:
+    "The visual hull where it explains the silhouettes, else the network."
+    n, explained = len(hull.iou), hull.iou.mean().item()
+    if len(hull.points) and explained >= _CONSISTENT:
+        return Start("hull", f"the visual hull of {n} cameras explains {explained:.0%} of the silhouettes")
+    return Start("network", f"the visual hull of {n} cameras explains only {explained:.0%} of the silhouettes")

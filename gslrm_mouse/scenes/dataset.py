@@ -18,7 +18,7 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['WORLD', 'HELD_OUT', 'VIEWS_PER_SCENE', 'FIRST_MOUSE', 'SpreadSettings', 'VarietySettings', 'canonical_cameras',
-           'scene_cameras', 'scene_views', 'perturb_cameras', 'scale_scene', 'varied_cameras']
+           'scene_cameras', 'scene_views', 'perturb_cameras', 'varied_cameras']
 
 # %% ../../nbs/scenes/02_dataset.ipynb #77a1c0d2
 WORLD = "73e58863" # version of the scene generator; a new one whenever the images of any seed change
@@ -95,7 +95,7 @@ def scene_views(
 ) -> Views:
     "Scene `i` of a kind in its `n` cameras: canonical, perturbed (`spread`) or varied (`variety`)."
     scene = canonical_scene(kind, i)
-    if spread.on: scene = scale_scene(scene, spread, i)
+    if spread.on: scene = _scale_scene(scene, spread, i)
     return raytrace(scene, scene_cameras(i, size, n, elevation, spread, variety), samples)
 
 # %% ../../nbs/scenes/02_dataset.ipynb #9ce03965
@@ -134,7 +134,7 @@ def _cross_matrices(rotvec:Tensor) -> Tensor: # (n, 3) radians → (n, 3, 3)
     zero = torch.zeros_like(x)
     return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], -1).unflatten(-1, (3, 3))
 
-def scale_scene(
+def _scale_scene(
     scene, # a `Scene`
     spread:SpreadSettings, # the ranges
     seed:int, # of the scene

@@ -109,6 +109,6 @@ def write_recording(
     with atomic_folder(path) as folder:
         _write_videos(folder/video_folder, folder/mask_folder, frames, seed, cams, lens)
         if truth: _write_truth(folder/"truth/heldout_views", frames, seed)
-        rig = Rig(cams.K, cams.w2c, cams.width, cams.height, cams.unit, lens)
+        rig = Rig(cams.K, cams.w2c, cams.width, cams.height, cams.unit, lens=lens)
         write_calibration(rig, folder/"new_cam.pkl")
     return path

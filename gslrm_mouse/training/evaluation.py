@@ -7,11 +7,11 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 import torch
-from ..cameras.domain import CameraDomain
+from ..cameras.domain import CameraDomain, FACELIFT_DISTANCE, FACELIFT_FOV
 from ..gaussians.rasterize import render
 from ..metrics import image_scores, mean_scores
 from ..models.gslrm import GSLRM
-from ..scenes.dataset import HELD_OUT, scene_views
+from ..scenes.dataset import HELD_OUT, VarietySettings, scene_cameras, scene_views
 from .guard import camera_facts
 from .sources import SceneDataset
 
@@ -66,11 +66,13 @@ def evaluate(
     n_in:int=4, # input views
     size:int=None, # of the images; the model's own when None
     elevation=(-5., 50.), # degrees
+    *,
+    variety:VarietySettings=VarietySettings(), # of varied cameras # noqa: B008 (it is frozen)
 ) -> dict: # means over images, and how many
-    "Novel-view scores on `n` held-out scenes of a kind in canonical cameras."
+    "Novel-view scores on `n` held-out scenes of a kind in canonical or varied cameras."
     size, scores = size or model.config.image_size, []
     for i in range(HELD_OUT, HELD_OUT + n):
-        views = scene_views(i, kind, size, n_in + 4, elevation)
+        views = scene_views(i, kind, size, n_in + 4, elevation, variety=variety)
         scores += _scores(_gaussians(model, views[:n_in]), views[n_in:])
     return {**mean_scores(scores), "pictures": len(scores)}
 
@@ -114,10 +116,29 @@ def _is_canonical(s, source) -> bool: # by construction
     if not isinstance(source, SceneDataset) or s.training.checkpointing.resume_ckpt: return False
     return not source.spread.on and not source.variety.on
 
+def _varied_domain(measured, source, n:int=500) -> CameraDomain:
+    "With the ranges of cameras over `n` scenes, and the canonical camera that a share of them kept."
+    scenes = [scene_cameras(i, source.size, elevation=source.elevation, variety=source.variety) for i in range(n)]
+    K = torch.cat([cameras.K for cameras in scenes]).double()
+    distance = torch.cat([cameras.centers for cameras in scenes]).double().norm(dim=-1)
+    half_width = source.size/2/K[:, 0, 0] # at distance 1
+    aspect = K[:, 1, 1]/K[:, 0, 0]
+    return replace(
+        measured,
+        fov=_span(torch.rad2deg(2*half_width.atan()).tolist(), 2),
+        principal=(.5, .5),
+        aspect=_span(aspect.tolist(), 4),
+        distance=_span(distance.tolist()),
+        elevation=tuple(source.elevation),
+        canonical=(FACELIFT_FOV, FACELIFT_DISTANCE),
+        visible=_span((2*half_width*distance).tolist()))
+
 def training_domain(s, source, n_views, size, base) -> CameraDomain:
     "The cameras that a run with the settings `s` was trained on, beginning with a network of the domain `base`."
     if not _is_canonical(s, source):
-        return _measured_domain(source, n_views, size, base=base if s.training.dataset.replay_share else None)
+        measured = _measured_domain(source, n_views, size, base=base if s.training.dataset.replay_share else None)
+        is_varied = isinstance(source, SceneDataset) and source.variety.on
+        return _varied_domain(measured, source) if is_varied else measured
     coverage = []
     for i in range(32):
         alpha = scene_views(i, source.kinds[0], size, 4).alpha

@@ -32,7 +32,7 @@ from .step import PASS_SCORES, Clock, forward_pass, lr_factor, mse_to_db, optimi
 from .step import pass_scores
 
 # %% auto #0
-__all__ = ['train_step', 'open_run', 'TooManySkippedError', 'run_training', 'load_trained', 'export_run', 'train',
+__all__ = ['train_step', 'open_run', 'TooManySkippedError', 'run_training', 'load_trained', 'export_run', 'update_card', 'train',
            'export_if_finished', 'train_in_stages']
 
 # %% ../../nbs/training/11_loop.ipynb #8a1a2d21
@@ -54,7 +54,7 @@ def _accumulate(run, batches, clock) -> tuple[dict, dict, Batch]: # loss terms a
         batch = batch.to(run.accelerator.device)
         is_last = i == len(batches) - 1
         with nullcontext() if is_last else run.accelerator.no_sync(run.model): # processes exchange gradients once
-            out = forward_pass(run.model, batch, run.losses.needs_points, runtime.use_amp, clock, run.before)
+            out = forward_pass(run.model, batch, run.losses.needs_points, runtime.use_amp, clock, run.teacher)
             terms = run.losses(out, number, _process_factors(run, out))
             _lap(clock, "loss")
             run.accelerator.backward(terms["loss"]/len(batches))
@@ -67,7 +67,8 @@ def _accumulate(run, batches, clock) -> tuple[dict, dict, Batch]: # loss terms a
             scores[name] = scores.get(name, 0.) + value/len(batches)
     return _mean_of_processes(run, losses), _mean_of_processes(run, scores), batch
 
-def _process_factors(run, out:ForwardOutput): # of this process, for terms inside and outside the mask
+def _process_factors(run, out:ForwardOutput) -> tuple[float, float]: # terms inside the mask, terms outside it
+    "Factors that turn the mean of the processes' masked losses into the mean over the pixels of all processes."
     if run.accelerator.num_processes == 1: return 1., 1.
     inside = (out.truth_alpha > .5).sum()
     counts = torch.stack([inside, out.truth_alpha.numel() - inside])[None]
@@ -103,22 +104,23 @@ def train_step(
     run:Run,
     batches:list, # (number of the pass, Batch) of each pass
 ) -> tuple[dict, dict|None]: # record, event of a skipped step
-    "One optimisation step of a run from its passes."
+    "One optimisation step of a run from its passes; the caller increments `run.step`, skipped or not."
     start = time.perf_counter()
     clock = Clock(run.accelerator.device.type == "cuda") if run.s.profile else None
     losses, scores, last_batch = _accumulate(run, batches, clock)
 
     params = [p for p in run.raw.parameters() if p.grad is not None]
     grad_norm = torch.nn.utils.get_total_norm([p.grad for p in params]).item()
-    reason, threshold, run.guard = check_gradient(grad_norm, run.guard, run.s.training.runtime)
+    skip_reason, threshold, guard = check_gradient(grad_norm, run.guard, run.s.training.runtime)
+    run.guard = guard
     event = None
-    if reason:
+    if skip_reason:
         everywhere = _of_all_processes(run, last_batch) # all get here together: the norm is the same in each
-        event = skip_event(run.step, grad_norm, threshold, reason, run.raw, losses, everywhere, run.domain)
+        event = skip_event(run.step, grad_norm, threshold, skip_reason, run.raw, losses, everywhere, run.domain)
     _lap(clock, "guard")
 
     lr_share = lr_factor(run.step, run.s.training.schedule.warmup, run.total)
-    if not reason: _optimizer_step(run, params, grad_norm, lr_share)
+    if not skip_reason: _optimizer_step(run, params, grad_norm, lr_share)
     _lap(clock, "optimizer")
     run.model.zero_grad(set_to_none=True)
 
@@ -127,8 +129,9 @@ def train_step(
     record = dict(
         step=run.step, **losses,
         psnr=mse_to_db(scores["mse"]), psnr_fg=mse_to_db(scores["mse_fg"]), psnr_white=mse_to_db(scores["mse_white"]),
-        mask_iou=scores["mask_iou"], grad_norm=grad_norm, skipped=bool(reason),
-        lr=run.s.training.optimizer.lr*lr_share, n_in=last_batch.images.shape[1], seconds=round(seconds, 4))
+        mask_iou=scores["mask_iou"], grad_norm=grad_norm, skipped=bool(skip_reason),
+        lr=run.s.training.optimizer.lr*lr_share, # of AdamW; Muon's has the same schedule and a peak of its own
+        n_in=last_batch.images.shape[1], seconds=round(seconds, 4))
     if clock is not None: record |= {f"seconds_{name}": round(t, 4) for name, t in clock.items()}
     return record, event
 
@@ -180,14 +183,14 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     total, _ = schedule_length(s, len(source), stream.b*stream.world)
 
     model = apply_trainable(model, s).to(accelerator.device).train()
-    before = distillation_teacher(model, s)
+    teacher = distillation_teacher(model, s)
     optimizers = optimizers_for(model, s.training.optimizer)
     losses = Losses(s.training.losses, s.training.schedule.l2_warmup_steps).to(accelerator.device)
     accelerator.wait_for_everyone()
     run = Run(
         s=s, out=out, accelerator=accelerator,
         model=accelerator.prepare(model), optimizers=[accelerator.prepare(x) for x in optimizers],
-        stream=stream, losses=losses, domain=domain, total=total, init=path, before=before)
+        stream=stream, losses=losses, domain=domain, total=total, init=path, teacher=teacher)
     return load_run(run) if resume else run
 
 # %% ../../nbs/training/11_loop.ipynb #76e56877
@@ -199,8 +202,8 @@ def _stop_if_mostly_skipped(run, event):
     guard, allowed = run.guard, run.s.training.runtime.max_skipped_share
     if not event or guard.updates < 20 or guard.share <= allowed: return
     raise TooManySkippedError(
-        f"stopped after {guard.updates} updates: {guard.skipped} of them ({guard.share:.0%}) were skipped, more than "
-        f"the {allowed:.0%} that training.runtime.max_skipped_share allows; the last: {describe_skip(event)}")
+        f"stopped after {guard.updates} optimisation steps: {guard.skipped} of them ({guard.share:.0%}) were skipped, "
+        f"more than the {allowed:.0%} that training.runtime.max_skipped_share allows; the last: {describe_skip(event)}")
 
 def _monitor(run, record:Record, batch:Batch, source):
     "Validation and images before step `run.step`, in the first process only."
@@ -316,8 +319,31 @@ def export_run(
     facts = _card_facts(read_log(out), s, state, command)
     file = save_checkpoint(out/"model.safetensors", model, ModelCard(s.config, domain, facts), dtype)
     stored, _ = load_checkpoint(file)
-    facts["held_out"] = {kind: evaluate(stored, kind, n_eval) for kind in ("head", "object", "mouse")}
+    facts |= _held_out_scores(stored, s, n_eval)
     return save_checkpoint(file, stored, ModelCard(s.config, domain, facts), dtype)
+
+def _held_out_scores(model, s, n) -> dict: # of a card: kind of scene → scores, in canonical and in varied cameras
+    kinds, variety = ("head", "object", "mouse"), s.training.dataset.camera_variety
+    scores = dict(held_out={kind: evaluate(model, kind, n) for kind in kinds})
+    if not variety.on: return scores
+    varied = replace(variety, canonical_share=0.)
+    return scores | dict(held_out_varied={kind: evaluate(model, kind, n, variety=varied) for kind in kinds})
+
+def update_card(
+    path, # a checkpoint that was trained on procedural scenes
+    n_eval:int=32, # held-out scenes of each kind
+    dtype=torch.float16, # of the stored weights
+) -> Path:
+    "Measure the camera domain and the held-out scores of a model card anew; the weights stay as they are."
+    model, card = load_checkpoint(path)
+    s = settings_from(card.training["settings"], where=str(path))
+    with tempfile.TemporaryDirectory() as folder:
+        source = build_dataset(s, Path(folder), card.domain)
+        if not isinstance(source, SceneDataset):
+            raise ValueError(f"{path} was trained on {card.training['data'].get('source')}, not on procedural scenes")
+        domain = training_domain(s, source, card.domain.n_views, card.config.image_size, card.domain)
+    facts = card.training | _held_out_scores(model, s, n_eval)
+    return save_checkpoint(path, model, ModelCard(card.config, domain, facts), dtype)
 
 # %% ../../nbs/training/11_loop.ipynb #b420ebc9
 def train(

@@ -16,7 +16,7 @@ from ..cameras.presets import mouse_rig
 from ..files import atomic_file, describe_folder
 from ..preprocess.canonical import canonicalize
 from ..preprocess.dataset import split_by_time
-from ..preprocess.recipes import METHODS, get_recipe
+from ..preprocess.methods import METHODS, get_method
 from ..scenes.bodies import SCENES, mouse_scene
 from ..scenes.dataset import FIRST_MOUSE, HELD_OUT, SpreadSettings, VIEWS_PER_SCENE, VarietySettings, WORLD
 from ..scenes.dataset import scene_cameras, scene_views
@@ -98,10 +98,10 @@ def _scaled_one_by_one(cams:Cameras, distance:float) -> Cameras:
     return replace(cams, w2c=w2c)
 
 def _at_size(v:Views, size:int) -> Views:
-    width, height = v.cameras.width, v.cameras.height
-    if (width, height) == (size, size): return v
-    if width != height:
-        raise ValueError(f"the images are {width} × {height} px and not square; set training.dataset.method, "
+    width, height = v.cameras.image_sizes.unbind(-1)
+    if (width == size).all() and (height == size).all(): return v
+    if (width != height).any():
+        raise ValueError(f"the images are {v.cameras.size_text} and not square; set training.dataset.method, "
                          "for example to exact")
     return v.resized(size, size)
 
@@ -113,7 +113,7 @@ def moment_transform(
 ): # Views → Views
     "The preprocessing of a frame: the method, then one similarity, or the fork's scaling of every camera by itself."
     domain = replace(domain, image_size=size)
-    recipe = get_recipe(d.method) if d.method not in ("none", "exact") else None
+    recipe = get_method(d.method) if d.method not in ("none", "exact") else None
 
     def prepare(v:Views) -> Views:
         if d.method == "exact": v = canonicalize(v, domain, choose=d.choose, zoom=d.zoom or None).views
@@ -226,7 +226,7 @@ def _split(d:DatasetSettings, numbers:list, whole:bool) -> tuple[list, list]: # 
 def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
     if d.method == "none" and not d.normalize_distance_to:
         raise ValueError(f"{path} is a recording, whose cameras lie outside the domain of the network; "
-                         f"set training.dataset.method to exact or one of {', '.join(METHODS)}")
+                         f"set training.dataset.method to one of {', '.join(METHODS)}")
     recording = open_recording(path, d.unit or None)
     numbers = parse_frames(d.frames, recording.n_frames, "training.dataset.frames")
     train, val = _split(d, numbers, whole)
@@ -300,7 +300,7 @@ def build_dataset(
     frames = _open_frames(s, path, whole)
     n_cameras = _count_cameras(frames)
     keep = _kept_cameras(d.heldout_cameras, n_cameras) if d.heldout_cameras else ()
-    key = [frames.about, size, d.method, d.choose, d.normalize_distance_to, asdict(s.mouse), asdict(domain)]
+    key = [frames.about, size, d.method, d.choose, d.normalize_distance_to, asdict(s.mouse), domain.to_dict()]
     if d.zoom: key.append(d.zoom)
     return MomentDataset(
         folder=folder/short_hash(key),

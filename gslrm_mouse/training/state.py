@@ -77,7 +77,7 @@ class Run:
     domain:CameraDomain # of the initial network
     total:int # optimisation steps of the schedule
     init:Path|None # checkpoint of the initial weights
-    before:object = None # see `distillation_teacher`
+    teacher:object = None # see `distillation_teacher`
     guard:GuardState = GuardState()
     step:int = 0 # steps done
     seconds:float = 0. # spent in optimisation steps
@@ -94,9 +94,10 @@ def weights_settings(s:Settings) -> dict:
         section = settings
         for part in path: section = section[part]
         section.pop(last)
-    if not s.training.dataset.camera_variety.on: # younger than the stored results
-        settings["training"]["dataset"].pop("camera_variety")
-    if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit") # the same
+    # Settings younger than the stored results count only where they are used.
+    if not s.training.dataset.camera_variety.on: settings["training"]["dataset"].pop("camera_variety")
+    if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit")
+    if not s.model.use_relative_cameras: settings["model"].pop("use_relative_cameras")
     return settings
 
 # %% ../../nbs/training/08_state.ipynb #3decde40
@@ -198,7 +199,7 @@ def _check_same_run(run, path, state) -> tuple:
     wrong = diff_settings(old, new) + diff_settings({k: state[k] for k in now}, now)
     if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
     # The teacher of full fine-tuning is the initial checkpoint; adapters have theirs in their own base weights.
-    needs_teacher = run.before is not None and not run.s.training.lora.enabled
+    needs_teacher = run.teacher is not None and not run.s.training.lora.enabled
     init = _init_hash(run)
     if needs_teacher and init != state["init"]:
         raise ValueError(

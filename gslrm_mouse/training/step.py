@@ -17,8 +17,7 @@ from .losses import ForwardOutput
 from .settings import LossSettings, OptimizerSettings
 
 # %% auto #0
-__all__ = ['PASS_SCORES', 'Clock', 'forward_pass', 'pass_scores', 'mse_to_db', 'lr_factor', 'orthogonalize', 'Muon', 'muon_dtype',
-           'optimizers_for']
+__all__ = ['PASS_SCORES', 'Clock', 'forward_pass', 'pass_scores', 'mse_to_db', 'lr_factor', 'Muon', 'optimizers_for']
 
 # %% ../../nbs/training/07_step.ipynb #276b7058
 class Clock(dict):
@@ -32,11 +31,11 @@ class Clock(dict):
         self[name] = self.get(name, 0.) + t - self.t
         self.t = t
 
-def _replayed_outputs(batch, raw, before) -> dict: # raw: (B, N, q)
+def _replayed_outputs(batch, raw, teacher) -> dict: # raw: (B, N, q)
     "The decoders' outputs for the replayed samples, now and before the run."
     replayed, cameras = batch.replayed, batch.cameras
     cameras = replace(cameras, K=cameras.K[replayed], w2c=cameras.w2c[replayed])
-    return dict(replayed=replayed, raw=raw[replayed], before=before(batch.images[replayed], cameras))
+    return dict(replayed=replayed, raw=raw[replayed], before=teacher(batch.images[replayed], cameras))
 
 def _pixel_points(batch, g, config) -> dict: # (B, V, pixels, ...) in patch order
     "Position of each pixel's Gaussian, origin and direction of its ray, alpha of its pixel."
@@ -55,14 +54,14 @@ def forward_pass(
     points:bool=False, # return what the point losses need
     bf16:bool=True,
     clock:Clock=None,
-    before=None, # see `distillation_teacher`
+    teacher=None, # see `distillation_teacher`
 ) -> ForwardOutput:
     "From input views to Gaussians to renderings in the target cameras."
-    extra, keep = {}, None if before is None else {}
-    distils = before is not None and b.replayed is not None and b.replayed.any()
+    extra, keep = {}, None if teacher is None else {}
+    distils = teacher is not None and b.replayed is not None and b.replayed.any()
     with torch.autocast(b.images.device.type, torch.bfloat16, enabled=bf16):
         g = model(b.images, b.cameras, keep)
-        if distils: extra |= _replayed_outputs(b, keep["raw_gaussians"], before)
+        if distils: extra |= _replayed_outputs(b, keep["raw_gaussians"], teacher)
     if clock is not None:
         clock.lap("model")
         # The rasterizer's share of the backward pass ends when the gradient of the Gaussians is known.
@@ -103,7 +102,7 @@ def lr_factor(
     return .5*(1 + math.cos(math.pi*min(1, (step - warmup)/max(1, total - warmup))))
 
 # %% ../../nbs/training/07_step.ipynb #cfa742a2
-def orthogonalize(
+def _orthogonalize(
     matrix:Tensor, # (m, n)
     dtype:torch.dtype, # of the iterations
     steps:int=5,
@@ -136,11 +135,11 @@ class Muon(torch.optim.Muon):
         momentum = state["momentum_buffer"]
         momentum.lerp_(p.grad, 1 - group["momentum"])
         update = p.grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-        update = orthogonalize(update, muon_dtype(p.device), group["ns_steps"], group["ns_coefficients"])
+        update = _orthogonalize(update, _muon_dtype(p.device), group["ns_steps"], group["ns_coefficients"])
         p.mul_(1 - group["lr"]*group["weight_decay"])
         p.add_(update, alpha=-group["lr"]*.2*max(p.shape)**.5) # match_rms_adamw
 
-def muon_dtype(device:torch.device) -> torch.dtype:
+def _muon_dtype(device:torch.device) -> torch.dtype:
     """bfloat16 where the processor multiplies it, float32 elsewhere.
 
     Measured with 1024 × 256 on one core: bfloat16 is 4 times faster with such instructions, 3.5 times slower without.

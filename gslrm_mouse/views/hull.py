@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..cameras.pinhole import Cameras
 from .triangulation import triangulate
-from .views import Views
+from .views import Views, border_pixels
 
 # %% auto #0
 __all__ = ['FOREGROUND_ALPHA', 'MAX_RAYS', 'MOST_CUBES', 'Hull', 'hull_reach', 'Cover', 'hull_cover', 'visual_hull']
@@ -42,8 +42,7 @@ class _Silhouettes:
 
 def _silhouettes(views) -> _Silhouettes:
     cams, some = views.cameras.to(torch.float64), views.alpha > FOREGROUND_ALPHA
-    border = torch.ones_like(some[0])
-    border[1:-1, 1:-1] = False
+    border = border_pixels(cams).to(some.device)
     return _Silhouettes(
         cams=cams, P=cams.K @ cams.w2c[:, :3], inside=views.alpha > .5, some=some,
         touches_border=(some & border).flatten(1).any(1))
@@ -57,9 +56,9 @@ def _allowed(
     "The points that no camera sees against background; each camera tests the survivors of those before it."
     alive = torch.arange(len(points), device=points.device)
     seen_by = torch.zeros(len(points), dtype=torch.long, device=points.device)
-    h, w = silhouettes.some.shape[1:]
+    sizes = silhouettes.cams.image_sizes.tolist()
     for v in cameras:
-        P = silhouettes.P[v]
+        P, (w, h) = silhouettes.P[v], sizes[v]
         uvw = points[alive] @ P[:, :3].T + P[:, 3]
         x, y = (uvw[:, :2]/uvw[:, 2:].clamp(min=1e-9)).floor().long().T
         in_image = (uvw[:, 2] > 0) & (x >= 0) & (x < w) & (y >= 0) & (y < h)
@@ -145,9 +144,9 @@ def _foreground_counts(some) -> Tensor: # (V, H + 1, W + 1) pixels above and to 
 def _may_hold_object(centers, side, silhouettes, counts) -> Tensor: # (M,) indices of the cubes
     "The cubes that no camera sees wholly against background."
     alive = torch.arange(len(centers), device=centers.device)
-    h, w = silhouettes.some.shape[1:]
+    sizes = silhouettes.cams.image_sizes.tolist()
     corners = _CORNERS.to(centers.device)*side
-    for P, count, touches_border in zip(silhouettes.P, counts, silhouettes.touches_border):
+    for P, count, touches_border, (w, h) in zip(silhouettes.P, counts, silhouettes.touches_border, sizes):
         uvw = (centers[alive, None] + corners) @ P[:, :3].T + P[:, 3]
         depth = uvw[..., 2]
         is_in_front, is_behind = (depth > 1e-9).all(1), (depth <= 1e-9).all(1)

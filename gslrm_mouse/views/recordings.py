@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from ..calibration.formats import FORMATS, find_rigs, read_calibration
-from ..calibration.rig import Rig
+from ..calibration.rig import Rig, SizeError
 from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
@@ -22,8 +22,9 @@ from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_
 from .views import MaskError, Views, check_views
 
 # %% auto #0
-__all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'MASK_THRESHOLD', 'MAX_FRAMES', 'Recording', 'numbered_files',
-           'folder_layout', 'find_recording_rig', 'match_cameras', 'open_recording', 'is_recording', 'read_views',
+__all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
+           'MASK_THRESHOLD', 'MAX_FRAMES', 'Recording', 'camera_number', 'camera_videos', 'folder_layout',
+           'find_recording_rig', 'match_cameras', 'read_matching_rig', 'open_recording', 'is_recording', 'read_views',
            'open_moments', 'parse_frames', 'iter_moments', 'fingerprint_of_file', 'fingerprint_of_source',
            'combined_fingerprint', 'changed_files']
 
@@ -38,6 +39,7 @@ class Recording:
     masks:dict # number: path
     infos:dict # path: `VideoInfo` of each video and mask
     matched:str # how cameras were assigned to videos: by "name" or by "position"
+    rig_name:str = "" # of the file or folder that the rig was read from
 
 @patch(as_prop=True)
 def cameras(self:Recording) -> Cameras:
@@ -56,45 +58,96 @@ def __getitem__(self:Recording, i:list) -> Recording:
     videos, masks = ({n: files[n] for n in numbers} for files in (self.videos, self.masks))
     return replace(self, rig=self.rig[list(i)], videos=videos, masks=masks)
 
+def _short_names(paths) -> list: # with the folder where the names alone are equal
+    paths = list(paths)
+    if len({path.name for path in paths}) == len(paths): return [path.name for path in paths]
+    return [f"{path.parent.name}/{path.name}" for path in paths]
+
 @patch
 def assignment(self:Recording) -> str:
     "One line that says which camera each video got, and how that was decided."
     names = self.rig.names or tuple(str(i) for i in range(len(self.rig)))
-    pairs = ", ".join(f"{path.name}: {name}" for path, name in zip(self.videos.values(), names))
+    pairs = ", ".join(f"{path}: {name}" for path, name in zip(_short_names(self.videos.values()), names))
     return f"cameras of the videos, by {self.matched}: {pairs}"
+
+@patch
+def describe(self:Recording) -> str:
+    "One line that says which videos, masks and calibration were found."
+    first_video, first_mask = (next(iter(files.values())).relative_to(self.path).as_posix()
+                               for files in (self.videos, self.masks))
+    return (f"{len(self.videos)} videos ({first_video} …), masks ({first_mask} …), "
+            f"cameras of {self.rig_name} ({self.rig.format})")
 
 # %% ../../nbs/views/03_recordings.ipynb #dfe22da9
 VIDEOS, MASKS, RIG = "videos_undist", "simpleclick_undist", "new_cam.pkl"
 RAW_VIDEOS, OWN_MASKS = "videos", "masks" # of images with their lens distortion, or masks of another tool
+ANIPOSE_VIDEOS, SPLATTER_MASKS = "videos-raw", "mask_videos" # of Anipose, of Pose Splatter
+VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".avi") # in lower case
 
-def numbered_files(folder:Path) -> dict: # number: path
-    "The videos 0.mp4, 1.mp4, … of a folder; FileNotFoundError where there is none."
+def camera_number(name:str) -> int | None:
+    "The number after cam, camera or view at the end of a name, letters as 1, 2, …; None where there is none."
+    found = re.search(r"(?:^|[^a-z])(?:cam|camera|view)[_ -]?([0-9]{1,9}|[a-z])$", name, re.I)
+    if not found: return None
+    return int(found[1]) if found[1].isdigit() else ord(found[1].lower()) - ord("a") + 1
+
+def _videos_in(folder:Path) -> list[Path]:
+    return [path for path in sorted(folder.iterdir()) if path.suffix.lower() in VIDEO_SUFFIXES and path.is_file()]
+
+def _numbered_videos(folder:Path) -> list: # of (number, path): 0.mp4
+    return [(int(path.stem), path) for path in _videos_in(folder) if re.fullmatch("[0-9]{1,9}", path.stem)]
+
+def _named_videos(folder:Path) -> list: # of (number, path): Camera1/0.mp4, or session_cam1.mp4
+    camera_folders = [d for d in sorted(folder.iterdir()) if camera_number(d.name) is not None and d.is_dir()]
+    found = [(camera_number(d.name), path) for d in camera_folders for path in _videos_in(d)]
+    if found: return found
+    numbers = [(camera_number(path.stem), path) for path in _videos_in(folder)]
+    return [(number, path) for number, path in numbers if number is not None]
+
+def camera_videos(folder:Path) -> dict: # number: path
+    "One video per camera, 0.mp4, Camera1/0.mp4 or session_cam1.mp4; FileNotFoundError where there is none."
+    wanted = "0.mp4, 1.mp4, …, Camera1/0.mp4, … or NAME_cam1.mp4, …"
     if not folder.is_dir():
-        raise FileNotFoundError(f"{folder} with 0.mp4, 1.mp4, … was looked for; {describe_folder(folder.parent)}")
-    paths = [p for p in sorted(folder.glob("*.mp4")) if re.fullmatch("[0-9]{1,9}", p.stem)]
-    files = {int(p.stem): p for p in paths}
-    if len(files) < len(paths):
-        raise ValueError(f"{folder}: two files have the same number among {', '.join(p.name for p in paths)}")
-    if not files: raise FileNotFoundError(f"{folder}: 0.mp4, 1.mp4, … were looked for; {describe_folder(folder)}")
-    return dict(sorted(files.items()))
+        raise FileNotFoundError(f"{folder} with {wanted} was looked for; {describe_folder(folder.parent)}")
+    found = _numbered_videos(folder) or _named_videos(folder)
+    if not found: raise FileNotFoundError(f"{folder}: {wanted} were looked for; {describe_folder(folder)}")
+    files = dict(sorted(found))
+    if len(files) < len(found):
+        names = ", ".join(path.relative_to(folder).as_posix() for _, path in found)
+        raise ValueError(f"{folder}: two files have the same number among {names}; one video per camera is read, so "
+                         "join the parts of one and give each session a folder of its own")
+    return files
 
 def folder_layout(path:Path) -> tuple[Path, Path]: # folder of the videos, folder of the masks
     "Undistorted videos first, as MAMMAL has them; raw videos go with masks of the raw images only."
-    is_raw = (path/RAW_VIDEOS).is_dir() and not (path/VIDEOS).is_dir()
-    if is_raw: return path/RAW_VIDEOS, path/OWN_MASKS
-    has_only_own_masks = (path/OWN_MASKS).is_dir() and not (path/MASKS).is_dir()
-    return path/VIDEOS, path/(OWN_MASKS if has_only_own_masks else MASKS)
+    folders = [path/name for name in (VIDEOS, RAW_VIDEOS, ANIPOSE_VIDEOS) if (path/name).is_dir()]
+    if not folders and path.is_dir() and _named_videos(path): folders = [path]
+    videos = folders[0] if folders else path/VIDEOS
+    names = (OWN_MASKS, SPLATTER_MASKS) if videos != path/VIDEOS else (MASKS, OWN_MASKS, SPLATTER_MASKS)
+    masks = [path/name for name in names if (path/name).is_dir()]
+    with_videos = [folder for folder in masks if _numbered_videos(folder) or _named_videos(folder)]
+    return videos, (with_videos or masks or [path/names[0]])[0]
 
-def find_recording_rig(path:Path) -> tuple: # its name, function of (width, height, unit) that reads it
+def _rigs_of_recording(path:Path) -> dict: # name: function of (width, height, unit) which reads it
+    "The rigs in a recording's folder, else in a folder calibration up to two levels above."
+    found = find_rigs(path) | find_rigs(path/"calibrations")
+    if (path/RIG).exists(): found[str(path/RIG)] = lambda *size: read_calibration(path/RIG, *size)
+    for above in path.absolute().parents[:2]:
+        if not found: found = find_rigs(above/"calibration")
+    return found
+
+def find_recording_rig(
+    path:Path, # of a recording
+    rig_file=None, # file or folder of its rig, where several are there or it lies elsewhere
+) -> tuple: # its name, function of (width, height, unit) that reads it
     "The one rig of a recording; FileNotFoundError where there is none, ValueError where there are several."
-    found = find_rigs(path)
-    if (path/RIG).exists(): found = found | {str(path/RIG): lambda *size: read_calibration(path/RIG, *size)}
+    if rig_file is not None: return str(rig_file), lambda *size: read_calibration(rig_file, *size)
+    found = _rigs_of_recording(path)
     if not found:
         raise FileNotFoundError(f"{path/RIG} was looked for, or the rig of another tool ({', '.join(FORMATS)}); "
                                 f"{describe_folder(path)}")
     if len(found) > 1:
         raise ValueError(f"{path}: one rig was looked for and {len(found)} are there, {' and '.join(found)}; "
-                         "take the others away")
+                         "choose one: --rig FILE, in Python rig_file")
     return next(iter(found.items()))
 
 # %% ../../nbs/views/03_recordings.ipynb #2bb79658
@@ -105,55 +158,102 @@ def _check_pairs(videos, masks, video_folder, mask_folder):
             file, counts = folder/f"{missing[0]}.mp4", f"{len(videos)} videos, {len(masks)} masks"
             raise FileNotFoundError(f"{file} was looked for ({counts}); {describe_folder(folder)}")
 
-def _check_sizes(infos):
-    (first, expected), *others = infos.items()
-    for path, info in others:
-        if (info.width, info.height) != (expected.width, expected.height):
-            raise ValueError(f"{path} is {info.width} × {info.height} px, {first} is {expected.width} × "
-                             f"{expected.height}; all videos and masks should agree")
+def _check_sizes(videos, masks, infos):
+    for number, video in videos.items():
+        size, of_mask = ((infos[file].width, infos[file].height) for file in (video, masks[number]))
+        if size != of_mask:
+            raise ValueError(f"{masks[number]} is {of_mask[0]} × {of_mask[1]} px, {video} is {size[0]} × {size[1]}; "
+                             "a mask should have the size of its video")
 
-def _camera_numbers(names) -> list | None: # the one number in each name; None where there is not exactly one
-    numbers = [re.findall(r"\d+", Path(name).name) for name in names]
-    if not numbers or any(len(found) != 1 for found in numbers): return None
-    return [int(number) for (number,) in numbers]
+def _number_in(name:str) -> int | None: # the one number in a name, or that of cam1, camA, A
+    digits = re.findall("[0-9]+", name)
+    if len(digits) == 1: return int(digits[0])
+    return camera_number(name) if len(name) > 1 else camera_number(f"cam{name}")
+
+def _camera_numbers(names) -> list | None: # one in each name; None where there is not exactly one
+    numbers = [_number_in(Path(name).name) for name in names]
+    return None if None in numbers else numbers or None
+
+def _order_by_name(rig:Rig, videos) -> list|None: # position of each video's camera in the file
+    "By the numbers in the cameras' names, where they are those of the videos or count from 1."
+    numbers = _camera_numbers(rig.names)
+    if numbers is None: return None
+    for first in (0, 1):
+        wanted = [video + first for video in videos]
+        if sorted(numbers) == sorted(wanted): return [numbers.index(number) for number in wanted]
+    return None
 
 def match_cameras(
     rig:Rig, # in the order of its file
     videos, # numbers of the videos, in order
 ) -> tuple[Rig, str]: # in the order of the videos; "name" or "position"
     "The rig in the order of the videos, where the numbers in its names are those of the videos or count from 1."
-    numbers, videos = _camera_numbers(rig.names), list(videos)
-    if numbers is None: return rig, "position"
-    for first in (0, 1):
-        wanted = [video + first for video in videos]
-        if sorted(numbers) == sorted(wanted): return rig[[numbers.index(number) for number in wanted]], "name"
-    return rig, "position"
+    order = _order_by_name(rig, videos)
+    return (rig, "position") if order is None else (rig[order], "name")
+
+def _read_rig(read, sizes:dict, unit) -> Rig: # in the order of its file
+    "The rig of images of these sizes, by the numbers of the videos; a file without sizes is given those."
+    videos, sizes = list(sizes), list(sizes.values())
+    if len(set(sizes)) == 1: return read(*sizes[0], unit)
+    try: return read(None, None, unit)
+    except SizeError: pass
+    rig = read(*zip(*sizes), unit)
+    order = _order_by_name(rig, videos)
+    if order is None: return rig
+    in_file = [size for _, size in sorted(zip(order, sizes))]
+    return read(*zip(*in_file), unit)
+
+def read_matching_rig(
+    path:Path, # of a recording
+    sizes:dict, # number of each video: (width, height), pixels
+    unit:str=None, # of the calibration; as its file states or implies when None
+    rig_file=None, # the calibration, where several are there or it lies elsewhere
+) -> tuple[Rig, str, str]: # in the order of the videos; "name" or "position"; name of the file
+    "The rig of a recording with its videos' sizes; ValueError where number or sizes of its cameras are others."
+    file, read = find_recording_rig(path, rig_file)
+    rig, name = _read_rig(read, sizes, unit), Path(file).name
+    if len(rig) != len(sizes):
+        numbers = ", ".join(map(str, sizes))
+        raise ValueError(f"{path}: {len(sizes)} videos ({numbers}) but {len(rig)} cameras in {name}")
+    rig, matched = match_cameras(rig, sizes)
+    for i, ((video, size), stored) in enumerate(zip(sizes.items(), rig.image_sizes.tolist())):
+        if size == tuple(stored): continue
+        camera = rig.names[i] if rig.names else i
+        raise ValueError(f"{path}: video {video} is {size[0]} × {size[1]} px, its camera {camera} in {name} has images "
+                         f"of {stored[0]} × {stored[1]} px (matched by {matched})")
+    return rig, matched, name
+
+def _mask_videos(path:Path, folder:Path) -> dict: # number: path
+    "The mask videos of a recording; the command that makes them, where images or COCO JSON are there instead."
+    try: return camera_videos(folder)
+    except FileNotFoundError:
+        is_source = any(file.suffix.lower() == ".png" for file in folder.rglob("*")) or any(folder.glob("*.json"))
+        if not is_source: raise
+        raise FileNotFoundError(
+            f"{folder}: videos of masks were looked for, and images or COCO JSON are there; make videos of them: "
+            f"gslrm_mouse masks {path} --source {folder} --out {path/SPLATTER_MASKS}") from None
 
 def open_recording(
     path, # the folder
     unit:str=None, # of the calibration ("mm", "cm", "m", "model"); as its file states or implies when None
+    rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> Recording:
     "The recording at `path`, after its videos, masks, cameras and image sizes were found to agree; else one sentence."
     path = Path(path)
     video_folder, mask_folder = folder_layout(path)
-    videos, masks = numbered_files(video_folder), numbered_files(mask_folder)
+    videos, masks = camera_videos(video_folder), _mask_videos(path, mask_folder)
     _check_pairs(videos, masks, video_folder, mask_folder)
     infos = {file: video_info(file) for file in (*videos.values(), *masks.values())}
-    _check_sizes(infos)
-    info = next(iter(infos.values()))
-    file, read = find_recording_rig(path)
-    rig, name = read(info.width, info.height, unit), Path(file).name
-    if len(rig) != len(videos):
-        numbers = ", ".join(map(str, videos))
-        raise ValueError(f"{path}: {len(videos)} videos ({numbers}) but {len(rig)} cameras in {name}")
+    _check_sizes(videos, masks, infos)
+    sizes = {number: (infos[file].width, infos[file].height) for number, file in videos.items()}
+    rig, matched, name = read_matching_rig(path, sizes, unit, rig_file)
     has_distortion = rig.lens and (rig.lens.distortion.any() or rig.lens.model != "opencv")
     if video_folder.name == VIDEOS and has_distortion:
         raise ValueError(f"{path}: the videos in {VIDEOS} should have no lens any more, but {name} holds distortion; "
                          f"call the folder {RAW_VIDEOS} if it is still in them, or set the distortion to 0")
-    rig, matched = match_cameras(rig, videos)
     return Recording(
         path=path, rig=rig, n_frames=min(info.frames for info in infos.values()), videos=videos, masks=masks,
-        infos=infos, matched=matched)
+        infos=infos, matched=matched, rig_name=name)
 
 # %% ../../nbs/views/03_recordings.ipynb #59cb8180
 MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
@@ -184,12 +284,13 @@ def frames(
     videos = [decode_frames(file, numbers) for file in self.videos.values()]
     mask_videos = [decode_frames(file, numbers) for file in self.masks.values()]
     for i in numbers:
-        images = torch.empty(len(videos), cams.height, cams.width, 3)
-        alpha = torch.empty(len(videos), cams.height, cams.width)
+        images = torch.ones(len(videos), cams.height, cams.width, 3) # white and transparent where it is padded
+        alpha = torch.zeros(len(videos), cams.height, cams.width)
         for v, (file, video, mask_video) in enumerate(zip(self.masks.values(), videos, mask_videos)):
             found = _masked(next(video), next(mask_video), self.rig, v)
             if found is None: raise _empty_mask(file, v, i)
-            images[v], alpha[v] = found
+            width, height = cams.image_sizes[v].tolist()
+            images[v, :height, :width], alpha[v, :height, :width] = found
         yield check_views(Views(images, alpha, cams, self.names), f"{self.path}, frame {i}")
 
 @patch
@@ -203,20 +304,28 @@ def frame(
 # %% ../../nbs/views/03_recordings.ipynb #4bd545a1
 def is_recording(path) -> bool:
     "Whether `path` has a part of a recording."
-    return any((Path(path)/part).exists() for part in (VIDEOS, RAW_VIDEOS, MASKS, RIG))
+    path = Path(path)
+    if any((path/part).exists() for part in (VIDEOS, RAW_VIDEOS, ANIPOSE_VIDEOS, MASKS, RIG)): return True
+    return path.is_dir() and bool(_named_videos(path))
+
+def _refuse_rig_file(path, rig_file):
+    if rig_file is None: return
+    raise ValueError(f"{path} is no recording, so its cameras are in its own files, and {rig_file} was not read")
 
 def read_views(
     path, # a sample folder or a recording
     frame:int=0, # of a recording
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
 ) -> Views:
     "The views in a folder of either kind; ValueError or FileNotFoundError with one sentence otherwise."
     path = Path(path)
-    if is_recording(path): return open_recording(path, unit).frame(frame)
+    if is_recording(path): return open_recording(path, unit, rig_file).frame(frame)
     if not is_sample(path):
         raise FileNotFoundError(
             f"{path}: a recording ({VIDEOS}/ or {RAW_VIDEOS}/, {MASKS}/ or {OWN_MASKS}/, {RIG} or another tool's rig) "
             f"or a sample folder ({' or '.join(SAMPLES)}) was looked for; {describe_folder(path)}")
+    _refuse_rig_file(path, rig_file)
     if frame: raise ValueError(f"{path} is a sample folder, one moment; frame {frame} was asked for")
     return read_sample(path, unit=unit)
 
@@ -226,14 +335,16 @@ def open_moments(
     frames=None, # numbers of frames, or of samples in the order of their names; all when None
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
+    rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
 ) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
     "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)
     if is_recording(source):
-        recording = open_recording(source, unit)
+        recording = open_recording(source, unit, rig_file)
         total, kind = recording.n_frames, "frame"
         def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers)
     elif source.exists():
+        _refuse_rig_file(source, rig_file)
         samples = sample_folders(source)
         total, kind = len(samples), "sample"
         options = dict(white_threshold=white_threshold, unit=unit)
@@ -283,7 +394,7 @@ def iter_moments(
 
 # %% ../../nbs/views/03_recordings.ipynb #e7641b69
 _BLOCK = 2**20 # bytes that are hashed at once
-_RIG_FOLDERS = ("", "calibration", "sparse", "sparse/0", "colmap") # in which `find_rigs` looks
+_RIG_FOLDERS = ("", "calibration", "calibrations", "sparse", "sparse/0", "colmap") # in which rigs are looked for
 _RIG_TEXTS = ("cameras", "images", "unit", "extrinsics", "intrinsics") # stems of .txt and .bin files of a rig
 _IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG") # that a `file_path` may leave out
 
@@ -299,13 +410,15 @@ def _rig_files(path:Path) -> list[Path]:
     suffixes = {suffix for tool in FORMATS.values() for suffix in tool.suffixes if suffix}
     suffixes |= {".pkl", ".json", ".toml", ".yml", ".yaml", ".xml", ".mat", ".h5", ".hdf5"}
     suffixes -= {".txt", ".bin", ".mp4"}
-    files = [p for folder in _RIG_FOLDERS if (path/folder).is_dir() for p in (path/folder).iterdir() if p.is_file()]
+    folders = [path/name for name in _RIG_FOLDERS]
+    if not find_rigs(path): folders += [above/"calibration" for above in path.absolute().parents[:2]]
+    files = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file()]
     return [p for p in files if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)]
 
 def _recording_files(path:Path) -> list[Path]:
     videos, masks = folder_layout(path)
-    numbered = [p for folder in (videos, masks) if folder.is_dir() for p in numbered_files(folder).values()]
-    return numbered + _rig_files(path)
+    found = [p for folder in (videos, masks) if folder.is_dir() for p in camera_videos(folder).values()]
+    return found + _rig_files(path)
 
 def _sample_files(folder:Path) -> list[Path]:
     "The camera file of a sample, and the images and masks that it names."
@@ -322,6 +435,7 @@ def _fingerprints(folder:Path, files) -> dict:
 def fingerprint_of_source(
     path, # a recording, a sample folder, or a folder of sample folders
     truth=None, # folder of held-out views of the recording, see `read_truth`
+    rig_file=None, # file or folder of its calibration, where that was chosen
 ) -> dict: # file, or sample of many: size and hash of its content
     "What a source is made of, by the content of everything that is read of it."
     path = Path(path)
@@ -331,6 +445,10 @@ def fingerprint_of_source(
     if not files:
         samples = {folder.name: _fingerprints(folder, _sample_files(folder)) for folder in sample_folders(path)}
         found = {name: f"{len(files)} files {combined_fingerprint(files)}" for name, files in samples.items()}
+    if rig_file is not None:
+        chosen = Path(rig_file)
+        files = [p for p in chosen.iterdir() if p.is_file()] if chosen.is_dir() else [chosen]
+        found |= {f"calibration: {name}": value for name, value in _fingerprints(chosen.parent, files).items()}
     if truth:
         files = [Path(truth)/"heldout_cameras.json", *Path(truth).glob("frame_*_view_*.png")]
         found |= {f"held-out views: {name}": value for name, value in _fingerprints(Path(truth), files).items()}

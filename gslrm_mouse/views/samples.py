@@ -16,7 +16,8 @@ from ..calibration.json_frames import facelift_frame, facelift_frames, nerfstudi
 from ..calibration.rig import Rig
 from ..cameras.pinhole import Cameras, check_cameras
 from ..files import atomic_folder, describe_folder, one_line, open_image, read_bytes, require_empty_folder
-from .views import Views, check_views, composite_on_white, path_inside, read_rgba
+from .views import Views, check_views, composite_on_white, pad_images, path_inside, read_rgba
+from .views import unpad_views
 
 # %% auto #0
 __all__ = ['SAMPLES', 'undistort_rgba', 'read_sample', 'straight_alpha', 'write_sample', 'is_sample', 'truth_json',
@@ -34,13 +35,14 @@ def _sample_rig(folder, unit) -> tuple[Path, Rig, list]: # file, cameras, frames
     if found not in _FRAMES:
         raise ValueError(f"{file}: a JSON with `frames` was expected, it begins with {data[:12]!r}")
     frames = _FRAMES[found](data, str(file))
-    width, height = _size_of_images(folder, frames, file)
-    return file, FORMATS[found].read(data, str(file), width, height, unit), frames
+    widths, heights = _sizes_of_images(folder, frames, file)
+    return file, FORMATS[found].read(data, str(file), widths, heights, unit), frames
 
-def _size_of_images(folder, frames, file) -> tuple: # (width, height), or None twice where the frames hold it
-    "The size of the first image, for Blender's files, which hold only an angle of view."
-    if not frames or {"w", "h"} & set(frames[0]): return None, None
-    return open_image(path_inside(folder, frames[0].get("file_path"), f"{file}, camera 0")).size
+def _sizes_of_images(folder, frames, file) -> tuple: # widths, heights; None twice where the frames hold them
+    "The sizes of the images, for Blender's files, which hold only an angle of view."
+    if not frames or any({"w", "h"} & set(frame) for frame in frames): return None, None
+    paths = [path_inside(folder, frame.get("file_path"), f"{file}, camera {i}") for i, frame in enumerate(frames)]
+    return tuple(zip(*(open_image(path).size for path in paths)))
 
 def undistort_rgba(
     rgba:Tensor, # (H, W, 4) straight RGB and alpha in [0, 1], as stored
@@ -50,7 +52,8 @@ def undistort_rgba(
     "The image of camera `v` as a pinhole would have taken it."
     premultiplied = torch.cat([rgba[..., :3]*rgba[..., 3:], rgba[..., 3:]], -1)
     if rig.lens is None: return premultiplied
-    return rig.lens.undistort(v, premultiplied, rig.K[v], rig.width, rig.height)
+    width, height = rig.image_sizes[v].tolist()
+    return rig.lens.undistort(v, premultiplied, rig.K[v], width, height)
 
 # %% ../../nbs/views/02_samples.ipynb #7805163f
 def read_sample(
@@ -66,17 +69,16 @@ def read_sample(
     chosen = list(range(len(frames)) if indices is None else map(int, indices))
     if not chosen or not all(0 <= i < len(frames) for i in chosen):
         raise ValueError(f"{file}: frames {chosen} were asked for, it holds 0 to {len(frames) - 1}")
-    stored = rig.lens or rig
     rgba, names = [], []
     for i in chosen:
         where = f"{file}, camera {i}"
         path = path_inside(folder, frames[i].get("file_path"), where)
         mask = frames[i].get("mask_path") # of nerfstudio
         mask = path_inside(folder, mask, where) if mask else None
-        image = read_rgba(path, (stored.width, stored.height), where, white_threshold, mask)
+        image = read_rgba(path, rig.image_sizes[i].tolist(), where, white_threshold, mask)
         rgba.append(undistort_rgba(torch.from_numpy(image).float()/255, rig, i))
         names.append(path.stem)
-    colour, alpha = torch.stack(rgba).split([3, 1], -1)
+    colour, alpha = pad_images(rgba).split([3, 1], -1)
     images = (colour + 1 - alpha).clamp(0, 1)
     views = check_views(Views(images, alpha[..., 0], rig.cameras[chosen], tuple(names)), str(folder))
     return views.resized(size, size) if size else views
@@ -103,10 +105,10 @@ def write_sample(
     frames = []
     with atomic_folder(folder) as part:
         (part/"images").mkdir()
-        for i, rgba in enumerate(straight_alpha(views)):
-            file = f"images/cam_{i:03d}.png"
+        for i, view in enumerate(unpad_views(views)):
+            file, (rgba,) = f"images/cam_{i:03d}.png", straight_alpha(view)
             Image.fromarray(rgba).save(part/file)
-            frames.append(facelift_frame(views.cameras[i], file_path=file, view_id=i))
+            frames.append(facelift_frame(view.cameras, file_path=file, view_id=i))
         (part/"opencv_cameras.json").write_text(json.dumps(dict(id=folder.name, frames=frames), indent=1))
     return folder
 

@@ -14,18 +14,18 @@ from PIL import Image
 from fastcore.basics import patch
 from torch import Tensor
 from ..cameras.pinhole import Cameras, check_cameras
-from ..files import describe_folder, open_image
+from ..files import describe_folder, one_line, open_image
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'read_rgba', 'composite_on_white',
-           'path_inside']
+__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'pad_images', 'pad_views',
+           'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white', 'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
 @dataclass(frozen=True)
 class Views:
     "What a set of cameras saw."
-    images:Tensor # (V, H, W, 3) float32 in [0, 1], composited on white
-    alpha:Tensor # (V, H, W) float32 in [0, 1]
+    images:Tensor # (V, H, W, 3) float32 in [0, 1], composited on white; white where they are padded
+    alpha:Tensor # (V, H, W) float32 in [0, 1]; 0 where they are padded
     cameras:Cameras # V of them, of the images' size
     names:tuple = () # one per view, for messages and captions
 
@@ -33,8 +33,7 @@ class Views:
 @patch
 def __repr__(self:Views) -> str:
     "Count, image size and unit in one line."
-    cams = self.cameras
-    return f"Views({len(self.images)} views, {cams.width} × {cams.height} px, unit {cams.unit!r})"
+    return f"Views({len(self.images)} views, {self.cameras.size_text}, unit {self.cameras.unit!r})"
 
 # %% ../../nbs/views/00_views.ipynb #5eb5c9fd
 @patch
@@ -78,6 +77,8 @@ def _check_shapes(views, name):
     if (cams.width, cams.height) != (W, H):
         raise ValueError(f"{name}: the pictures are {W} × {H} px, the cameras were calibrated for "
                          f"{cams.width} × {cams.height}")
+    if cams.sizes is not None and views.alpha[~image_pixels(cams)].any():
+        raise ValueError(f"{name}: a silhouette reaches into the padding of images of {cams.size_text}")
 
 def _check_values(x, where): # `where` names camera and kind of image
     low, high = x.aminmax() # NaN where there is one
@@ -98,7 +99,8 @@ def check_views(
 ) -> Views:
     "`views` unchanged, or a ValueError that says in one sentence what is wrong with which view."
     _check_shapes(views, name)
-    for i, (image, alpha) in enumerate(zip(views.images, views.alpha)):
+    for i, (width, height) in enumerate(views.cameras.image_sizes.tolist()):
+        image, alpha = views.images[i], views.alpha[i, :height, :width]
         where = f"{name}, camera {i}"
         if views.names: where += f" ({views.names[i]})"
         _check_values(image, f"{where}: the picture")
@@ -141,6 +143,7 @@ def resized(
     height:int, # pixels
 ) -> Views:
     "The same views in `width` × `height` pixels, averaged over areas; K follows."
+    if self.cameras.sizes is not None: return pad_views([view.resized(width, height) for view in unpad_views(self)])
     rgba = torch.cat([self.premultiplied, self.alpha[..., None]], -1).permute(0, 3, 1, 2)
     is_whole_factor = rgba.shape[-1] % width == 0 and rgba.shape[-2] % height == 0
     if is_whole_factor: rgba = F.interpolate(rgba, (height, width), mode="area")
@@ -149,17 +152,71 @@ def resized(
     images = (colour + 1 - alpha[..., None]).clamp(0, 1)
     return replace(self, images=images, alpha=alpha, cameras=self.cameras.resized(width, height))
 
+# %% ../../nbs/views/00_views.ipynb #d94ad0c1
+def pad_images(
+    images:list, # of (h, w, ...) tensors
+    value:float=0., # of the padding
+) -> Tensor: # (V, H, W, ...)
+    "Images of several sizes on one canvas, padded on the right and below."
+    height, width = (max(image.shape[i] for image in images) for i in (0, 1))
+    if all(image.shape[:2] == (height, width) for image in images): return torch.stack(images)
+    canvas = images[0].new_full((len(images), height, width, *images[0].shape[2:]), value)
+    for padded, image in zip(canvas, images): padded[:image.shape[0], :image.shape[1]] = image
+    return canvas
+
+def pad_views(
+    views:list, # of `Views`, in one unit
+) -> Views:
+    "Views of several sizes on one canvas."
+    cams = [v.cameras for v in views]
+    sizes = torch.cat([c.image_sizes for c in cams])
+    width, height = sizes.amax(0).tolist()
+    cameras = replace(
+        cams[0], K=torch.cat([c.K for c in cams]), w2c=torch.cat([c.w2c for c in cams]), width=width, height=height,
+        sizes=sizes if (sizes != sizes.amax(0)).any() else None)
+    images = pad_images([image for v in views for image in v.images], 1.)
+    alpha = pad_images([alpha for v in views for alpha in v.alpha])
+    return Views(images[:, :height, :width], alpha[:, :height, :width], cameras, sum((v.names for v in views), ()))
+
+def unpad_views(views:Views) -> list: # of `Views`
+    "The views one by one, each of its own size."
+    return [_trimmed(views[i]) for i in range(len(views))]
+
+def _trimmed(view:Views) -> Views: # of one view
+    (width, height), = view.cameras.image_sizes.tolist()
+    cameras = replace(view.cameras, width=width, height=height, sizes=None)
+    return replace(view, images=view.images[:, :height, :width], alpha=view.alpha[:, :height, :width], cameras=cameras)
+
+def image_pixels(cams:Cameras) -> Tensor: # (V, H, W) bool
+    "The pixels of the canvas that belong to the images."
+    width, height = cams.image_sizes[..., None, None].unbind(-3)
+    x, y = (torch.arange(n, device=cams.K.device) for n in (cams.width, cams.height))
+    return (x < width) & (y[:, None] < height)
+
+def border_pixels(cams:Cameras) -> Tensor: # (V, H, W) bool
+    "The outermost ring of pixels of each image."
+    width, height = cams.image_sizes[..., None, None].unbind(-3)
+    x, y = (torch.arange(n, device=cams.K.device) for n in (cams.width, cams.height))
+    at_side, at_end = (x == 0) | (x == width - 1), (y[:, None] == 0) | (y[:, None] == height - 1)
+    return image_pixels(cams) & (at_side | at_end)
+
 # %% ../../nbs/views/00_views.ipynb #f1c5275e
-def _as_rgba(image) -> tuple[np.ndarray, bool]: # (H, W, 4) uint8; whether the image states alpha
-    has_alpha = image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
-    if image.mode.startswith("I;16"): # 16 bits of grey
-        grey = (np.array(image) >> 8).astype(np.uint8)
-        image = Image.fromarray(grey)
-    return np.array(image.convert("RGBA")), has_alpha
+def _as_rgba(image, where) -> tuple[np.ndarray, bool]: # (H, W, 4) uint8; whether the image states alpha
+    key = image.info.get("transparency") # the transparent colour, or the alphas of a palette
+    is_deep_key = isinstance(key, tuple) and max(key) > 255
+    if image.mode in ("I", "F") or is_deep_key:
+        found = "a transparent colour of 16 bits" if is_deep_key else f"mode {image.mode}"
+        raise ValueError(f"{where}: 8 or 16 bits a channel are read, with an alpha channel, found {found}")
+    has_alpha = image.mode in ("RGBA", "LA", "PA") or key is not None
+    if not image.mode.startswith("I;16"): return np.array(image.convert("RGBA")), has_alpha
+    values = np.array(image) # grey
+    grey = (values >> 8).astype(np.uint8)
+    alpha = np.where(values == key, np.uint8(0), np.uint8(255)) if has_alpha else np.full_like(grey, 255)
+    return np.stack([grey, grey, grey, alpha], -1), has_alpha
 
 def _read_mask(path, size, where) -> np.ndarray: # (H, W) uint8
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: the mask {path} is not there; {describe_folder(path.parent)}")
+        raise FileNotFoundError(f"{where}: the mask {one_line(path)} is not there; {describe_folder(path.parent)}")
     try: mask = open_image(path)
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
     if mask.size != tuple(size):
@@ -179,10 +236,10 @@ def read_rgba(
 ) -> np.ndarray: # (H, W, 4) uint8, straight alpha
     "An image with alpha; FileNotFoundError, or ValueError for an unreadable file, a missing alpha or another size."
     if not path.is_file():
-        raise FileNotFoundError(f"{where}: the picture {path} is not there; {describe_folder(path.parent)}")
+        raise FileNotFoundError(f"{where}: the picture {one_line(path)} is not there; {describe_folder(path.parent)}")
     try: image = open_image(path)
     except ValueError as e: raise ValueError(f"{where}: {e}") from None
-    rgba, has_alpha = _as_rgba(image)
+    rgba, has_alpha = _as_rgba(image, f"{where}: {path}")
     if mask is not None: rgba[..., 3] = np.minimum(rgba[..., 3], _read_mask(mask, image.size, where))
     elif not has_alpha:
         if white_threshold is None:

@@ -1,8 +1,9 @@
 """The built documentation: complete, linked, silent on the network, alive in a browser."""
-import ast, http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time, urllib.request
+import ast, http.server, importlib, json, os, pkgutil, re, shutil, subprocess, sys, threading, time
 from functools import partial
 from pathlib import Path
 import pytest
+from browser import Browser
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT/"tools/docs"))
@@ -353,67 +354,11 @@ def test_changelog_knows_this_version():
 
 # --- in a browser ------------------------------------------------------------------------------------------------
 
-class Browser:
-    "A headless Chromium, spoken to over its DevTools socket."
-    def __init__(self, folder):
-        import websocket
-        names = ("chromium", "chromium-browser", "google-chrome", "chrome")
-        binary = next((found for name in names if (found := shutil.which(name))), None)
-        if binary is None: pytest.skip("no Chromium on this machine")
-        options = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-                   "--disable-background-networking", "--remote-debugging-port=0", "--remote-allow-origins=*")
-        command = [binary, *options, f"--user-data-dir={folder}", "about:blank"]
-        self.process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        port = folder/"DevToolsActivePort"
-        end = time.time() + 30
-        while not (port.exists() and port.read_text().count("\n")) and time.time() < end: time.sleep(.1)
-        at = port.read_text().split()[0]
-        tab = next(t for t in json.load(urllib.request.urlopen(f"http://127.0.0.1:{at}/json")) if t["type"] == "page")
-        self.socket = websocket.create_connection(tab["webSocketDebuggerUrl"], timeout=30)
-        self.n, self.events = 0, []
-        for domain in ("Page", "Runtime", "Network", "Log"): self(f"{domain}.enable")
-
-    def __call__(self, method, **params):
-        self.n += 1
-        self.socket.send(json.dumps(dict(id=self.n, method=method, params=params)))
-        while True:
-            m = json.loads(self.socket.recv())
-            if m.get("id") == self.n: return m.get("result", m)
-            self.events.append(m)
-
-    def js(self, code):
-        r = self("Runtime.evaluate", expression=code, awaitPromise=True, returnByValue=True)
-        assert "exceptionDetails" not in r, r
-        return r["result"].get("value")
-
-    def visit(self, url):
-        "What went wrong on the way, and what was asked for."
-        for address in ("about:blank", url): # what the page before has left to say is not this one's
-            self.events.clear()
-            self("Page.navigate", url=address)
-            while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
-                self.events.append(json.loads(self.socket.recv()))
-        self.js("new Promise(r => setTimeout(r, 30))")
-        asked = [params["request"]["url"] for params in self.params_of("Network.requestWillBeSent")]
-        return self.wrong(), asked
-
-    def params_of(self, method): return [event["params"] for event in self.events if event.get("method") == method]
-
-    def wrong(self):
-        exceptions = [params["exceptionDetails"] for params in self.params_of("Runtime.exceptionThrown")]
-        logged = [p["args"] for p in self.params_of("Runtime.consoleAPICalled") if p["type"] == "error"]
-        entries = [p["entry"] for p in self.params_of("Log.entryAdded") if p["entry"]["level"] == "error"]
-        failed = [p for p in self.params_of("Network.loadingFailed") if not p.get("canceled")]
-        return exceptions + logged + entries + failed
-
-
 @pytest.fixture(scope="session")
 def browser(tmp_path_factory):
     b = Browser(tmp_path_factory.mktemp("browser"))
     yield b
-    b.socket.close()
-    b.process.terminate()
-    b.process.wait(20)
+    b.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,5 @@
 """The shipped sensitivity table is complete, belongs to this checkpoint, and agrees with new measurements."""
+import json
 import math
 from dataclasses import replace
 
@@ -99,6 +100,19 @@ def test_the_table_of_another_checkpoint_is_refused(tmp_path):
     assert load_sensitivity(path).rows
     sensitivity_file(path).unlink()
     with pytest.raises(FileNotFoundError, match="no sensitivity table"): load_sensitivity(path)
+
+
+@pytest.mark.parametrize("key, value", [
+    ("n", None), ("iou_undisturbed", None), ("iou_undisturbed", [.5]), ("value", 10**100), ("scenes", []), ("knob", 3),
+])
+def test_rows_that_cannot_be_predicted_from_are_refused(tmp_path, key, value):
+    content = json.loads(sensitivity_file(shipped_checkpoint()).read_text())
+    if value is None: del content["rows"][3][key]
+    else: content["rows"][3][key] = value
+    path = tmp_path/"table.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="is not a sensitivity table") as e: load_sensitivity(path=path)
+    assert len(str(e.value).splitlines()) == 1
 
 
 def test_a_table_is_never_written_over_another_file(tmp_path):

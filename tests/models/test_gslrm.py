@@ -384,6 +384,7 @@ def test_settings_files(tmp_path):
 
 @pytest.mark.parametrize("old, new, fragment", [
     ("in_channels: 9", "in_channels: 12", "in_channels is 12, colour and rays='nearest' make 9"),
+    ("in_channels: 9", 'in_channels: "9\\nor 8"', "in_channels is 9 or 8, colour"),
     ("n_layer: 3", "n_layers: 3", "lacks transformer.n_layer"),
     ("clip_xyz", "clip_xy", "unknown keys in the model section: clip_xy"),
     ("upsample_factor: 1", "upsample_factor: 2", "only 1 exists"),

@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import DATA
+from conftest import recorded_numbers
 
 from gslrm_mouse.cameras.pinhole import Cameras, orbit
 from gslrm_mouse.cameras.rotations import quat_to_matrix
@@ -17,18 +17,12 @@ from gslrm_mouse.training import losses
 from gslrm_mouse.training.step import lr_factor
 
 
-def recorded(name):
-    path = DATA/"parity"/name
-    if not path.is_file(): pytest.skip(f"the parity numbers ../shared/data/parity/{name} are not on this machine")
-    with np.load(path) as arrays: return {key: torch.from_numpy(arrays[key]) for key in arrays}
+@pytest.fixture(scope="module")
+def stages(): return recorded_numbers("a_released_flags.npz")
 
 
 @pytest.fixture(scope="module")
-def stages(): return recorded("a_released_flags.npz")
-
-
-@pytest.fixture(scope="module")
-def extras(): return recorded("d_extras.npz")
+def extras(): return recorded_numbers("d_extras.npz")
 
 
 def K_of(fxfycxcy):

@@ -20,7 +20,7 @@ from gslrm_mouse.cameras.presets import facelift_rig, mouse_rig
 from gslrm_mouse.preprocess.canonical import canonicalize, virtual_cameras
 from gslrm_mouse.preprocess.dataset import preprocess_dataset, split_by_time, write_prepared
 from gslrm_mouse.preprocess.grading import grade_folder, grade_letter, grades
-from gslrm_mouse.preprocess.recipes import METHODS, RECIPES, get_recipe
+from gslrm_mouse.preprocess.methods import METHODS, get_method
 from gslrm_mouse.preprocess.silhouettes import check_model_input, foreground_stats
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
@@ -86,14 +86,13 @@ def test_layout_and_lists(recording, tmp_path):
     assert json.loads((out/"preprocess.json").read_text()) == made and made["complete"]
 
 
-@pytest.mark.parametrize("name", [*METHODS, "exact"])
+@pytest.mark.parametrize("name", METHODS)
 def test_reads_back(recording, tmp_path, name):
-    recipe = canonicalize if name == "exact" else None
-    preprocess_dataset(recording, tmp_path/"d", name, [3], 64, recipe=recipe)
+    preprocess_dataset(recording, tmp_path/"d", name, [3], 64)
     folder = tmp_path/"d/sample_000000"
     got, domain = read_views(folder), replace(FACELIFT_DOMAIN, image_size=64)
     options = {"as_was": True} if name == "pixel_based" else {}
-    want = (recipe or METHODS[name])(read_views(recording, 3), domain, **options)
+    want = METHODS[name](read_views(recording, 3), domain, **options)
     assert torch.allclose(got.cameras.K, want.views.cameras.K.double(), atol=1e-9)
     assert torch.allclose(got.cameras.w2c, want.views.cameras.w2c.double(), atol=1e-12)
     assert (got.images - want.views.images).abs().max() < 2/255
@@ -114,13 +113,8 @@ def test_default_is_as_it_was(recording, tmp_path):
     domain, views = replace(FACELIFT_DOMAIN, image_size=64), read_views(recording, 0)
     w2c = read_views(tmp_path/"d/sample_000000").cameras.w2c
     assert torch.allclose(w2c, METHODS["converted"](views, domain).views.cameras.w2c, atol=1e-9)
-    rotated = RECIPES["pixel_based"](views, domain).views.cameras.w2c
+    rotated = METHODS["pixel_based"](views, domain).views.cameras.w2c
     assert not torch.allclose(w2c[:, :3, :3], rotated[:, :3, :3], atol=.05)
-
-
-def test_methods_hold_the_studys_recipes():
-    assert list(RECIPES) == ["mm", "per_camera", "similarity", "overwritten_k", "pixel_based"]
-    assert all(METHODS[name] is method for name, method in RECIPES.items())
 
 
 # ---- stopped and continued ----
@@ -199,7 +193,7 @@ def test_one_folder_one_data_set(recording, tmp_path, change, message):
 def test_unknown_method(tmp_path, recording, name, near):
     assert near in refused(recording, tmp_path/"d", name)
     assert not (tmp_path/"d").exists()
-    with pytest.raises(ValueError): get_recipe(name)
+    with pytest.raises(ValueError): get_method(name)
 
 
 def test_image_without_alpha(square, tmp_path):

@@ -1,5 +1,6 @@
 """Many frames: read once, made whole or not at all, resumed after a kill, in steady memory; filters and PLY files."""
 import json
+import pickle
 import random
 import shutil
 import signal
@@ -8,6 +9,7 @@ import sys
 import textwrap
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import av
@@ -19,7 +21,7 @@ from conftest import DATA
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gslrm_mouse import files, video
+from gslrm_mouse import cli, files, video
 from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.pinhole import orbit
 from gslrm_mouse.cameras.presets import mouse_rig
@@ -34,17 +36,19 @@ from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.film import cloud_center, cloud_radius, turntable_cameras, up_axis
-from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder, load_finished, reconstruct
-from gslrm_mouse.reconstruction.prediction import fit_to_views, predict, training_blur
+from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder, load_finished
+from gslrm_mouse.reconstruction.prediction import choose_start, fit_to_views, predict, training_blur
 from gslrm_mouse.scenes.bodies import canonical_scene, mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import decode_frame, decode_frames, write_video
+from gslrm_mouse.views.hull import visual_hull
 from gslrm_mouse.views.recordings import MASKS, VIDEOS, open_recording, read_views
 from gslrm_mouse.views.samples import write_sample
 
 N = 12 # frames of the recording
 HANGS = 1800 # seconds after which a process is taken to hang
+reconstruct = partial(pipeline.reconstruct, fit=0) # the network alone: most of these tests are about files
 
 
 @pytest.fixture(scope="module")
@@ -344,7 +348,7 @@ def test_a_frame_of_many_is_the_frame_alone(film, tiny, tmp_path):
     options = dict(checkpoint=tiny, turntable=False, panels=False)
     one, many = tmp_path/"one", tmp_path/"many"
     reconstruct(film, one, 7, **options)
-    reconstruct(film, many, frames=range(3, N, 4), film=False, **options)
+    reconstruct(film, many, frames=range(3, N, 4), film=False, viewer=False, **options)
     for name in ("gaussians.ply", "cameras.txt"):
         assert (one/name).read_bytes() == (frame_folder(many, 7)/name).read_bytes()
     assert (one/"gaussians.ply").read_bytes() != (frame_folder(many, 3)/"gaussians.ply").read_bytes()
@@ -393,7 +397,7 @@ CHANGES = dict(
 
 def test_settings_do_not_mix(film, tiny, tmp_path):
     out = tmp_path/"d"
-    options = dict(checkpoint=tiny, frames=[0, 1], turntable=False, panels=False, film=False)
+    options = dict(checkpoint=tiny, frames=[0, 1], turntable=False, panels=False, film=False, viewer=False)
     reconstruct(film, out, **options)
     before = contents(out)
     for key, value in CHANGES.items():
@@ -412,7 +416,7 @@ def test_settings_do_not_mix(film, tiny, tmp_path):
 def test_a_changed_source_does_not_mix(film, tiny, tmp_path):
     source, out = tmp_path/"rec", tmp_path/"d"
     shutil.copytree(film, source)
-    options = dict(checkpoint=tiny, turntable=False, panels=False, film=False)
+    options = dict(checkpoint=tiny, turntable=False, panels=False, film=False, viewer=False)
     reconstruct(source, out, frames=[0], **options)
     before = contents(out)
     for name in (f"{MASKS}/2.mp4", f"{VIDEOS}/0.mp4"):
@@ -453,7 +457,7 @@ def test_bad_frames(film, tiny, tmp_path):
 def start(film, out, tiny, **options):
     code = f"""
 from gslrm_mouse.reconstruction.pipeline import reconstruct
-reconstruct({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, **{options!r})
+reconstruct({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, fit=0, **{options!r})
 """
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
@@ -551,7 +555,7 @@ def measured(folder, views, number, **options):
     return records
 
 pipeline._make_frame = measured
-pipeline.reconstruct({source!r}, {out!r}, checkpoint={checkpoint!r}, frames=range({n}), **{options!r})
+pipeline.reconstruct({source!r}, {out!r}, checkpoint={checkpoint!r}, frames=range({n}), fit=0, **{options!r})
 peaks.append(peak())
 print(json.dumps(peaks))
 """
@@ -571,7 +575,7 @@ def test_memory_is_steady(tiny, tmp_path):
     film = write_recording(tmp_path/"rec", N, seed=5, cams=mouse_rig().resized(576, 512), truth=False)
     views = 6*576*512*16/2**20 # MiB
     steady = memory_peaks(film, tmp_path/"steady", tiny, leaks=False)
-    small = dict(panels=False, turntable=False, film=False)
+    small = dict(panels=False, turntable=False, film=False, viewer=False)
     leaking = memory_peaks(film, tmp_path/"leaking", tiny, leaks=True, **small)
     print("MiB:", [round(x) for x in steady], "with a leak:", [round(x) for x in leaking])
     assert len(steady) == N + 1
@@ -599,3 +603,75 @@ def test_a_fit_believes_its_cameras():
     assert scores(fit_to_views(g, exchanged, card.domain, 80))["iou"] < network["iou"]
     first, second = (fit_to_views(g, inputs, card.domain, 5) for _ in range(2))
     assert torch.equal(first.means, second.means)
+
+
+# ---- qualities ----
+
+@pytest.fixture(scope="module")
+def drafted(film, tiny, tmp_path_factory):
+    "Frame 3 at quality draft, from five cameras; the sixth is held out."
+    out, lines = tmp_path_factory.mktemp("draft")/"d", []
+    pipeline.reconstruct(
+        film, out, 3, inputs=5, checkpoint=tiny, quality="draft", turntable=False, panels=False, say=lines.append)
+    return out, lines
+
+
+def test_held_out_views_list_the_baselines(drafted):
+    out, lines = drafted
+    rows = {r["split"]: r for r in records(out)}
+    assert set(rows) == {"input", "novel", "novel_network", "novel_hull"}
+    assert {r["start"] for r in rows.values()} == {"hull"}
+    assert rows["novel"]["arm"] == rows["input"]["arm"] == "exact, draft"
+    assert rows["novel_hull"]["arm"] == "hull" and rows["novel_hull"]["camera"] == rows["novel"]["camera"]
+    assert rows["novel"]["iou"] > rows["novel_network"]["iou"] # of an untrained network
+    assert lines[0].startswith("began on the hull: the visual hull of 5 cameras explains")
+
+
+def test_qualities_do_not_mix(film, tiny, tmp_path):
+    "A folder of the network alone is refused by sentence for a quality, and its settings hash stays as it was."
+    out = tmp_path/"d"
+    options = dict(checkpoint=tiny, frames=[1], turntable=False, panels=False, film=False, viewer=False)
+    reconstruct(film, out, **options)
+    assert not manifest(out)["settings"].keys() & {"quality", "pixels", "gaussians"}
+    before = contents(frame_folder(out, 1))
+    reconstruct(film, out, **options)
+    assert contents(frame_folder(out, 1)) == before
+    with pytest.raises(ValueError, match=r"another quality \(None, not good\)"):
+        pipeline.reconstruct(film, out, **options)
+
+
+def test_masks_that_contradict_start_from_the_network():
+    views = raytrace(mouse_scene(4), mouse_rig().resized(144, 128), 1)
+    assert choose_start(visual_hull(views, n=24)).kind == "hull"
+    exchanged = replace(views, cameras=views.cameras[[3, 0, 4, 1, 5, 2]])
+    start = choose_start(visual_hull(exchanged, n=24))
+    assert start.kind == "network" and "only" in start.reason
+
+
+def test_a_network_takes_cameras_in_its_own_unit():
+    network, views = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1)), mouse_rig().resized(32, 32)
+    images = torch.ones(1, 6, 32, 32, 3)
+    with pytest.raises(ValueError, match="cameras in model units, these are in 'mm'"):
+        network(images, views.batch())
+
+
+def test_the_report_says_that_cameras_were_exchanged():
+    views = raytrace(mouse_scene(4), mouse_rig().resized(144, 128), 1)
+    assert "unsound" not in str(canonicalize(views, FACELIFT_DOMAIN).certificate)
+    exchanged = replace(views, cameras=views.cameras[[3, 0, 4, 1, 5, 2]])
+    assert "unsound: the triangulation error" in str(canonicalize(exchanged, FACELIFT_DOMAIN).certificate)
+
+
+def test_exchanged_cameras_need_force(film, tmp_path):
+    "The doctor's finding is the error's sentence, before anything is written; --force goes on, and so do sound rigs."
+    wrong = shutil.copytree(film, tmp_path/"wrong")
+    rig = pickle.loads((wrong/"new_cam.pkl").read_bytes())
+    (wrong/"new_cam.pkl").write_bytes(pickle.dumps([rig[i] for i in (1, 0, 2, 3, 4, 5)]))
+    options = dict(source=wrong, number=3, unit=None, checkpoint=None)
+    with pytest.raises(ValueError, match="--force reconstructs it nevertheless") as e: cli._check_consistency(**options)
+    assert "doctor" in str(e.value) and "\n" not in str(e.value)
+    cli._check_consistency(**options | dict(source=film))
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["reconstruct", str(wrong), "--frame", "3", "--out", str(tmp_path/"out")])
+    assert stop.value.code == 2
+    assert not (tmp_path/"out").exists()
