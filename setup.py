@@ -7,7 +7,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=["="])
 config.read(here/"settings.ini", encoding="utf-8")
 cfg = config["DEFAULT"]
-extras = {name: cfg[f"{name}_requirements"].split() for name in ("cuda", "formats", "masks", "diffusion", "view", "dev")}
+extra_names = ("cuda", "formats", "masks", "diffusion", "view", "track", "dev")
+extras = {name: cfg[f"{name}_requirements"].split() for name in extra_names}
 
 setup(
     name=cfg["lib_name"], version=cfg["version"], description=cfg["description"], keywords=cfg["keywords"], author=cfg["author"],

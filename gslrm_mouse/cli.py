@@ -17,8 +17,8 @@ try:
 except KeyboardInterrupt: sys.exit(130) # while the command starts
 
 # %% auto #0
-__all__ = ['Unit', 'COMMANDS', 'with_argument_help', 'study', 'reconstruct', 'view', 'mesh', 'doctor', 'masks', 'preprocess',
-           'train', 'curves', 'pretrain', 'sensitivity', 'convert', 'demo', 'main']
+__all__ = ['Unit', 'COMMANDS', 'with_argument_help', 'study', 'reconstruct', 'view', 'mesh', 'track', 'doctor', 'masks',
+           'preprocess', 'train', 'curves', 'pretrain', 'sensitivity', 'convert', 'demo', 'main']
 
 # %% ../nbs/06_cli.ipynb #5e28aacd
 def _vector(text:str):
@@ -77,7 +77,7 @@ def study(
     # of the recording, 0,10,20 or 0:40:10, four spread over it when left out;
     # or which mice of the experiment recipes
     frames:str|None=None,
-    # gslrm_64, gslrm_128 or gslrm_any (shipped), or a .safetensors file with camera metadata
+    # one that is shipped (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128), or a .safetensors file with camera metadata
     # (gslrm_mouse convert makes one of FaceLift's); gslrm_64 when left out
     checkpoint:Path|None=None,
     # folder of the finished results, a file of JSON lines per experiment; OUT/results when left out
@@ -153,7 +153,7 @@ def reconstruct(
     inputs:int|None=None,
     unit:Unit|None=None, # of the source's cameras; as their file states or implies when left out
     rig:Path|None=None, # calibration of a recording, file or folder, where several are there or it lies elsewhere
-    # gslrm_64, gslrm_128 or gslrm_any (shipped), or a .safetensors file with camera metadata; gslrm_64 when left out
+    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
     checkpoint:Path|None=None,
     overwrite:bool=False, # replace an existing result
     # what to keep of the checkpoint's cameras: the first four are exact, the last two approximate with a bound;
@@ -178,7 +178,10 @@ def reconstruct(
     gaussians:int|None=None, # for experts: about how many Gaussians the quality begins with
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
-    film:bool=True, # with --frames: film.mp4 of all frames
+    # with --frames of a recording and a quality: the Gaussians of the first frame follow the animal, so that points
+    # of it can be tracked; sequence.npz and follow.mp4 besides a PLY per frame. --no-sequence makes each frame anew
+    sequence:bool=True,
+    film:bool=True, # with --frames: film.mp4 of all frames, and follow.mp4 of a sequence
     viewer:bool=True, # write view.html, a page to turn the result in; once for all frames
     skip_bad:bool=False, # with --frames: leave out those that cannot be used, and list them
     force:bool=False, # go on where the doctor says that cameras and silhouettes contradict each other
@@ -192,7 +195,7 @@ def reconstruct(
     For example: gslrm_mouse reconstruct RECORDING --frame 120 --checkpoint gslrm_128 --out OUT"""
     from gslrm_mouse.gaussians.filters import FILTERS
     from gslrm_mouse.reconstruction.pipeline import reconstruct as run
-    from gslrm_mouse.views.recordings import parse_frames
+    from gslrm_mouse.views.recordings import is_recording, parse_frames
     _start(device, threads)
     if no_fit and fit: raise ValueError(f"--no-fit and --fit {fit} exclude each other")
     numbers = parse_frames(frames) if frames else None
@@ -221,6 +224,7 @@ def reconstruct(
         panels=panels,
         film=film,
         viewer=viewer,
+        sequence=sequence and numbers is not None and fit is None and not no_fit and is_recording(source),
         skip_bad=skip_bad,
         say=None if numbers else say)
     is_network_alone = no_fit or fit == 0
@@ -246,7 +250,8 @@ def _check_consistency(source, number, unit, checkpoint, rig_file):
     try: agreement = visual_hull(views, n=24, rays=250).iou.mean().item()
     except ValueError: agreement = 0. # an empty mask, or an object behind a camera: the doctor says which
     if agreement >= _AGREEMENT: return
-    findings = [f for f in diagnose(source, checkpoint, unit=unit, rig_file=rig_file).findings if f.name != "out_of_domain"]
+    diagnosis = diagnose(source, checkpoint, unit=unit, rig_file=rig_file)
+    findings = [f for f in diagnosis.findings if f.name != "out_of_domain"]
     if findings:
         raise ValueError(f"{findings[0].says}: {findings[0].means}; gslrm_mouse doctor {source} says more, and "
                          "--force reconstructs it nevertheless")
@@ -290,11 +295,38 @@ def mesh(
     volume = f"{surface.volume/1000:.1f} cm³" if g.unit == "mm" else f"{surface.volume:.3g} cubic {g.unit} units"
     print(f"written: {out} ({len(surface.faces):,} triangles, {volume})")
 
+# %% ../nbs/06_cli.ipynb #43a70e2a
+@with_argument_help
+def track(
+    folder:tyro.conf.Positional[Path], # of a sequence, as reconstruct --frames writes it
+    fps:float|None=None, # frames per second of the recording; as its videos state when left out
+    points:int=12, # of the surface to follow, besides nose and tail
+    cells:int=96, # of the grid for volume and surface, along the longest side
+):
+    """Where the animal is, its heading, length, speed, volume and surface, and points of its fur, over time.
+
+    Writes FOLDER/track.csv (a table), track.nc (for movement) and track.nwb (NWB with ndx-pose), with units and a
+    confidence between 0 and 1; from --fps follow times and speeds.
+
+    For example: gslrm_mouse track OUT --fps 20 --points 24"""
+    from gslrm_mouse.reconstruction.track import TRACKS, track_sequence
+    measured = track_sequence(folder, fps, points, cells)
+    print(_track_line(measured))
+    print(f"written: {', '.join(str(folder/name) for name in TRACKS)}")
+
+def _track_line(measured) -> str:
+    import numpy as np
+    unit = measured.unit
+    return (f"{len(measured.frames)} frames at {measured.fps:g} a second: median speed "
+            f"{np.median(measured.speed):.3g} {unit}/s, length {np.median(measured.length):.3g} {unit} (with tail "
+            f"{np.median(measured.length_with_tail):.3g}), volume {np.median(measured.volume):.4g} {unit}³, "
+            f"confidence {measured.confidence.min():.2f} to {measured.confidence.max():.2f}")
+
 # %% ../nbs/06_cli.ipynb #c11a0006
 @with_argument_help
 def doctor(
     path:tyro.conf.Positional[Path], # a calibration, a sample folder, a folder of samples or a recording
-    # gslrm_64, gslrm_128 or gslrm_any (shipped), or a .safetensors file with camera metadata; gslrm_64 when left out
+    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
     checkpoint:Path|None=None,
     size:tuple[int, int]|None=None, # width and height of the images, for calibrations which do not hold it
     unit:Unit|None=None, # of the cameras; as their file states or implies when left out
@@ -365,7 +397,7 @@ def preprocess(
     target_size_ratio:float|None=None, # of the methods that scale to one
     skip_bad:bool=False, # leave out frames that cannot be used, and list them, instead of stopping
     white_threshold:float|None=None, # for samples without alpha: pixels at least this bright are background
-    # whose cameras to prepare for: gslrm_64, gslrm_128 or gslrm_any (shipped), or a .safetensors file;
+    # whose cameras to prepare for: gslrm_64, gslrm_128, gslrm_any, gslrm_any_128 (shipped), or a .safetensors file;
     # gslrm_64 when left out
     checkpoint:Path|None=None,
 ):
@@ -425,7 +457,7 @@ def train(
     # heads (experiment B), transformer (all layers frozen), layers:K (the first K are frozen), patch_embedder,
     # none (nothing is frozen)
     policy:str|None=None,
-    # weights to start from: a .safetensors file, gslrm_64, gslrm_128 or gslrm_any, or "shipped" (gslrm_64)
+    # weights to start from: a .safetensors file, gslrm_64, gslrm_128, gslrm_any, gslrm_any_128, or "shipped" (gslrm_64)
     init:str|None=None,
     resume:bool=False, # continue the run in OUT
     stop_at:int|None=None, # stop before this step, to be resumed later
@@ -496,7 +528,7 @@ def pretrain(
 # %% ../nbs/06_cli.ipynb #c11a000e
 @with_argument_help
 def sensitivity(
-    # gslrm_64, gslrm_128 or gslrm_any (shipped), or a .safetensors file with camera metadata; gslrm_64 when left out
+    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
     checkpoint:Path|None=None,
     out:Path|None=None, # sensitivity.json beside the checkpoint when left out
     scenes:int=12, # held-out scenes of each subject
@@ -546,7 +578,8 @@ def demo(
 
 # %% ../nbs/06_cli.ipynb #de2cdb5b
 COMMANDS = {command.__name__: command for command in (
-    doctor, study, reconstruct, view, mesh, masks, preprocess, train, curves, pretrain, sensitivity, convert, demo)}
+    doctor, study, reconstruct, view, mesh, track, masks, preprocess, train, curves, pretrain, sensitivity, convert,
+    demo)}
 
 def _did_you_mean(word, known) -> str:
     near = difflib.get_close_matches(word, known, 1, .6)
@@ -610,7 +643,7 @@ def main(
         return
     description = ("GS-LRM on a mouse rig: why it went white, and what to do. "
                    "Start with: gslrm_mouse doctor YOUR_DATA. "
-                   "Checkpoints that are shipped: gslrm_64 (the default), gslrm_128 and gslrm_any.")
+                   "Checkpoints that are shipped: gslrm_64 (the default), gslrm_128, gslrm_any and gslrm_any_128.")
     try:
         _check_words(args)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gslrm_mouse", args=args, description=description)

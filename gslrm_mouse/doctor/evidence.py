@@ -229,8 +229,9 @@ def _recording_without_masks(path, size, unit, rig_file, folder, masks) -> Evide
         means="Without silhouettes nothing separates animal from cage: the original code filled a missing mask with "
               "'everything is foreground'",
         cure=f"gslrm_mouse masks {path}")
-    return Evidence(
-        path, "recording", f"a recording without masks, {_frames(n)}", cameras=cams, broken=(*broken, missing))
+    says = f"a recording without masks, {_frames(n)}"
+    if videos: says += f"; {len(videos)} videos ({next(iter(videos.values())).relative_to(path).as_posix()} …)"
+    return Evidence(path, "recording", says, cameras=cams, broken=(*broken, missing))
 
 def _recording(path, size, unit, rig_file) -> Evidence:
     folder, masks = folder_layout(path)

@@ -15,7 +15,7 @@ import torch
 from jinja2 import Environment
 from markupsafe import Markup
 from .plan import Plan, records_of
-from .registry import EXPERIMENTS, OPEN_QUESTIONS, experiment_title
+from .registry import EXPERIMENTS, OTHER_FINDINGS, experiment_title
 from .runner import Section, collect_section, count_text, duration_text, own_folder
 from .runner import planned_arms, run_arms, stored_parts
 from ..files import atomic_folder
@@ -224,8 +224,8 @@ _BACKGROUND = (
 
 _ADVICE = (
     "For your own rig, run `gslrm_mouse doctor RECORDING` to see whether it will fail and why, then "
-    "`gslrm_mouse reconstruct RECORDING --fit 200`, which resamples its views exactly into the camera of the "
-    "checkpoint and then optimises the Gaussians on them.")
+    "`gslrm_mouse reconstruct RECORDING`, which optimises Gaussians on its views. They begin on the visual hull, or "
+    "with the network's prediction where the silhouettes contradict each other.")
 
 def _is_recording(section) -> bool: return section.experiment.name.startswith("recording")
 
@@ -418,7 +418,7 @@ def study(
              f"{jobs} at a time, {count_text(threads, 'thread')} each",
         results="JSON lines, a condition each; `results.jsonl` has one record per line",
         torch=torch.__version__)
-    extra = () if plan.recording else OPEN_QUESTIONS
+    extra = () if plan.recording else OTHER_FINDINGS
     write_report(out, sections, facts, failed, _not_planned(plan, known), extra)
     _write_failures(out/"failed.log", failed)
     _mark(out, facts, finished=not failed)
@@ -459,7 +459,7 @@ def report_from(
         results="stored ones; nothing was run for this page",
         arms=f"{sum(len(s.done) for s in sections)}, {_computing(sections)} of computing")
     absent = {s.experiment.name: s.command for s in sections if not s.done and not _is_recording(s)}
-    write_report(out, sections, facts, absent=absent, extra=OPEN_QUESTIONS)
+    write_report(out, sections, facts, absent=absent, extra=OTHER_FINDINGS)
     _mark(out, facts)
     return sections
 

@@ -75,6 +75,7 @@ class FitStage:
     means_rate:float = 1. # factor of the learning rate of the means: coarse stages move them, fine ones hardly
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error in `reconstruction_loss`
+_EPS = 1e-5 # of Adam, about the gradient of a colour in full view: what is hidden moves less than what is seen
 
 def _random_views(n:int, per_step:int, rng:torch.Generator): # yields lists of view numbers, without end
     "Each view as often as the others; all of them where `per_step` is not smaller than their number."
@@ -100,7 +101,7 @@ def _fit_stage(g:Gaussians, crops:Views, stage:FitStage, rng:torch.Generator, ba
     parameters = [x.float().clone().requires_grad_() for x in gaussians_to_parameters(g, center, radius)]
     means_lr, *other_lr = Fit().lr
     groups = [dict(params=[x], lr=lr) for x, lr in zip(parameters, (stage.means_rate*means_lr, *other_lr))]
-    adam = torch.optim.Adam(groups, betas=(.9, .99), fused=True)
+    adam = torch.optim.Adam(groups, betas=(.9, .99), eps=_EPS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .1**(step/max(1, stage.steps)))
     drawn = _random_views(len(crops), min(stage.views, len(crops)), rng)
     for _, chosen in zip(range(stage.steps), drawn):

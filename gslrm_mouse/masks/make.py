@@ -174,7 +174,8 @@ def make_masks(
     rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> list: # of MaskReport, one per camera
     "Masks for all cameras of a recording: all of them, or nothing."
-    if source is not None: return import_masks(recording, source, out, overwrite, unit, animal, rig_file)
+    if source is not None:
+        return import_masks(recording, source, out, overwrite, unit, animal=animal, rig_file=rig_file)
     if animal is not None:
         raise ValueError(f"animal {animal} is a label in masks of another tool, and no source of them was given")
     if not 0 < threshold < 255:
@@ -262,8 +263,8 @@ def _decoded(items, info, where, animal): # masks
     for i, item in enumerate(items):
         yield _decode_item(item, info.width, info.height, f"{where}, frame {i}", animal, labels)
     if animal and labels and animal not in labels:
-        raise ValueError(f"{where}: label {animal} was looked for, and the labels {', '.join(map(str, sorted(labels)))} "
-                         "were found")
+        found = ", ".join(map(str, sorted(labels)))
+        raise ValueError(f"{where}: label {animal} was looked for, and the labels {found} were found")
 
 def _measured(masks, facts, bar): # the same masks
     "What is known about the masks that pass is appended to `facts`."
@@ -300,6 +301,7 @@ def import_masks(
     out=None, # folder of masks; RECORDING/simpleclick_undist, or RECORDING/masks for raw videos, when None
     overwrite:bool=False, # replace existing masks
     unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
+    *,
     animal:int=None, # its label, where there are several; 0: all as one; None: there should be one only
     rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> list: # of MaskReport, one per camera

@@ -178,7 +178,7 @@ def load_checkpoint(
     return load_weights(card.config, state, str(path)), card
 
 # 64 px; the same weights trained further at 128 px; 64 px, trained on varied cameras
-SHIPPED = ("gslrm_64", "gslrm_128", "gslrm_any")
+SHIPPED = ("gslrm_64", "gslrm_128", "gslrm_any", "gslrm_any_128")
 
 def shipped_checkpoint(name:str="gslrm_64") -> Path:
     "A checkpoint in this package, of `SHIPPED`."

@@ -123,7 +123,7 @@ def _tight_factors(views, virtual, distances, domain, cut) -> tuple: # as `_fact
     return domain.mean_visible/width, z
 
 def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale of the world, (V,) of the images
-    "Factors of a choice: of the world, beside the one to the mean distance, and of each virtual focal length."
+    "Extra scale of the world (1: mean distance as trained), and per view the factor of the virtual focal length."
     scale, z = 1., torch.ones_like(distances)
     if choose == "equal_distances": z = distances/distances.mean()
     if choose not in ("size", "coverage", "zoom"): return scale, z
@@ -186,11 +186,11 @@ def canonicalize(
     virtual = replace(virtual, K=K)
     images, alpha = _resample(views, virtual)
 
-    turn = Similarity() if up is None else upright(up)
+    turn = Similarity() if up is None else upright(up) # `up` levels the images above, and here the world
     sim = turn @ centred(views, center, domain.mean_distance*scale)
     resampled = Views(images, alpha, sim.cameras(virtual), views.names)
     steps = _Steps(
-        views=views, exact=resampled, declared=_declared_cameras(resampled.cameras, domain, choose, z), sim=sim,
+        views=views, resampled=resampled, declared=_declared_cameras(resampled.cameras, domain, choose, z), sim=sim,
         center=center, choose=choose, z=z)
     return _result(steps, domain, triangulation.residual_px)
 
@@ -199,7 +199,7 @@ def canonicalize(
 class _Steps:
     "What one call of `canonicalize` went through, for its report."
     views:Views # as recorded
-    exact:Views # resampled, in model units, with their true cameras
+    resampled:Views # in model units, with their true cameras
     declared:Cameras # which the network is given: the true ones, or those of an approximate choice
     sim:Similarity # recording → model
     center:Tensor # (3,) of the object, in the recording's world
@@ -225,19 +225,19 @@ def _result(steps, domain, residual_px) -> Canonical|Approximate:
     if choose in EXACT:
         statement = "this step broke nothing: pixels, K and pose were changed together and agree as well as before"
         if choose not in ("coverage", "object"): statement += ", and K is the checkpoint's"
-        return Canonical(steps.exact, to_source, statement, exact=True, certificate=report)
+        return Canonical(steps.resampled, to_source, statement, exact=True, certificate=report)
 
     if choose == "zoom": declared = f"images zoomed by {z[0]:.2f} are declared with the checkpoint's K"
     else: declared = f"cameras at {z.min():.2f} to {z.max():.2f} of the mean distance are declared as equally far"
     worst = max(v.bound_px for v in report.views)
     statement = f"{declared}: no point of the object is misplaced by more than {worst:.1f} px"
     if worst == math.inf: statement = f"{declared}: the masks do not bound how far a point is misplaced"
-    given = replace(steps.exact, cameras=steps.declared)
+    given = replace(steps.resampled, cameras=steps.declared)
     return Approximate(given, to_source, statement, exact=False, zoom=tuple(z.tolist()), certificate=report)
 
 def _view_reports(steps) -> tuple[ViewCertificate, ...]:
-    source, size = steps.views.cameras, steps.exact.cameras.width
-    virtual = steps.sim.inverse.cameras(steps.exact.cameras) # in the unit of the recording
+    source, size = steps.views.cameras, steps.resampled.cameras.width
+    virtual = steps.sim.inverse.cameras(steps.resampled.cameras) # in the unit of the recording
     to_virtual = torch.linalg.inv(rotation_homography(source, virtual))
     unpadded = unpad_views(steps.views)
     cosine = (source.axes.double()*virtual.axes).sum(-1).clamp(-1, 1)
@@ -253,7 +253,7 @@ def _view_reports(steps) -> tuple[ViewCertificate, ...]:
             cut=_share_outside(steps.views.alpha[i], to_virtual[i], size),
             at_border=_share_at_border(unpadded[i].alpha[0]),
             distance=eye.norm().item(),
-            coverage=(steps.exact.alpha[i] > .5).double().mean().sqrt().item(),
+            coverage=(steps.resampled.alpha[i] > .5).double().mean().sqrt().item(),
             fov=math.degrees(2*math.atan(size/2/fx)),
             principal=(cx/size, cy/size),
             aspect=(fy/fx).item(),
@@ -286,7 +286,7 @@ def _errors(steps) -> list[dict]: # per view
     magnify = steps.z[0].item() if steps.choose == "zoom" else 1.
     errors = []
     for i in range(len(steps.views)):
-        true, declared = steps.exact.cameras[i], steps.declared[i]
+        true, declared = steps.resampled.cameras[i], steps.declared[i]
         f, bound = declared.K[0, 0, 0].item(), math.inf
         if cover.is_bounded and len(corners): bound = _error_bound(true, declared, corners, magnify)
         measured, angle = math.nan, math.nan
@@ -307,11 +307,11 @@ def _error_bound(true, declared, corners, magnify) -> float: # corners: (N, 8, 3
 
 def _measured_error(true, declared, points, magnify) -> tuple: # pixels, degrees
     "The largest distance between the two projections of a point, and the largest angle between the two rays."
-    seen, assumed = true.project(points)[0], declared.project(magnify*points)[0]
+    seen, expected = true.project(points)[0], declared.project(magnify*points)[0]
     f, middle = declared.K[0, 0, 0].item(), declared.K.new_tensor([true.width/2, true.width/2])
-    a, b = (torch.cat([(uv - middle)/f, torch.ones_like(uv[:, :1])], 1) for uv in (seen, assumed))
+    a, b = (torch.cat([(uv - middle)/f, torch.ones_like(uv[:, :1])], 1) for uv in (seen, expected))
     angle = torch.rad2deg(torch.atan2(torch.linalg.cross(a, b).norm(dim=-1), (a*b).sum(-1)))
-    return (seen - assumed).norm(dim=-1).max().item(), angle.max().item()
+    return (seen - expected).norm(dim=-1).max().item(), angle.max().item()
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #99ec441f
 def plot_choices(

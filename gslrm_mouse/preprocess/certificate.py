@@ -48,16 +48,16 @@ def misplacement_bound(
     u, # distance from the middle of the image, pixels
     delta, # depth behind the object's middle, true scale
     true, # distance of the true camera
-    pretended, # distance of the assumed camera
-    z=1., # assumed magnification of the world
+    declared, # distance of the declared camera
+    z=1., # declared magnification of the world
 ) -> float: # pixels
-    "How far a point is imaged from where the assumed camera puts it; infinite if that camera is inside the object."
-    return misplacement_bounds(*torch.tensor([u, delta, true, pretended, z], dtype=torch.float64)).item()
+    "How far a point is imaged from where the declared camera puts it; infinite if that camera is inside the object."
+    return misplacement_bounds(*torch.tensor([u, delta, true, declared, z], dtype=torch.float64)).item()
 
-def misplacement_bounds(u, delta, true, pretended, z=1.) -> Tensor: # tensors that broadcast; pixels
+def misplacement_bounds(u, delta, true, declared, z=1.) -> Tensor: # tensors that broadcast; pixels
     "`misplacement_bound` of many points."
-    denominator = true*(pretended + z*delta)
-    bound = (u*delta*(pretended - z*true)/denominator).abs()
+    denominator = true*(declared + z*delta)
+    bound = (u*delta*(declared - z*true)/denominator).abs()
     return torch.where(denominator > 0, bound, math.inf)
 
 # %% ../../nbs/preprocess/04_certificate.ipynb #5570b784

@@ -34,6 +34,9 @@ from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_
 from .film import up_axis
 from .prediction import Start, choose_start, fit_to_views, optimise_scene, predict
 from .prediction import quality_of, training_blur
+from gslrm_mouse.reconstruction.sequence import (
+    MOTION, SEQUENCE, Followed, find_neighbours, follow, load_followed, read_sequence, save_motion, save_sequence,
+    start_sequence, write_follow_film)
 from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.hull import visual_hull
@@ -60,6 +63,7 @@ class ReconstructOptions:
     gaussians:int|None = None # that the quality starts with, about
     turntable:bool = True
     panels:bool = True
+    sequence:bool = False # each frame continues with the Gaussians of the one before
 
     def __post_init__(self):
         if self.units not in (None, "mm", "model"):
@@ -77,6 +81,7 @@ class ReconstructOptions:
         files = {"gaussians.ply", "results.jsonl", "cameras.txt"}
         if self.turntable: files.add("turntable.mp4")
         if self.panels: files |= {"views.png", "cameras.png"}
+        if self.sequence: files.add(MOTION)
         return files
 
 def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> dict:
@@ -84,6 +89,7 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
     options = asdict(options)
     for name in ("quality", "pixels", "gaussians"): # folders from before these existed stay what they are
         if options[name] is None: del options[name]
+    if not options["sequence"]: del options["sequence"]
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
@@ -188,6 +194,13 @@ def _reconstruct_scene(views, prepared, model, domain, options, *, has_held_out,
     if options.quality is None: return _without_quality(views, predict_network(), domain, options)
     return _with_quality(views, predict_network, options, has_held_out, show_progress)
 
+def _followed_result(followed:Followed|None, options) -> _Result|None:
+    return followed and _Result(followed.gaussians, f", {options.quality}, {followed.kind}")
+
+def _write_turntable(folder:Path, g:Gaussians, up:Tensor, is_wanted:bool):
+    if not is_wanted: return
+    write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, size=TURNTABLE_SIZE, up=up)))
+
 def _records(g:Gaussians, truth:Views) -> tuple: # images, alphas, scores
     images, alphas, scores = [], [], []
     for view in unpad_views(truth) if truth.cameras.sizes is not None else [truth]:
@@ -209,13 +222,25 @@ def _draw_panels(path, drawn, held_out, g, first_row):
         truth = replace(truth, images=images, alpha=alphas, names=names)
     _save_figure(plot_panels(truth, image, alpha, scores, first_row), path, 130)
 
-def _make_frame(folder:Path, views:Views, number:int, *, model, card, options, tag:dict, say=None) -> list[dict]:
+def _make_frame(
+    folder:Path,
+    views:Views,
+    number:int,
+    *,
+    model,
+    card,
+    options,
+    tag:dict,
+    say=None,
+    continued=None, # function of the input views and the number → `Followed`, None for a sequence's first frame
+) -> list[dict]:
     "Write all files of one frame; its records."
     start, domain = time.perf_counter(), card.domain
     inputs = _input_views(views, options)
     held_out = [i for i in range(len(views)) if i not in inputs]
     prepared, condition = _prepare(views[inputs], domain, options)
-    result = _reconstruct_scene(
+    followed = continued(views[inputs], number) if continued else None
+    result = _followed_result(followed, options) or _reconstruct_scene(
         views[inputs], prepared, model, domain, options, has_held_out=bool(held_out), show_progress=say is not None)
     g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
@@ -224,9 +249,8 @@ def _make_frame(folder:Path, views:Views, number:int, *, model, card, options, t
         raise ValueError(f"frame {number}: no Gaussian passed the filters ({options.filters}), so there is nothing to "
                          "write; see gslrm_mouse doctor")
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)
-    if options.turntable:
-        cameras = turntable_cameras(g, size=TURNTABLE_SIZE, up=up_axis(prepared))
-        write_video(folder/"turntable.mp4", render_orbit(g, cameras))
+    if continued: save_motion(folder, followed or start_sequence(g, views[inputs], number))
+    _write_turntable(folder, g, up_axis(prepared), options.turntable)
 
     facts = dict(n_views=len(inputs), seed=0, **tag, seconds=seconds)
     if result.start: facts["start"] = result.start.kind
@@ -268,7 +292,7 @@ def load_finished(
 ) -> list[dict]|None: # its records
     "The records of a whole frame folder that was made with `settings`; None for anything else."
     folder, expected = Path(folder), _settings_hash(settings)
-    options = ReconstructOptions(**{k: settings[k] for k in ("turntable", "panels") if k in settings})
+    options = ReconstructOptions(**{k: settings[k] for k in ("turntable", "panels", "sequence") if k in settings})
     try:
         records = read_jsonl(folder/"results.jsonl")
         load_ply(folder/"gaussians.ply")
@@ -342,19 +366,59 @@ def _write_view(folder:Path, views:Views, options):
     inputs = _input_views(views, options)
     write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
 
-def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad, view) -> list[dict]:
+def _continue(views:Views, number:int, *, out:Path, numbers:list, quality) -> Followed|None: # None for the first
+    "The Gaussians of the last frame before `number`, in this one."
+    earlier = [i for i in numbers[:numbers.index(number)] if (frame_folder(out, i)/MOTION).is_file()]
+    if not earlier: return None
+    before = load_followed(frame_folder(out, earlier[-1]))
+    key = load_followed(frame_folder(out, before.key))
+    return follow(before, views, number, find_neighbours(key.gaussians), quality)
+
+def _write_sequence(folders:list, out:Path, film:bool, turntable:bool):
+    "What a sequence has beside its frames."
+    sequence = read_sequence(folders)
+    save_sequence(sequence, out/SEQUENCE)
+    if film: write_follow_film(sequence, out/"follow.mp4")
+    _write_turntable(out, sequence.gaussians(0), torch.from_numpy(sequence.up), turntable)
+
+def _sequence_steps(make, out:Path, numbers:list, options, *, film, turntable) -> tuple: # function of a frame, of all
+    if not options.sequence: return make, None
+    quality = quality_of(options.quality, options.pixels, options.gaussians)
+    make = partial(make, continued=partial(_continue, out=out, numbers=numbers, quality=quality))
+    return make, partial(_write_sequence, out=out, film=film, turntable=turntable)
+
+def _check_sequence(sequence, frames, fit):
+    if sequence and (frames is None or fit is not None):
+        raise ValueError("a sequence needs frames, and a quality instead of a fit from the network")
+
+class _FramesPerMinute(tqdm):
+    "A progress bar of slow frames: how many a minute, and the time left."
+    @property
+    def format_dict(self):
+        facts = super().format_dict
+        done, seconds = facts["n"] - facts["initial"], facts["elapsed"]
+        rate = facts["rate"] or (done/seconds if seconds else 0)
+        return facts | dict(per_minute=f"{60*rate:.0f} frames a minute")
+
+_BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {per_minute}, {remaining} left"
+
+def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad, view, # noqa: PLR0917
+                      together) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
     todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
+    if together and todo: todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
     is_new, manifest = bool(todo), out/MANIFEST
     if is_new: write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
-    with tqdm(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct", unit="frame") as bar:
+    with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
+                          bar_format=_BAR) as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
 
     finished = {i: load_finished(frame_folder(out, i), settings) for i in _frame_numbers(out)}
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
+    if together and is_new: together([frame_folder(out, i) for i in numbers if i in finished])
     if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
@@ -395,6 +459,7 @@ def reconstruct(
     panels:bool=True, # write views.png and cameras.png
     film:bool=True, # with `frames`: write film.mp4
     viewer:bool=True, # write view.html, once for all frames
+    sequence:bool=False, # with `frames` and a quality: one set of Gaussians that follows the animal
     turn:float=90., # degrees that the camera of film.mp4 moves around
     skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
     say=None, # called with lines on what happens to a single frame, which is shown with a progress bar then
@@ -402,11 +467,12 @@ def reconstruct(
     """Write the files of one frame, or of each of many.
 
     gaussians.ply, view.html, turntable.mp4, views.png, cameras.png, cameras.txt (canonicalisation report) and
-    results.jsonl."""
+    results.jsonl. A sequence has sequence.npz, follow.mp4 and turntable.mp4 once, instead of pictures of each frame."""
+    _check_sequence(sequence, frames, fit)
     options = ReconstructOptions(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
-        gaussians=gaussians, turntable=turntable, panels=panels)
+        gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence)
     path, out = checkpoint_path(checkpoint), Path(out)
     if frames is None:
         if (out/MANIFEST).is_file():
@@ -431,7 +497,8 @@ def reconstruct(
             if viewer: _write_view(folder, views, options)
     else:
         view = partial(_write_view, options=options) if viewer else None
+        make, together = _sequence_steps(make, out, numbers, options, film=film, turntable=turntable)
         records = _reconstruct_many(
             numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
-            view=view)
+            view=view, together=together)
     return _mean_scores(records)

@@ -76,7 +76,7 @@ def describe(self:Recording) -> str:
     first_video, first_mask = (next(iter(files.values())).relative_to(self.path).as_posix()
                                for files in (self.videos, self.masks))
     return (f"{len(self.videos)} videos ({first_video} …), masks ({first_mask} …), "
-            f"cameras of {self.rig_name} ({self.rig.format})")
+            f"{self.rig.format}'s calibration in {self.rig_name}")
 
 # %% ../../nbs/views/03_recordings.ipynb #dfe22da9
 VIDEOS, MASKS, RIG = "videos_undist", "simpleclick_undist", "new_cam.pkl"
@@ -127,12 +127,15 @@ def folder_layout(path:Path) -> tuple[Path, Path]: # folder of the videos, folde
     with_videos = [folder for folder in masks if _numbered_videos(folder) or _named_videos(folder)]
     return videos, (with_videos or masks or [path/names[0]])[0]
 
+def _calibrations_above(path:Path) -> list[Path]: # folders, where Anipose has the calibration of many sessions
+    return [above/"calibration" for above in path.absolute().parents[:2]]
+
 def _rigs_of_recording(path:Path) -> dict: # name: function of (width, height, unit) which reads it
     "The rigs in a recording's folder, else in a folder calibration up to two levels above."
     found = find_rigs(path) | find_rigs(path/"calibrations")
     if (path/RIG).exists(): found[str(path/RIG)] = lambda *size: read_calibration(path/RIG, *size)
-    for above in path.absolute().parents[:2]:
-        if not found: found = find_rigs(above/"calibration")
+    for folder in _calibrations_above(path):
+        if not found: found = find_rigs(folder)
     return found
 
 def find_recording_rig(
@@ -411,7 +414,7 @@ def _rig_files(path:Path) -> list[Path]:
     suffixes |= {".pkl", ".json", ".toml", ".yml", ".yaml", ".xml", ".mat", ".h5", ".hdf5"}
     suffixes -= {".txt", ".bin", ".mp4"}
     folders = [path/name for name in _RIG_FOLDERS]
-    if not find_rigs(path): folders += [above/"calibration" for above in path.absolute().parents[:2]]
+    if not find_rigs(path): folders += _calibrations_above(path)
     files = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file()]
     return [p for p in files if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)]
 

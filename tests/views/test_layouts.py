@@ -117,11 +117,13 @@ def lightning_pose(folder):
 
 
 LAYOUTS = {
-    dannce: ("name", "3 videos (videos/Camera1/0.mp4 …), masks (masks/1.mp4 …), cameras of calibration"),
-    pose_splatter: ("position", "(Camera1/0.mp4 …), masks (mask_videos/1.mp4 …), cameras of camera_params.h5"),
-    anipose: ("name", "(videos-raw/2026-01-01_cam1.avi …), masks (masks/1.mp4 …), cameras of calibration.toml"),
+    dannce: ("name", "3 videos (videos/Camera1/0.mp4 …), masks (masks/1.mp4 …), DANNCE's calibration in calibration ("),
+    pose_splatter: (
+        "position", "(Camera1/0.mp4 …), masks (mask_videos/1.mp4 …), Pose Splatter's calibration in camera_params.h5"),
+    anipose: (
+        "name", "(videos-raw/2026-01-01_cam1.avi …), masks (masks/1.mp4 …), Anipose's calibration in calibration.toml"),
     anipose_letters: ("name", "(videos-raw/trial-camA.avi …), masks (masks/trial-camA.mp4 …)"),
-    lightning_pose: ("name", "(session_cam0.mp4 …), masks (masks/0.mp4 …), cameras of session.toml (Anipose)"),
+    lightning_pose: ("name", "(session_cam0.mp4 …), masks (masks/0.mp4 …), Anipose's calibration in session.toml"),
 }
 
 
@@ -192,7 +194,8 @@ def test_rig_file(tmp_path):
     _, read = open_moments(folder, unit="mm", rig_file=folder/"calibration")
     assert torch.allclose(next(read([0])).cameras.w2c, CAMS.w2c.double(), atol=1e-6)
     evidence = read_evidence(folder, unit="mm", rig_file=folder/"label3d_dannce.mat")
-    assert "label3d_dannce.mat (DANNCE)" in evidence.says and torch.equal(evidence.cameras.w2c, chosen.cameras.w2c)
+    assert "DANNCE's calibration in label3d_dannce.mat" in evidence.says
+    assert torch.equal(evidence.cameras.w2c, chosen.cameras.w2c)
     with pytest.raises(FileNotFoundError, match="nowhere"): open_recording(folder, rig_file=folder/"nowhere.toml")
     with pytest.raises(ValueError, match="no recording"): open_moments(tmp_path, rig_file=folder/"calibration")
 
