@@ -86,8 +86,9 @@ def compare(seed, frames):
             error = followed.gaussians.means.double().numpy() - true_points(scene, n, local)
             errors.append(np.linalg.norm(error, axis=1)[on_surface])
         for name, g in (made | dict(sequence=followed.gaussians)).items(): scores[name].add(g, truth)
-    print(f"\nmouse {seed}, {frames} frames; {on_surface.sum()} surface points of {len(on_surface)}, "
-          f"error in mm: median {np.median(np.concatenate(errors)):.2f}, in the last frame {np.median(errors[-1]):.2f}\n")
+    median, last = np.median(np.concatenate(errors)), np.median(errors[-1])
+    print(f"\nmouse {seed}, {frames} frames; error of {on_surface.sum()} surface points in mm: median {median:.2f}, "
+          f"in the last frame {last:.2f}\n")
     print("| frames | foreground, dB | IoU | flicker | CPU s a frame |\n|---|---|---|---|---|")
     for name, s in scores.items(): print(s.row(name if name == "sequence" else f"{name}, each anew", frames))
 

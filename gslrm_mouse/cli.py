@@ -301,7 +301,7 @@ def track(
     folder:tyro.conf.Positional[Path], # of a sequence, as reconstruct --frames writes it
     fps:float|None=None, # frames per second of the recording; as its videos state when left out
     points:int=12, # of the surface to follow, besides nose and tail
-    cells:int=96, # of the grid for volume and surface, along the longest side
+    cells:int=160, # of the grid for volume and surface, along the longest side: with fewer, volumes are too large
 ):
     """Where the animal is, its heading, length, speed, volume and surface, and points of its fur, over time.
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from ..cameras.rotations import quat_to_matrix
 from ..cameras.similarity import upright
-from ..files import atomic_file, one_line, read_bytes, write_atomic
+from ..files import one_line, read_bytes, write_atomic
 from ..gaussians.cloud import Gaussians
 from .mesh import mesh_of
 from .sequence import Sequence, find_neighbours, load_sequence
@@ -29,6 +29,7 @@ __all__ = ['TRACKS', 'NEEDS_TRACK', 'Parts', 'find_parts', 'Track', 'heading_of'
 # %% ../../nbs/reconstruction/06_track.ipynb #60060007
 _LINEAR = .8 # share of a neighbourhood's spread along one direction, of the tail
 _LEAST = 8 # points of a tail
+_HIDDEN = .5 # neighbourhood radii from the tail's first point to its base
 _OPAQUE = .5 # opacity of points that are followed
 
 @dataclass(frozen=True)
@@ -75,7 +76,10 @@ def find_parts(
     if is_tail.sum() < _LEAST: is_tail[:] = False
     body, tail = points[~is_tail], points[is_tail]
     center = body.mean(0)
-    if len(tail): base = tail[(tail - center).norm(dim=-1).argmin()]
+    if len(tail):
+        end = tail[(tail - center).norm(dim=-1).argmin()]
+        inward = end - tail[_nearest(tail, end, len(tail)//4 + 2)].mean(0)
+        base = end + _HIDDEN*reach*torch.nn.functional.normalize(inward, dim=0)
     else:
         axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
         if direction is not None and axis @ direction.double() < 0: axis = -axis
@@ -110,6 +114,8 @@ class Track:
     unit:str
     fps:float # frames per second of the recording
 
+_TIP = 3 # last Gaussians of the tail
+
 def _chain_length(chain) -> float: # of a list of (3,) points
     return sum((b - a).norm().item() for a, b in zip(chain, chain[1:]))
 
@@ -120,8 +126,12 @@ def _pose(means:Tensor, parts:Parts) -> tuple: # axis (3,), length without and w
     axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
     if axis @ (nose - base) < 0: axis = -axis
     length = _chain_length([nose, middle, base])
-    tail = _chain_length([base, *(means[part].mean(0) for part in parts.tail)]) if parts.tail else math.nan
+    tail = math.nan
+    if parts.tail: tail = _chain_length([base, *(means[part].mean(0) for part in parts.tail), _tip(means, parts)])
     return axis.numpy(), length, length + tail
+
+def _tip(means:Tensor, parts:Parts) -> Tensor: # (3,)
+    return means[parts.tail[-1][-_TIP:]].mean(0)
 
 def heading_of(
     axes:np.ndarray, # (T, 3)
@@ -157,7 +167,7 @@ def _strain(sequence:Sequence, numbers) -> np.ndarray: # (T, K)
 
 def _named_points(sequence:Sequence, parts:Parts, n:int) -> tuple: # names, numbers of the Gaussians of each
     named = dict(nose=parts.nose, tail_base=parts.base)
-    if parts.tail: named["tail_tip"] = parts.tail[-1][-3:]
+    if parts.tail: named["tail_tip"] = parts.tail[-1][-_TIP:]
     first = sequence.gaussians(0).means
     spread = parts.body[spread_points(first[parts.body], n)]
     named |= {f"surface_{i}": spread[i:i + 1] for i in range(len(spread))}
@@ -167,7 +177,7 @@ def measure(
     sequence:Sequence,
     fps:float, # frames per second of the recording
     points:int=12, # of the surface, spread evenly
-    cells:int=96, # of the mesh's grid, along the longest side
+    cells:int=160, # of the mesh's grid, along the longest side
 ) -> Track:
     "What a sequence says about behaviour; ImportError without the extra `track`."
     meshes = [mesh_of(sequence.gaussians(i), cells=cells) for i in range(len(sequence))]
@@ -282,6 +292,7 @@ def write_nwb(
 ) -> Path:
     "Write NWB with the extension ndx-pose, whole or not at all; ImportError without them."
     try:
+        import h5py
         from ndx_pose import Skeletons
         from pynwb import NWBHDF5IO, NWBFile
     except ImportError: raise ImportError(NEEDS_TRACK) from None
@@ -294,8 +305,9 @@ def write_nwb(
     behavior.add(Skeletons(skeletons=[skeleton]))
     behavior.add(pose)
     for series in _nwb_series(track): behavior.add(series)
-    with atomic_file(path) as part, NWBHDF5IO(str(part), "w") as f: f.write(file)
-    return Path(path)
+    buffer = io.BytesIO()
+    with h5py.File(buffer, "w") as stored, NWBHDF5IO(mode="w", file=stored) as f: f.write(file)
+    return write_atomic(path, buffer.getvalue())
 
 def recorded_fps(
     folder, # of a sequence
@@ -314,7 +326,7 @@ def track_sequence(
     folder, # of a sequence
     fps:float=None, # frames per second of the recording; as its videos state when None
     points:int=12, # of the surface
-    cells:int=96, # of the mesh's grid
+    cells:int=160, # of the mesh's grid
     start:datetime.datetime=None, # of the recording, for NWB
 ) -> Track:
     "Measure a sequence and write `track.csv`, `track.nc` and `track.nwb` beside it."

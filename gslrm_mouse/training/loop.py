@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 import torch
 from ..cameras.domain import CameraDomain
-from ..models.checkpoint import ModelCard, from_json_fields, load_checkpoint, save_checkpoint
+from ..models.checkpoint import ModelCard, checkpoint_hash, from_json_fields, load_checkpoint, save_checkpoint
 from ..models.gslrm import GSLRM
 from ..models.lora import merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
@@ -174,6 +174,7 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     accelerator = _accelerator(s, out, device)
     start = s.training.checkpointing.resume_ckpt if init is None else str(init)
     model, domain, path = initial_network(s, start)
+    init_hash = checkpoint_hash(path) if path else ""
     model.grad_checkpoint_every = s.training.runtime.grad_checkpoint_every
 
     folder = _cache_folder(s, out, cache)
@@ -190,7 +191,8 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     run = Run(
         s=s, out=out, accelerator=accelerator,
         model=accelerator.prepare(model), optimizers=[accelerator.prepare(x) for x in optimizers],
-        stream=stream, losses=losses, domain=domain, total=total, init=path, teacher=teacher)
+        stream=stream, losses=losses, domain=domain, total=total, init=path,
+        init_hash=init_hash, teacher=teacher)
     return load_run(run) if resume else run
 
 # %% ../../nbs/training/11_loop.ipynb #76e56877

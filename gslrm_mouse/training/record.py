@@ -8,7 +8,6 @@ import json
 import math
 import torch
 from tqdm import tqdm
-from ..models.checkpoint import checkpoint_hash
 from .batches import Batch
 from .freeze import freeze_table
 from .guard import describe_skip
@@ -71,7 +70,7 @@ class Record:
 
     def _manifest(self, command, table) -> dict:
         r = self.r
-        init = dict(path=str(r.init.name), hash=checkpoint_hash(r.init)) if r.init else None
+        init = dict(path=str(r.init.name), hash=r.init_hash) if r.init else None
         return manifest(
             command=command, settings=to_plain_dict(r.s), data=r.stream.source.facts(), init=init, seed=r.s.seed,
             device=str(r.accelerator.device), processes=r.accelerator.num_processes,

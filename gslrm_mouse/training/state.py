@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from ..cameras.domain import CameraDomain
 from ..files import one_line
-from ..models.checkpoint import checkpoint_hash, checkpoint_path, from_json_fields, load_checkpoint
+from ..models.checkpoint import checkpoint_path, from_json_fields, load_checkpoint
 from ..models.gslrm import GSLRM
 from .batches import BatchStream
 from .guard import GuardState
@@ -77,6 +77,7 @@ class Run:
     domain:CameraDomain # of the initial network
     total:int # optimisation steps of the schedule
     init:Path|None # checkpoint of the initial weights
+    init_hash:str # of that checkpoint, also of a resumed run; empty for random weights
     teacher:object = None # see `distillation_teacher`
     guard:GuardState = GuardState()
     step:int = 0 # steps done
@@ -174,7 +175,6 @@ def _is_state_of(saved, optimizer) -> bool:
 # %% ../../nbs/training/08_state.ipynb #1ad462c6
 def _plain(x): return json.loads(json.dumps(x)) # tuples become lists, as in a file
 
-def _init_hash(run) -> str: return checkpoint_hash(run.init) if run.init else ""
 
 def _global_batch(run) -> int: return run.stream.b*run.stream.world
 
@@ -187,7 +187,7 @@ def save_run(r:Run) -> Path:
         rng=torch.get_rng_state(),
         domain=_plain(asdict(r.domain)),
         cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        init=_init_hash(r), data=_plain(r.stream.source.facts()))
+        init=r.init_hash, data=_plain(r.stream.source.facts()))
     keep = r.s.training.checkpointing.checkpoints_total_limit
     return save_state(r.out, r.step, r.raw.state_dict(), state, keep)
 
@@ -200,11 +200,10 @@ def _check_same_run(run, path, state) -> tuple:
     if wrong: raise ValueError(f"{path} was trained with other settings: {'; '.join(wrong)}")
     # The teacher of full fine-tuning is the initial checkpoint; adapters have theirs in their own base weights.
     needs_teacher = run.teacher is not None and not run.s.training.lora.enabled
-    init = _init_hash(run)
-    if needs_teacher and init != state["init"]:
+    if needs_teacher and run.init_hash != state["init"]:
         raise ValueError(
             f"{path} is distilled from checkpoint {state['init'] or 'none'}, and "
-            f"training.checkpointing.resume_ckpt names {init if init else 'none'}; name the one it started from")
+            f"training.checkpointing.resume_ckpt names {run.init_hash or 'none'}; name the one it started from")
     return tuple(changed)
 
 def load_run(r:Run) -> Run:
@@ -223,4 +222,5 @@ def load_run(r:Run) -> Run:
         raise ValueError(f"{path}: the random state in state.pt is damaged ({one_line(e)})") from None
     for optimizer, saved in zip(r.optimizers, state["optimizers"]): optimizer.load_state_dict(saved)
     r.guard, r.step, r.seconds = GuardState(**state["guard"]), state["step"], state["seconds"]
+    r.init_hash = state["init"]
     return r

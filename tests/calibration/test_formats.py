@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from scipy.io import savemat
 
 from gslrm_mouse.calibration.formats import FORMATS, find_rigs, read_calibration, write_calibration
-from gslrm_mouse.calibration.rig import Rig, looks_transposed
+from gslrm_mouse.calibration.rig import Rig, SizeError, looks_transposed
 from gslrm_mouse.cameras.lens import Lens
 from gslrm_mouse.cameras.pinhole import CameraError, look_at
 from gslrm_mouse.cameras.presets import mouse_rig
@@ -103,7 +103,7 @@ def assert_refused(call, *fragments, exc=ValueError):
     "The call fails with `exc` and one sentence which holds all fragments."
     with pytest.raises(exc) as e: call()
     message = str(e.value)
-    assert type(e.value) in (ValueError, FileNotFoundError), repr(e.value)
+    assert type(e.value) in (ValueError, SizeError, FileNotFoundError), repr(e.value)
     for fragment in fragments: assert fragment in message, message
     assert "\n" not in message and len(message) < 1500, message
 

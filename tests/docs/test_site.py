@@ -221,7 +221,7 @@ def test_questions_have_short_answers_and_a_link(site):
         assert "pages/faq.html" in (site/page).read_text() and "pages/requirements.html" in (site/page).read_text()
 
 
-MEASURED = ("demo", "doctor", "preprocess", "reconstruct", "reconstruct --fit 200", "train", "study")
+MEASURED = ("demo", "doctor", "preprocess", "reconstruct", "reconstruct --no-fit", "train", "study")
 
 def unmeasured(md):
     "Commands without a row in a table of time and memory."
@@ -262,7 +262,8 @@ def test_tutorials_start_from_the_package_alone(site, name):
     strings = [n.value for n in ast.walk(tree) if isinstance(n, ast.Constant) and isinstance(n.value, str)]
     assert not [s for s in strings if "../" in s or s.startswith(("configs/", "results/", "http"))]
     def has_picture(cell): return any("image/png" in output.get("data", {}) for output in cell["outputs"])
-    with_pictures = [i for i, cell in enumerate(cells) if has_picture(cell)]
+    visible = [cell for cell, source in zip(cells, sources) if not source.startswith("#| hide\n")]
+    with_pictures = [i for i, cell in enumerate(visible) if has_picture(cell)]
     assert with_pictures[0] < 6 and len(with_pictures) > 2
     n_checks = sum(isinstance(n, ast.Assert) for n in ast.walk(tree)) + sum("test_" in source for source in sources)
     assert n_checks > 8

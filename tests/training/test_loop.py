@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from gslrm_mouse.models import gslrm
-from gslrm_mouse.models.checkpoint import read_card
+from gslrm_mouse.models.checkpoint import checkpoint_hash, read_card
 from gslrm_mouse.scenes.dataset import scene_views
 from gslrm_mouse.training.batches import BatchStream
 from gslrm_mouse.training.guard import GuardState
@@ -539,3 +539,16 @@ def test_small_run_ends_with_a_checkpoint(tmp_path):
     _, s, state = load_trained(last_checkpoint(tmp_path/"a"))
     assert state["step"] == 1 and s.training.dataset.method == "mm"
     with pytest.raises(ValueError, match="no scale 'tiny'"): train(config, scale="tiny")
+
+
+def test_a_resumed_run_still_knows_what_it_started_from(tmp_path, cache):
+    first = run_and_export(tiny(2), tmp_path/"first", cache)
+    run_training(tiny(4), tmp_path/"second", str(first), stop_at=2, cache=cache)
+    second = run_and_export(tiny(4), tmp_path/"second", cache, resume=True)
+    assert read_card(first).training["init"] == ""
+    assert read_card(second).training["init"] == checkpoint_hash(first)
+
+
+def run_and_export(s, out, cache, **options):
+    run_training(s, out, cache=cache, **options)
+    return export_run(out, n_eval=1)
