@@ -366,9 +366,9 @@ def test_the_settings_say_how_many_layers_are_recomputed_together(tmp_path, cach
     run = open_run(s, tmp_path/"a", cache=cache)
     recomputed, checkpoint = [], gslrm.checkpoint
 
-    def counted(layers, *args, **kwargs):
+    def counted(run_layers, layers, *args, **kwargs):
         recomputed.append(len(layers))
-        return checkpoint(layers, *args, **kwargs)
+        return checkpoint(run_layers, layers, *args, **kwargs)
     monkeypatch.setattr(gslrm, "checkpoint", counted)
     train_step(run, [(0, run.stream(0))])
     assert recomputed == groups
