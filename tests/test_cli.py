@@ -48,7 +48,7 @@ def test_sample_to_files(sample, tmp_path):
     got = run("reconstruct", sample, "--out", tmp_path/"r")
     assert got.returncode == 0, got.stderr
     expected = {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "cameras.txt",
-                "results.jsonl"}
+                "results.jsonl", "view.html", "view.json"}
     assert {p.name for p in (tmp_path/"r").iterdir()} == expected
     records = [json.loads(x) for x in (tmp_path/"r/results.jsonl").read_text().splitlines()]
     novel = [r for r in records if r["split"] == "novel"]

@@ -69,13 +69,14 @@ def pointsdist_loss(
 
 # %% ../../nbs/training/01_losses.ipynb #943603bb
 def _state(path, what:str) -> dict: # name: float32 tensor
-    "The tensors of a .safetensors, .pt or .pth file."
+    "The tensors of a .safetensors, .pt, .pth or matconvnet .mat file."
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f"{what}: no weights at {path}; they are never downloaded")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
+        elif path.suffix == ".mat": state = _mat(path)
         else:
             if zipfile.is_zipfile(path): check_torch_file(path)
             state = torch.load(path, map_location="cpu", weights_only=True)
@@ -132,8 +133,8 @@ class Perceptual(nn.Module):
     def __init__(self, path):
         super().__init__()
         what, path = "the perceptual loss", Path(path)
-        state = _mat(path) if path.suffix == ".mat" and path.is_file() else _state(path, what)
-        state = {name[name.rindex("conv"):]: tensor for name, tensor in state.items() if "conv" in name}
+        tensors = _state(path, what)
+        state = {name[name.rindex("conv"):]: tensor for name, tensor in tensors.items() if "conv" in name}
         n_in, weights = 3, []
         for i, n_out in enumerate(self.WIDTHS, 1):
             weight, bias = state.get(f"conv{i}.weight"), state.get(f"conv{i}.bias")

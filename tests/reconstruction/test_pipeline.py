@@ -667,7 +667,7 @@ def test_exchanged_cameras_need_force(film, tmp_path):
     wrong = shutil.copytree(film, tmp_path/"wrong")
     rig = pickle.loads((wrong/"new_cam.pkl").read_bytes())
     (wrong/"new_cam.pkl").write_bytes(pickle.dumps([rig[i] for i in (1, 0, 2, 3, 4, 5)]))
-    options = dict(source=wrong, number=3, unit=None, checkpoint=None)
+    options = dict(source=wrong, number=3, unit=None, checkpoint=None, rig_file=None)
     with pytest.raises(ValueError, match="--force reconstructs it nevertheless") as e: cli._check_consistency(**options)
     assert "doctor" in str(e.value) and "\n" not in str(e.value)
     cli._check_consistency(**options | dict(source=film))
