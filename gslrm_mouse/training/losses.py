@@ -4,9 +4,13 @@
 
 # %% ../../nbs/training/01_losses.ipynb #049928d4
 from __future__ import annotations
+import io
+import subprocess
+import sys
 import zipfile
 from dataclasses import dataclass, replace
 from pathlib import Path
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -86,17 +90,39 @@ def _state(path, what:str) -> dict: # name: float32 tensor
     state = state.get("model", state) if isinstance(state, dict) else {}
     return {name: tensor.float() for name, tensor in state.items() if isinstance(tensor, Tensor)}
 
+_MAT_MEMORY, _MAT_SECONDS = 8*2**30, 300 # bytes and seconds that the child may take; the known file has 0.5 GB
+
+_READ_MAT = r'''
+import sys
+packages, path, memory, seconds = sys.argv[1:]
+sys.path.append(packages)
+import numpy as np
+from scipy.io import loadmat
+try:
+    import resource
+    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
+    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
+except ImportError: pass # Windows
+layers = loadmat(path, squeeze_me=True, struct_as_record=False)["layers"]
+convs = [layer for layer in layers if layer.type == "conv" and not layer.name.startswith("fc")]
+arrays = {}
+for i, conv in enumerate(convs, 1):
+    arrays[f"conv{i}.weight"] = conv.weights[0].transpose(3, 2, 0, 1).astype("float32")
+    arrays[f"conv{i}.bias"] = conv.weights[1].reshape(-1).astype("float32")
+np.savez(sys.stdout.buffer, **arrays)
+'''
+
 def _mat(path) -> dict: # name: float32 tensor
-    "conv1 … conv16 of matconvnet's imagenet-vgg-verydeep-19.mat (h, w, in, out)."
-    from scipy.io import loadmat
-    layers = loadmat(path, squeeze_me=True, struct_as_record=False)["layers"]
-    convs = [layer for layer in layers if layer.type == "conv" and not layer.name.startswith("fc")]
-    state = {}
-    for i, conv in enumerate(convs, 1):
-        weight, bias = conv.weights[0].transpose(3, 2, 0, 1), conv.weights[1].reshape(-1)
-        state[f"conv{i}.weight"] = torch.from_numpy(weight.astype("float32"))
-        state[f"conv{i}.bias"] = torch.from_numpy(bias.astype("float32"))
-    return state
+    "conv1 … conv16 of matconvnet's imagenet-vgg-verydeep-19.mat (h, w, in, out), read in a process with a budget."
+    packages = str(Path(np.__file__).parents[1])
+    arguments = [packages, str(path), str(_MAT_MEMORY), str(_MAT_SECONDS)]
+    command = [sys.executable, "-I", "-c", _READ_MAT, *arguments]
+    child = subprocess.run(command, capture_output=True, timeout=3*_MAT_SECONDS)
+    if child.returncode:
+        errors = child.stderr.decode(errors="replace").strip().splitlines()
+        raise ValueError(errors[-1][:200] if errors else f"its reader ended with {child.returncode}")
+    with np.load(io.BytesIO(child.stdout)) as arrays:
+        return {name: torch.from_numpy(arrays[name]) for name in arrays.files}
 
 class _VGG(nn.Module):
     "Convolutions of a VGG in blocks; returns the features after the given ones (counted from 1)."
