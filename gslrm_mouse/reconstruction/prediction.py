@@ -146,7 +146,7 @@ def optimise_scene(
     seed:int=0,
     bar=None, # of tqdm, for all steps
 ) -> Gaussians: # in the views' world
-    "Gaussians fitted to their input views from coarse to fine, smoothed by the blur there; ValueError as above."
+    "Gaussians fitted to their input views, coarse to fine, smoothed by the blur there; ValueError for an empty mask."
     fitted = fit_coarse_to_fine(views, _visible(start), quality.stages, seed, bar)
     last = crop_cameras(views, quality.stages[-1].size)
     center = fitted.means.double().median(0).values
