@@ -14,7 +14,7 @@ from .guard import describe_skip
 from .runs import manifest, read_log, remove_partial, truncate_log
 from .settings import to_plain_dict
 from .state import Run, save_run
-from .step import forward_pass
+from .step import forward_pass, low_precision
 
 # %% auto #0
 __all__ = ['Record', 'save_sheet']
@@ -62,7 +62,12 @@ class Record:
             processes = "process" if n == 1 else "processes"
             self.bar.write(f"{n} {processes} on {r.accelerator.device}, {r.stream.b*r.stream.world} scenes in each "
                            f"pass; trainable parameters:\n{table}")
+            if self.r.s.training.runtime.use_amp and self._dtype() == torch.float32:
+                self.bar.write("this processor does not multiply bfloat16: the whole network computes in float32")
         if r.changed: self.bar.write(f"from step {r.step} on the schedule is another: {'; '.join(r.changed)}")
+
+    def _dtype(self) -> torch.dtype: # of the transformer's layers
+        return low_precision(self.r.accelerator.device) if self.r.s.training.runtime.use_amp else torch.float32
 
     def _resumed(self, command) -> dict:
         event = dict(event="resumed", step=self.r.step)
@@ -73,7 +78,7 @@ class Record:
         init = dict(path=str(r.init.name), hash=r.init_hash) if r.init else None
         return manifest(
             command=command, settings=to_plain_dict(r.s), data=r.stream.source.facts(), init=init, seed=r.s.seed,
-            device=str(r.accelerator.device), processes=r.accelerator.num_processes,
+            device=str(r.accelerator.device), processes=r.accelerator.num_processes, dtype=str(self._dtype()),
             global_batch=r.stream.b*r.stream.world, updates=r.total, trains=table)
 
     def write(self, record:dict):

