@@ -153,7 +153,7 @@ def reconstruct(
     inputs:int|None=None,
     unit:Unit|None=None, # of the source's cameras; as their file states or implies when left out
     rig:Path|None=None, # calibration of a recording, file or folder, where several are there or it lies elsewhere
-    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
+    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_any_128 when left out
     checkpoint:Path|None=None,
     overwrite:bool=False, # replace an existing result
     # what to keep of the checkpoint's cameras: the first four are exact, the last two approximate with a bound;
@@ -326,7 +326,7 @@ def _track_line(measured) -> str:
 @with_argument_help
 def doctor(
     path:tyro.conf.Positional[Path], # a calibration, a sample folder, a folder of samples or a recording
-    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
+    # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_any_128 when left out
     checkpoint:Path|None=None,
     size:tuple[int, int]|None=None, # width and height of the images, for calibrations which do not hold it
     unit:Unit|None=None, # of the cameras; as their file states or implies when left out
@@ -643,7 +643,7 @@ def main(
         return
     description = ("GS-LRM on a mouse rig: why it went white, and what to do. "
                    "Start with: gslrm_mouse doctor YOUR_DATA. "
-                   "Checkpoints that are shipped: gslrm_64 (the default), gslrm_128, gslrm_any and gslrm_any_128.")
+                   "Checkpoints that are shipped: gslrm_64 and gslrm_128 (one camera), gslrm_any and gslrm_any_128 (any).")
     try:
         _check_words(args)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gslrm_mouse", args=args, description=description)

@@ -16,8 +16,9 @@ from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT_CURE, VIEW_CHECKS, common_
 from .checks import measured_views, predicted_iou, silhouettes, too_few_views
 from .evidence import FINDINGS, Diagnostic, Evidence, call_checked, read_evidence
 from ..evaluation.sensitivity import Prediction, load_sensitivity
-from ..models.checkpoint import checkpoint_path, read_card
+from ..models.checkpoint import FOR_RIGS, checkpoint_path, read_card
 from ..preprocess.canonical import canonicalize
+from ..reconstruction.prediction import IOU_WITHOUT_NETWORK
 from ..views.triangulation import triangulate
 
 # %% auto #0
@@ -105,7 +106,7 @@ _MIN_IOU_SHARE = .5 # of the undisturbed IoU: less counts as failure
 
 def diagnose(
     path, # a calibration, a sample folder, a folder of samples or a recording
-    checkpoint=None, # a file with camera metadata; the shipped one when None
+    checkpoint=None, # a file with camera metadata, or the name of a shipped one; `FOR_RIGS` when None
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
@@ -114,7 +115,7 @@ def diagnose(
 
     FileNotFoundError or ValueError where nothing can be read."""
     start = time.perf_counter()
-    checkpoint = checkpoint_path(checkpoint)
+    checkpoint = checkpoint_path(checkpoint or FOR_RIGS)
     domain, e = read_card(checkpoint).domain, read_evidence(path, size, unit, rig_file)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
@@ -216,7 +217,14 @@ def verdict(self:Diagnosis) -> str:
     if not math.isfinite(p.iou):
         return f"This rig will work: cameras and silhouettes agree. How well is not predicted ({p.said})."
     return (f"This rig will work: cameras and silhouettes agree, and a novel-view IoU of {p.iou:.2f} ({p.low:.2f} to "
-            f"{p.high:.2f}) is predicted after canonicalising.")
+            f"{p.high:.2f}) is predicted after canonicalising. {_without_network(len(self.evidence.views))}")
+
+def _without_network(n_cameras:int) -> str:
+    "What the baseline reaches, so that nobody takes the network's score for the best one."
+    n = min(n_cameras, max(IOU_WITHOUT_NETWORK))
+    hull, good = IOU_WITHOUT_NETWORK[n]
+    return (f"That is the network alone: on procedural mice with {n} cameras the visual hull has {hull:.2f}, and the "
+            f"optimisation that begins there {good:.2f}.")
 
 def _finite(values:dict) -> dict:
     "NaN and infinity as None: JSON has neither."

@@ -27,7 +27,7 @@ from ..gaussians.ply import load_ply, ply_world, save_ply
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores
-from ..models.checkpoint import checkpoint_hash, checkpoint_path, load_checkpoint
+from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, load_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
@@ -442,7 +442,7 @@ def reconstruct(
     inputs:int=None, # input views, spread evenly, the others are held out; when None all of a recording, 4 of a sample
     unit:str=None, # of the source's cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
-    checkpoint=None, # the shipped one when None
+    checkpoint=None, # a file, or the name of a shipped one; `FOR_RIGS` when None
     device:str="cpu",
     overwrite:bool=False, # replace an existing result; with `frames`, make finished frames again
     choose:str=None, # see `canonicalize`; when None "distance" for recordings, samples in model units as they are
@@ -473,7 +473,7 @@ def reconstruct(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
         gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence)
-    path, out = checkpoint_path(checkpoint), Path(out)
+    path, out = checkpoint_path(checkpoint or FOR_RIGS), Path(out)
     if frames is None:
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "

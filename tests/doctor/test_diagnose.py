@@ -3,13 +3,13 @@ import json
 import pickle
 import re
 import shutil
-import subprocess
-import sys
 from dataclasses import replace
+from functools import cache, partial
 
 import numpy as np
 import pytest
 import torch
+from conftest import command_process
 from PIL import Image
 from torch.nn.functional import max_pool2d
 
@@ -38,34 +38,32 @@ def recording(tmp_path_factory):
     return write_recording(folder, 3, seed=4, cams=mouse_rig().resized(576, 512), truth=False)
 
 
-def run_main(*args):
-    code = "from gslrm_mouse.cli import main; main()"
-    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True)
-
-
-def doctor(*args): return run_main("doctor", *args)
+@pytest.fixture
+def doctor(run_command): return partial(run_command, "doctor")
 
 
 def test_a_sound_recording_is_compatible(recording):
-    got = doctor(recording, "--json")
+    got = command_process("doctor", recording, "--json") # with whatever libraries print
     content = json.loads(got.stdout)
     assert got.returncode == 0 and content["status"] == 0 and content["findings"] == [] and not got.stderr
     assert .6 < content["predicted"]["iou"] < .8
     notes = {note["name"]: note for note in content["notes"]}
-    assert {"units", "origin", "coverage", "field_of_view"} <= set(notes)
+    assert {"units", "origin", "coverage"} <= set(notes)
     assert all(note["note"] for note in notes.values())
-    assert 300 < notes["units"]["number"] < 350 and 38 < notes["field_of_view"]["number"] < 41
+    assert 300 < notes["units"]["number"] < 350
 
 
 def test_a_checkpoint_of_varied_cameras_knows_the_rig(recording):
     known, varied = diagnose(recording, "gslrm_64"), diagnose(recording, "gslrm_any")
     names, more = ({note.name for note in d.notes} for d in (varied, known))
     assert {"field_of_view", "distance_spread"} <= more and not names & {"field_of_view", "distance_spread"}
+    [field_of_view] = [note.number for note in known.notes if note.name == "field_of_view"]
+    assert 38 < field_of_view < 41
     assert {"units", "origin", "coverage"} <= names # the animal is small for both
     assert not known.findings and not varied.findings
 
 
-def test_a_broken_one_will_fail(recording, tmp_path):
+def test_a_broken_one_will_fail(doctor, recording, tmp_path):
     folder = tmp_path/"k"
     shutil.copytree(recording, folder)
     rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
@@ -83,7 +81,7 @@ def test_a_broken_one_will_fail(recording, tmp_path):
     ("a.toml", b"x = "),
     ("empty/", None),
 ])
-def test_what_cannot_be_read_has_a_status_of_its_own(tmp_path, name, content):
+def test_what_cannot_be_read_has_a_status_of_its_own(doctor, tmp_path, name, content):
     if name.endswith("/"): (tmp_path/name).mkdir()
     elif content is not None: (tmp_path/name).write_bytes(content)
     got = doctor(tmp_path/name)
@@ -91,7 +89,7 @@ def test_what_cannot_be_read_has_a_status_of_its_own(tmp_path, name, content):
     assert "Traceback" not in got.stderr and len(got.stderr.strip().splitlines()) == 1
 
 
-def test_usage_is_another_status():
+def test_usage_is_another_status(doctor):
     assert doctor("--no-such-option").returncode == 2
 
 
@@ -154,8 +152,9 @@ def test_exchanged_cameras_are_named_in_large_rigs():
     assert found.name == "swapped" and "if cameras 0 and 10 are exchanged" in found.says, found
 
 
+@cache
 def ring(n, seed=0, size=192):
-    "A mouse seen by n cameras around it, sound."
+    "A mouse seen by n cameras around it, sound; traced once for all tests, which change copies."
     scene = mouse_scene(seed)
     jitter = 3*torch.randn(n, generator=torch.Generator().manual_seed(seed))
     around = orbit(torch.arange(n)*360/n + jitter, 25., size=size)
@@ -204,23 +203,22 @@ def opengl(views):
     return with_cameras(views, w2c=flip @ views.cameras.w2c)
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-@pytest.mark.parametrize("name, damage, fragment", [
-    ("transposed", transposed, "if R is transposed"),
-    ("swapped", lambda v: ordered(v, [1, 2, 3, 4, 5, 0]), "in the order 5, 0, 1, 2, 3, 4"),
-    ("swapped", lambda v: ordered(v, [5, 4, 3, 2, 1, 0]), "in the order 5, 4, 3, 2, 1, 0"),
-    ("swapped", lambda v: ordered(v, [0, 1, 4, 3, 2, 5]), "cameras 2 and 4 are exchanged"),
-    ("swapped", lambda v: ordered(v, [3, 0, 5, 1, 4, 2]), "in the order 1, 3, 5, 0, 4, 2"),
-    ("moved_camera", moved, "without camera 2"),
-    ("moved_camera", lambda v: moved(v, 4, 8), "without camera 4"),
-    ("another_size", lambda v: with_k(v, .5, .5), "K is multiplied by 2.00"),
-    ("another_size", lambda v: with_k(v, 2., 2.), "K is multiplied by 0.50"),
-    ("anisotropic_k", lambda v: with_k(v, 1., 1.25), "(fy) is multiplied by 0.8"),
-    ("opengl_axes", opengl, "turned round"),
-    ("inverted_poses", lambda v: with_cameras(v, w2c=torch.linalg.inv(v.cameras.w2c)), "poses are inverted"),
-    ("flipped", lambda v: replace(v, images=v.images.flip(2), alpha=v.alpha.flip(2)), "images are mirrored"),
+@pytest.mark.parametrize("seed, name, damage, fragment", [
+    (0, "transposed", transposed, "if R is transposed"),
+    (1, "swapped", lambda v: ordered(v, [1, 2, 3, 4, 5, 0]), "in the order 5, 0, 1, 2, 3, 4"),
+    (0, "swapped", lambda v: ordered(v, [5, 4, 3, 2, 1, 0]), "in the order 5, 4, 3, 2, 1, 0"),
+    (1, "swapped", lambda v: ordered(v, [0, 1, 4, 3, 2, 5]), "cameras 2 and 4 are exchanged"),
+    (0, "swapped", lambda v: ordered(v, [3, 0, 5, 1, 4, 2]), "in the order 1, 3, 5, 0, 4, 2"),
+    (1, "moved_camera", moved, "without camera 2"),
+    (0, "moved_camera", lambda v: moved(v, 4, 8), "without camera 4"),
+    (1, "another_size", lambda v: with_k(v, .5, .5), "K is multiplied by 2.00"),
+    (0, "another_size", lambda v: with_k(v, 2., 2.), "K is multiplied by 0.50"),
+    (1, "anisotropic_k", lambda v: with_k(v, 1., 1.25), "(fy) is multiplied by 0.8"),
+    (0, "opengl_axes", opengl, "turned round"),
+    (1, "inverted_poses", lambda v: with_cameras(v, w2c=torch.linalg.inv(v.cameras.w2c)), "poses are inverted"),
+    (0, "flipped", lambda v: replace(v, images=v.images.flip(2), alpha=v.alpha.flip(2)), "images are mirrored"),
 ])
-def test_a_mistake_is_named_if_undoing_it_makes_the_silhouettes_agree(name, damage, fragment, seed):
+def test_a_mistake_is_named_if_undoing_it_makes_the_silhouettes_agree(seed, name, damage, fragment):
     found = explain_disagreement(damage(ring(6, seed)), None)
     assert found.name == name and fragment in found.says, found
 
@@ -303,7 +301,7 @@ def test_two_entries_of_one_camera_are_only_a_note():
     assert found.note, found
 
 
-def test_one_camera_is_too_few(tmp_path):
+def test_one_camera_is_too_few(doctor, tmp_path):
     cams = mouse_rig()[[0]]
     path = write_calibration(cams, tmp_path/"one.toml")
     got = doctor(path, "--json")
@@ -313,7 +311,7 @@ def test_one_camera_is_too_few(tmp_path):
 
 
 @pytest.mark.parametrize("up", [[0., -.89, -.456], [.3, .8, .2], [-.7, .1, -.3]])
-def test_the_proposed_up_is_exact_and_can_be_typed(tmp_path, up):
+def test_the_proposed_up_is_exact_and_can_be_typed(run_command, tmp_path, up):
     up = torch.nn.functional.normalize(torch.tensor(up).double(), dim=0)
     eye = torch.tensor([[300., 0, 0], [0, 200, -400], [-300, 10, 0], [0, -200, 400]]).double()
     cams = Cameras(mouse_rig().K[:4].double(), look_at(eye, torch.zeros(3).double(), up), 1152, 1024, "mm")
@@ -324,7 +322,7 @@ def test_the_proposed_up_is_exact_and_can_be_typed(tmp_path, up):
     proposed = torch.tensor([float(x) for x in vector.split(",")]).double()
     mean = -cams.R[:, 1].mean(0)
     assert torch.rad2deg(torch.acos((proposed/proposed.norm()) @ (mean/mean.norm()))) < .1
-    got = run_main("reconstruct", "nowhere", "--up", vector, "--out", tmp_path/"x")
+    got = run_command("reconstruct", "nowhere", "--up", vector, "--out", tmp_path/"x")
     assert "nowhere" in got.stderr and got.returncode == 2, got.stderr
 
 
@@ -346,7 +344,7 @@ def nerfstudio(views, folder, mode):
     return folder
 
 
-def test_nerfstudio_folders_need_alpha_or_masks(tmp_path):
+def test_nerfstudio_folders_need_alpha_or_masks(doctor, tmp_path):
     views = ring(5)
     got = doctor(nerfstudio(views, tmp_path/"rgb", "none"))
     assert got.returncode == 1 and "no_alpha" in got.stdout and "mask_path" in got.stdout, got.stdout + got.stderr
@@ -380,7 +378,7 @@ def test_videos_of_another_rate_are_a_finding(recording, tmp_path):
     assert "videos_undist/2.mp4 3 frames, 0.100 s" in found.says
 
 
-def test_the_unit_can_be_stated(tmp_path):
+def test_the_unit_can_be_stated(doctor, tmp_path):
     "A rig in quarter metres, which nothing can guess."
     rig = mouse_rig().resized(576, 512)
     folder = write_recording(tmp_path/"film", 3, seed=4, cams=rig, truth=False)
@@ -395,7 +393,7 @@ def test_the_unit_can_be_stated(tmp_path):
     assert doctor(folder, "--unit", "m").returncode == 0
 
 
-def test_the_verdict_comes_first_and_notes_are_behind_verbose(recording):
+def test_the_verdict_comes_first_and_notes_are_behind_verbose(doctor, recording):
     plain, verbose = doctor(recording), doctor(recording, "--verbose")
     assert plain.stdout.startswith("This rig will work: ") and "note ·" not in plain.stdout
     assert verbose.stdout.count("note ·") == len(diagnose(recording).notes)
@@ -407,6 +405,6 @@ def test_every_name_is_registered():
     with pytest.raises(ValueError, match="is none of"): Diagnostic("unheard_of", "", "", "")
 
 
-def test_calibrations_without_a_size_name_the_option(tmp_path):
+def test_calibrations_without_a_size_name_the_option(doctor, tmp_path):
     got = doctor(write_calibration(mouse_rig(), tmp_path/"new_cam.pkl"))
     assert got.returncode == 3 and f"gslrm_mouse doctor {tmp_path/'new_cam.pkl'} --size" in got.stderr
