@@ -155,6 +155,13 @@ def reconstruct(
     rig:Path|None=None, # calibration of a recording, file or folder, where several are there or it lies elsewhere
     # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_any_128 when left out
     checkpoint:Path|None=None,
+    # which model: gslrm needs two cameras or more and brings its weights; lgm four cameras, zero123plus and sv3d one
+    # camera, a floor at height 0 and up, and these three files that you have (--weights); a generator's views go
+    # through gslrm, and the optimisation begins in the model's answer
+    model:Literal["gslrm", "lgm", "zero123plus", "sv3d"]="gslrm",
+    # of another model than gslrm: LGM's .safetensors, Zero123++'s folder, sv3d_p.safetensors or sv3d_u.safetensors
+    weights:Path|None=None,
+    variant:str|None=None, # of these weights: original or fixrot of lgm, 1.1 or 1.2 of zero123plus
     overwrite:bool=False, # replace an existing result
     # what to keep of the checkpoint's cameras: the first four are exact, the last two approximate with a bound;
     # recordings "distance", samples in model units as they are, when left out
@@ -178,8 +185,9 @@ def reconstruct(
     gaussians:int|None=None, # for experts: about how many Gaussians the quality begins with
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
-    # with --frames of a recording and a quality: the Gaussians of the first frame follow the animal, so that points
-    # of it can be tracked; sequence.npz and follow.mp4 besides a PLY per frame. --no-sequence makes each frame anew
+    # with --frames of a recording and a quality: the Gaussians of the first frame, which is made at the next higher
+    # quality, follow the animal, so that points of it can be tracked; sequence.npz and follow.mp4 besides a PLY per
+    # frame. --no-sequence makes each frame anew
     sequence:bool=True,
     film:bool=True, # with --frames: film.mp4 of all frames, and follow.mp4 of a sequence
     viewer:bool=True, # write view.html, a page to turn the result in; once for all frames
@@ -200,7 +208,7 @@ def reconstruct(
     if no_fit and fit: raise ValueError(f"--no-fit and --fit {fit} exclude each other")
     numbers = parse_frames(frames) if frames else None
     _say_what_is_read(source, unit, rig)
-    if not force: _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig)
+    _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig, force)
     def say(line): print(line, file=sys.stderr, flush=True)
     scores = run(
         source, out, frame,
@@ -208,6 +216,9 @@ def reconstruct(
         unit=unit,
         rig_file=rig,
         checkpoint=checkpoint,
+        model=model,
+        weights=weights,
+        variant=variant,
         device=device,
         overwrite=overwrite,
         choose=choose,
@@ -237,24 +248,31 @@ _SPLITS = dict(input="input views", novel="novel views", novel_network="novel vi
                novel_hull="novel views, the visual hull alone")
 _AGREEMENT = .9 # share of the silhouettes that a coarse hull explains: the doctor is asked below it
 
-def _check_consistency(source, number, unit, checkpoint, rig_file):
-    "ValueError with the doctor's first finding where silhouettes and cameras of a frame contradict each other."
+def _check_consistency(source, number, unit, checkpoint, rig_file, force=False): # noqa: PLR0917
+    """ValueError with the doctor's first finding where silhouettes and cameras of a frame contradict each other;
+    with `force` only where there is no silhouette."""
     from gslrm_mouse.doctor.diagnosis import diagnose
     from gslrm_mouse.views.hull import visual_hull
     from gslrm_mouse.views.recordings import is_recording, read_views
     from gslrm_mouse.views.samples import is_sample
+    from gslrm_mouse.views.views import MaskError
     if not (is_recording(source) or is_sample(source)): return # what else it is, is said where it is read
     try: views = read_views(source, number, unit, rig_file)
+    except MaskError as e:
+        if not force: return
+        raise ValueError(f"{e}; --force does not help, as nothing can be reconstructed without silhouettes") from None
     except (ValueError, OSError): return # what is wrong with the files is said where they are used
-    if len(views) < 2: return
+    if force or len(views) < 2: return
     try: agreement = visual_hull(views, n=24, rays=250).iou.mean().item()
     except ValueError: agreement = 0. # an empty mask, or an object behind a camera: the doctor says which
     if agreement >= _AGREEMENT: return
     diagnosis = diagnose(source, checkpoint, unit=unit, rig_file=rig_file)
     findings = [f for f in diagnosis.findings if f.name != "out_of_domain"]
     if findings:
-        raise ValueError(f"{findings[0].says}: {findings[0].means}; gslrm_mouse doctor {source} says more, and "
-                         "--force reconstructs it nevertheless")
+        says, means = findings[0].says, findings[0].means
+        if means[1].islower(): means = means[0].lower() + means[1:] # but not the K of a sentence on K
+        raise ValueError(f"{says}: {means}; gslrm_mouse doctor {source} says more, and --force reconstructs it "
+                         "nevertheless")
 
 def _score_line(split:str, mean:dict, is_fitted:bool) -> str:
     note = " (fitted to these)" if is_fitted else ""
@@ -331,7 +349,8 @@ def doctor(
     size:tuple[int, int]|None=None, # width and height of the images, for calibrations which do not hold it
     unit:Unit|None=None, # of the cameras; as their file states or implies when left out
     rig:Path|None=None, # calibration of a recording, file or folder, where several are there or it lies elsewhere
-    verbose:bool=False, # the notes in full: what is unusual and harmless, or cured exactly
+    # the notes in full: what is unusual and harmless, or cured exactly; and what each model needs from a rig
+    verbose:bool=False,
     json:bool=False, # for machines
 ):
     """Will this rig fail, why, and what to do: seconds on a CPU, no network is loaded.

@@ -20,9 +20,9 @@ from PIL import Image, ImageOps
 
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
-           'read_bytes', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml', 'check_torch_file',
-           'atomic_file', 'recover_folder', 'atomic_folder', 'check_free', 'require_empty_folder', 'write_atomic',
-           'read_jsonl']
+           'read_bytes', 'quoted_path', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml',
+           'check_torch_file', 'atomic_file', 'recover_folder', 'atomic_folder', 'check_free', 'require_empty_folder',
+           'write_atomic', 'read_jsonl']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -36,21 +36,26 @@ IMAGE_FORMATS = ("PNG", "JPEG", "TIFF", "BMP", "WEBP") # admitted: none that sta
 def read_bytes(path) -> bytes:
     "The bytes of a file; FileNotFoundError says what is there instead, ValueError is for a file over `MAX_BYTES`."
     path = Path(path)
-    if path.is_dir(): raise FileNotFoundError(f"{path} was looked for and is a folder; {describe_folder(path)}")
+    name = quoted_path(path)
+    if path.is_dir(): raise FileNotFoundError(f"{name} was looked for and is a folder; {describe_folder(path)}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path} was looked for and is not there; {describe_folder(path.parent)}")
+        raise FileNotFoundError(f"{name} was looked for and is not there; {describe_folder(path.parent)}")
     size = path.stat().st_size
-    if size > MAX_BYTES: raise ValueError(f"{path}: {size >> 20} MB, no file of a rig is that large")
+    if size > MAX_BYTES: raise ValueError(f"{name}: {size >> 20} MB, no file of a rig is that large")
     return path.read_bytes()
+
+def quoted_path(path) -> str:
+    "A path in one line, for messages: a name may hold line breaks."
+    return " ".join(str(path).splitlines())
 
 def describe_folder(folder, most:int=8) -> str:
     "'FOLDER holds a, b, c', for messages."
-    folder = Path(folder)
-    if not folder.is_dir(): return f"there is no folder {folder}"
-    names = sorted(p.name + "/"*p.is_dir() for p in folder.iterdir())
-    if not names: return f"{folder} holds nothing"
+    folder, name = Path(folder), quoted_path(folder)
+    if not folder.is_dir(): return f"there is no folder {name}"
+    names = sorted(quoted_path(p.name) + "/"*p.is_dir() for p in folder.iterdir())
+    if not names: return f"{name} holds nothing"
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{folder} holds {', '.join(names[:most])}{more}"
+    return f"{name} holds {', '.join(names[:most])}{more}"
 
 def natural_sort(names) -> list:
     "Names in the order of the numbers in them: cam_2 before cam_10."
@@ -75,8 +80,7 @@ def open_image(
             if getattr(image, "n_frames", 1) > 1: raise ValueError(f"it is an animation of {image.n_frames} images")
             return ImageOps.exif_transpose(image)
     except Exception as e: # of any kind: a decoder meets bytes that nobody foresaw
-        name = " ".join(str(path).splitlines())
-        raise ValueError(f"{name} is no readable picture ({one_line(e)})") from None
+        raise ValueError(f"{quoted_path(path)} is no readable picture ({one_line(e)})") from None
 
 # %% ../nbs/00_files.ipynb #ab8097b3
 YAML_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader) # constructs no objects
@@ -241,7 +245,7 @@ def atomic_folder(
 
 def check_free(out):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} exists and is not empty; choose another folder or pass --overwrite")
+        raise FileExistsError(f"{quoted_path(out)} exists and is not empty; choose another folder or pass --overwrite")
 
 @contextmanager
 def _lock_part(temp, out): # FileExistsError where another process began at the same time
@@ -266,7 +270,7 @@ def require_empty_folder(folder) -> Path:
     is_free = not folder.exists() or folder.is_dir() and not any(folder.iterdir())
     if not is_free:
         found = describe_folder(folder) if folder.is_dir() else "it is a file"
-        raise ValueError(f"{folder} should be new or empty, but {found}; nothing was written")
+        raise ValueError(f"{quoted_path(folder)} should be new or empty, but {found}; nothing was written")
     folder.parent.mkdir(parents=True, exist_ok=True)
     return folder
 

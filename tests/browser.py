@@ -1,16 +1,35 @@
 """A headless Chromium for tests of pages."""
 import base64
+import http.server
 import json
 import shutil
 import subprocess
+import threading
 import time
 import urllib.request
+from contextlib import contextmanager
+from functools import partial
 
 import pytest
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 NO_GRAPHICS = ("--disable-gpu",)
 SOFTWARE_WEBGL = ("--use-angle=swiftshader", "--enable-unsafe-swiftshader")
+
+
+# viser's quads have two coordinates, of which three.js wants to know the extent in three; nothing depends on it.
+HARMLESS = "Computed radius is NaN"
+
+
+@contextmanager
+def served(folder): # yields its address
+    "A folder over HTTP, on this machine alone."
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *a): pass
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try: yield f"http://127.0.0.1:{server.server_port}/"
+    finally: server.shutdown()
 
 
 class Browser:

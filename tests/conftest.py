@@ -1,5 +1,9 @@
-"""Threads and the place of the optional trial data, which lies beside a checkout of the developers and nowhere else."""
+"""Threads, the command line within this process, a tiny checkpoint; the place of the optional trial data, which lies
+beside a checkout of the developers and nowhere else."""
 import os
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -7,6 +11,11 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import numpy as np
 import pytest
 import torch
+
+from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
+from gslrm_mouse.cli import main
+from gslrm_mouse.models.checkpoint import ModelCard, save_checkpoint
+from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 
 ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent/"shared/data"
@@ -22,6 +31,38 @@ def recorded_numbers(name):
 @pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)
+
+
+def command_process(*args, **options):
+    "`gslrm_mouse` in a process of its own, which takes seconds to start: for what only a process shows."
+    code = "from gslrm_mouse.cli import main; main()"
+    return subprocess.run([sys.executable, "-c", code, *map(str, args)], capture_output=True, text=True, **options)
+
+
+@pytest.fixture
+def run_command(capsys):
+    "`gslrm_mouse` within this process: a function of the arguments that returns status, stdout and stderr."
+    n_threads = torch.get_num_threads()
+
+    def run(*args):
+        capsys.readouterr() # what was printed before
+        arguments = [str(arg) for arg in args]
+        try: status = main(arguments) or 0
+        except SystemExit as end: status = end.code
+        stdout, stderr = capsys.readouterr()
+        return subprocess.CompletedProcess(arguments, status, stdout, stderr)
+
+    yield run
+    torch.set_num_threads(n_threads) # the doctor takes one
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint(tmp_path_factory):
+    "An untrained network for images of 32 px that takes milliseconds."
+    torch.manual_seed(0)
+    network = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1))
+    card = ModelCard(network.config, replace(FACELIFT_DOMAIN, image_size=32))
+    return save_checkpoint(tmp_path_factory.mktemp("net")/"m.safetensors", network, card)
 
 
 @pytest.fixture(scope="session")

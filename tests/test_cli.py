@@ -1,15 +1,10 @@
 """The command as a user meets it: files that open, mistakes that end in one sentence."""
 import json
-import subprocess
-import sys
 
 import pytest
+from conftest import command_process
+
 from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
-
-
-def run(*args, cwd=None):
-    command = [sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
 
 
 @pytest.mark.parametrize("args, said", [
@@ -25,14 +20,25 @@ def run(*args, cwd=None):
     (("study", "--device", "cuda:7", "--out", "x"), "cuda"),
     (("pretrain", "--out", "x", "--resume"), "nothing to resume"),
 ])
-def test_mistakes(tmp_path, args, said):
-    got = run(*args, cwd=tmp_path)
+def test_mistakes(run_command, tmp_path, monkeypatch, args, said):
+    monkeypatch.chdir(tmp_path)
+    assert_mistake(run_command(*args), tmp_path/"x", said)
+
+
+def assert_mistake(got, out, said):
     assert got.returncode == 2 and "Traceback" not in got.stderr and said in got.stderr, got.stderr
-    assert not (tmp_path/"x").exists() or not list((tmp_path/"x").iterdir())
+    assert not out.exists() or not list(out.iterdir())
 
 
-def test_unknown_settings_are_refused(tmp_path):
-    got = run("study", "--no-such-option", "1", cwd=tmp_path)
+def test_a_mistake_in_a_process(tmp_path):
+    got = command_process("reconstruct", "nowhere", "--out", "x", cwd=tmp_path)
+    assert_mistake(got, tmp_path/"x", "nowhere")
+    assert not got.stdout and got.stderr.count("\n") == 1
+
+
+def test_unknown_settings_are_refused(run_command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    got = run_command("study", "--no-such-option", "1")
     assert got.returncode == 2 and "no-such-option" in got.stdout + got.stderr
 
 
@@ -44,8 +50,8 @@ def test_shipped_checkpoint_knows_its_cameras():
     assert heads["psnr"] > heads["psnr_white"] + 5
 
 
-def test_sample_to_files(sample, tmp_path):
-    got = run("reconstruct", sample, "--out", tmp_path/"r")
+def test_sample_to_files(run_command, sample, tmp_path):
+    got = run_command("reconstruct", sample, "--out", tmp_path/"r", "--quality", "draft")
     assert got.returncode == 0, got.stderr
     expected = {"gaussians.ply", "turntable.mp4", "views.png", "views_novel.png", "cameras.png", "cameras.txt",
                 "results.jsonl", "view.html", "view.json"}

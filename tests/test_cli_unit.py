@@ -2,7 +2,6 @@
 import inspect
 import json
 import re
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,8 +11,6 @@ from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.cli import COMMANDS, main
 from gslrm_mouse.gaussians.ply import ply_world
-from gslrm_mouse.models.checkpoint import ModelCard, save_checkpoint
-from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.scenes.recording import write_recording
 
 RIG = mouse_rig().resized(144, 128)
@@ -32,14 +29,6 @@ def film(tmp_path_factory):
     return folder
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    torch.manual_seed(0)
-    network = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1))
-    card = ModelCard(network.config, replace(FACELIFT_DOMAIN, image_size=32))
-    return save_checkpoint(tmp_path_factory.mktemp("net")/"m.safetensors", network, card)
-
-
 def run(*args): main([str(x) for x in args])
 
 
@@ -54,8 +43,8 @@ def test_every_command_that_reads_a_rig_takes_it():
     assert takes_a_unit == reads_a_rig
 
 
-def test_reconstruct(film, checkpoint, tmp_path, capsys):
-    options = "--checkpoint", checkpoint, "--no-turntable", "--no-panels"
+def test_reconstruct(film, tiny_checkpoint, tmp_path, capsys):
+    options = "--checkpoint", tiny_checkpoint, "--no-turntable", "--no-panels"
     assert_unit_is_asked_for(capsys, "reconstruct", film, "--out", tmp_path/"a", *options)
     run("reconstruct", film, "--out", tmp_path/"b", "--unit", "m", *options)
     records = [json.loads(line) for line in (tmp_path/"b/results.jsonl").read_text().splitlines()]
@@ -66,8 +55,8 @@ def test_reconstruct(film, checkpoint, tmp_path, capsys):
     assert abs(distance - FACELIFT_DOMAIN.mean_distance) < 1e-3
 
 
-def test_preprocess(film, checkpoint, tmp_path, capsys):
-    options = "--frames", "1,2,3", "--size", "64", "--checkpoint", checkpoint
+def test_preprocess(film, tiny_checkpoint, tmp_path, capsys):
+    options = "--frames", "1,2,3", "--size", "64", "--checkpoint", tiny_checkpoint
     assert_unit_is_asked_for(capsys, "preprocess", film, tmp_path/"a", *options)
     run("preprocess", film, tmp_path/"b", "--unit", "m", *options)
     assert json.loads((tmp_path/"b/preprocess.json").read_text())["settings"]["unit"] == "m"

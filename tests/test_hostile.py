@@ -71,16 +71,32 @@ def test_a_process_that_dies_is_seen():
 SAY = "open({!r}, 'w').write('code of the working directory ran')"
 
 
+MODULES = "json", "struct", "numpy", "scipy", "h5py", "io", "sitecustomize"
+
+
+def plant_modules(folder, monkeypatch):
+    "Modules in what becomes the working directory, each of which leaves a mark when it is imported."
+    for module in MODULES: (folder/f"{module}.py").write_text(SAY.format(str(folder/f"{module}.ran")))
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("PYTHONPATH", str(folder))
+
+
+def imported_modules(folder): return {path.stem for path in folder.glob("*.ran")}
+
+
 @pytest.mark.parametrize("suffix", [".mat", ".h5"])
-@pytest.mark.parametrize("module", ["json", "struct", "numpy", "scipy", "h5py", "io", "sitecustomize"])
-def test_child_of_a_reader_imports_nothing_from_here(tmp_path, monkeypatch, suffix, module):
+def test_child_of_a_reader_imports_nothing_from_here(tmp_path, monkeypatch, suffix):
     rig = mouse_rig()
     path = write_calibration(rig, tmp_path/f"rig{suffix}")
-    (tmp_path/f"{module}.py").write_text(SAY.format(str(tmp_path/"RAN")))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    plant_modules(tmp_path, monkeypatch)
     assert torch.allclose(read_calibration(path, 1152, 1024).K, rig.K, atol=1e-9)
-    assert not (tmp_path/"RAN").exists()
+    assert not imported_modules(tmp_path)
+
+
+def test_a_child_that_imports_from_here_is_seen(tmp_path, monkeypatch):
+    plant_modules(tmp_path, monkeypatch)
+    subprocess.run([sys.executable, "-c", "import json"], check=True)
+    assert imported_modules(tmp_path) >= {"json", "sitecustomize"}
 
 
 def test_processes_of_a_study_import_nothing_from_here(tmp_path):

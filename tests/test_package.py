@@ -1,5 +1,6 @@
 """The package from outside: the names of a first script, rooms that hand on their names, one line for large objects."""
 import importlib
+import json
 import pkgutil
 import subprocess
 import sys
@@ -35,12 +36,36 @@ def test_every_room_is_listed():
     assert found == set(ROOMS)
 
 
+IMPORTS = """
+import importlib, json, sys
+loaded = {}
+for room in sys.argv[1:]:
+    importlib.import_module(f"gslrm_mouse.{room}")
+    loaded[room] = [name for name in sys.modules if name.startswith("gslrm_mouse.")]
+print(json.dumps(loaded))
+"""
+
+
+def loaded_rooms(order):
+    "What is loaded after each room, of rooms that one process imports in this order."
+    command = [sys.executable, "-c", IMPORTS, *order]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return {room: {name.split(".")[1] for name in names} for room, names in json.loads(printed).items()}
+
+
+@pytest.fixture(scope="module")
+def loaded(): return loaded_rooms(ROOMS)
+
+
 @pytest.mark.parametrize("room", ROOMS)
-def test_a_room_imports_only_those_before_it(room):
-    code = f"import sys, gslrm_mouse.{room}; print(*(m for m in sys.modules if m.startswith('gslrm_mouse.')))"
-    names = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    loaded = {name.split(".")[1] for name in names}
-    assert not loaded & set(ROOMS[ROOMS.index(room) + 1:])
+def test_a_room_imports_only_those_before_it(loaded, room):
+    "Imported one after the other, a room that imports a later one loads it too early."
+    assert room in loaded[room]
+    assert not loaded[room] & set(ROOMS[ROOMS.index(room) + 1:])
+
+
+def test_an_import_of_a_later_room_is_seen():
+    assert "cameras" in loaded_rooms(["masks"])["masks"]
 
 
 def test_large_objects_print_one_line():

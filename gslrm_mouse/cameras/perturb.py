@@ -12,7 +12,7 @@ from torch import Tensor
 from .pinhole import Cameras
 
 # %% auto #0
-__all__ = ['at_distance', 'zoomed', 'shifted', 'turned', 'spread_factors']
+__all__ = ['at_distance', 'zoomed', 'shifted', 'turned', 'rolled', 'elevations', 'raised', 'spread_factors']
 
 # %% ../../nbs/cameras/07_perturb.ipynb #1e59f094
 def at_distance(
@@ -48,6 +48,16 @@ def shifted(
     K[..., 1, 2] += y*cams.height
     return replace(cams, K=K)
 
+def _rotations(rotvecs:Tensor) -> Tensor: # (V, 3) radians → (V, 4, 4)
+    x, y, z = rotvecs.unbind(-1)
+    generator = torch.zeros(len(rotvecs), 3, 3, dtype=rotvecs.dtype)
+    generator[:, 0, 1], generator[:, 1, 0] = -z, z
+    generator[:, 0, 2], generator[:, 2, 0] = y, -y
+    generator[:, 1, 2], generator[:, 2, 1] = -x, x
+    rotation = torch.eye(4, dtype=rotvecs.dtype).repeat(len(rotvecs), 1, 1)
+    rotation[:, :3, :3] = torch.linalg.matrix_exp(generator)
+    return rotation
+
 def turned(
     cams:Cameras, # (V,)
     degrees:float, # of every camera
@@ -57,12 +67,37 @@ def turned(
     rng = np.random.default_rng([seed, 15])
     direction = torch.from_numpy(rng.uniform(0, 2*math.pi, len(cams)))
     x, y = math.radians(degrees)*direction.cos(), math.radians(degrees)*direction.sin()
-    generator = torch.zeros(len(cams), 3, 3, dtype=torch.float64) # of the rotation about (x, y, 0)
-    generator[:, 0, 2], generator[:, 2, 0] = y, -y
-    generator[:, 1, 2], generator[:, 2, 1] = -x, x
-    rotation = torch.eye(4, dtype=torch.float64).repeat(len(cams), 1, 1)
-    rotation[:, :3, :3] = torch.linalg.matrix_exp(generator)
+    rotation = _rotations(torch.stack([x, y, torch.zeros_like(x)], -1))
     return replace(cams, w2c=(rotation @ cams.w2c.double()).to(cams.w2c))
+
+def rolled(
+    cams:Cameras, # (V,)
+    degrees:float, # clockwise in the image
+) -> Cameras:
+    "Each camera turned about its own optical axis, so that its image turns clockwise."
+    angle = torch.full((len(cams),), math.radians(degrees), dtype=torch.float64)
+    rotation = _rotations(angle[:, None]*torch.tensor([0., 0., 1.], dtype=torch.float64))
+    return replace(cams, w2c=(rotation @ cams.w2c.double()).to(cams.w2c))
+
+def elevations(
+    cams:Cameras, # (V,)
+) -> Tensor: # (V,) float64, degrees
+    "How high the cameras stand over the plane z = 0, as seen from the world's origin."
+    centers = cams.centers.double()
+    return torch.rad2deg(torch.asin(centers[:, 2]/centers.norm(dim=-1)))
+
+def raised(
+    cams:Cameras, # (V,)
+    degrees, # (V,) or one number, added to the elevation
+) -> Cameras:
+    "Each camera moved up its meridian about the world's origin, with its direction of view; ValueError on the z axis."
+    centers = cams.centers.double()
+    axis = torch.linalg.cross(centers, centers.new_tensor([0., 0., 1.]).expand_as(centers))
+    if (axis.norm(dim=-1) < 1e-6*centers.norm(dim=-1)).any():
+        raise ValueError("a camera on the z axis stands on every meridian, so it cannot be raised along its own")
+    angle = torch.deg2rad(torch.as_tensor(degrees, dtype=torch.float64))
+    world = _rotations(torch.nn.functional.normalize(axis, dim=-1)*angle.view(-1, 1))
+    return replace(cams, w2c=(cams.w2c.double() @ world.mT).to(cams.w2c))
 
 def spread_factors(
     n:int, # how many

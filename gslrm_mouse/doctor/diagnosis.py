@@ -17,6 +17,7 @@ from .checks import measured_views, predicted_iou, silhouettes, too_few_views
 from .evidence import FINDINGS, Diagnostic, Evidence, call_checked, read_evidence
 from ..evaluation.sensitivity import Prediction, load_sensitivity
 from ..models.checkpoint import FOR_RIGS, checkpoint_path, read_card
+from ..models.named import usable_models
 from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import IOU_WITHOUT_NETWORK
 from ..views.triangulation import triangulate
@@ -184,7 +185,7 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
 @patch
 def text(
     self:Diagnosis,
-    verbose:bool=False, # with the notes
+    verbose:bool=False, # with the notes, and the models that can use the rig
 ) -> str:
     "The verdict, what was examined, the findings, and the notes or their number."
     lines = [self.verdict, f"{self.evidence.path}: {self.evidence.says}"]
@@ -192,7 +193,10 @@ def text(
     for i, f in enumerate(self.findings, 1):
         cost = f" (costs {f.cost:.2f} of novel-view IoU)" if math.isfinite(f.cost) else ""
         lines.append(f"  {i}. {f}{cost}")
-    if verbose: lines += [f"  note · {f}" for f in self.notes]
+    if verbose:
+        lines += [f"  note · {f}" for f in self.notes]
+        n_cameras = len(self.evidence.cameras if self.evidence.cameras is not None else ())
+        if n_cameras: lines += [f"  model · {sentence}" for sentence in usable_models(n_cameras)]
     elif self.notes:
         names = ", ".join(f.name for f in self.notes)
         lines.append(f"  {len(self.notes)} note{'s'*(len(self.notes) != 1)} (--verbose): {names}")

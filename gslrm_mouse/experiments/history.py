@@ -10,6 +10,7 @@ import math
 import shutil
 from contextlib import redirect_stdout
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 import gslrm_mouse
 import numpy as np
@@ -350,6 +351,10 @@ def _training_trace(
     )
 
 # %% ../../nbs/experiments/08_history.ipynb #5de3b546
+@cache # reading settings takes a fifth of a second, and a report lists a hundred conditions
+def _deciding_hash(file:str, overrides:tuple, path:Path) -> str: # of all settings that decide the weights
+    return short_hash(weights_settings(settings_of(file, overrides, path)))
+
 def history_arm(
     experiment:str, # "history_a" or "history_b"
     name:str,
@@ -378,7 +383,7 @@ def history_arm(
     settings = dict(
         file=file,
         overrides=overrides,
-        decides=short_hash(weights_settings(settings_of(file, overrides, path))),
+        decides=_deciding_hash(file, tuple(overrides), path),
         data=data,
         learner=learner or "everything",
         lr=lr,

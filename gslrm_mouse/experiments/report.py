@@ -14,12 +14,14 @@ import numpy as np
 import torch
 from jinja2 import Environment
 from markupsafe import Markup
+from PIL import Image
 from .plan import Plan, records_of
 from .registry import EXPERIMENTS, OTHER_FINDINGS, experiment_title
 from .runner import Section, collect_section, count_text, duration_text, own_folder
 from .runner import planned_arms, run_arms, stored_parts
 from ..files import atomic_folder
 from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
+from ..reconstruction.viewer import example_reconstruction, has_viser, still_image, write_example
 from ..stats import Table, html_text
 
 # %% auto #0
@@ -78,6 +80,12 @@ code { background: var(--soft); padding: 0 .25em; border-radius: 3px; overflow-w
 img { max-width: 100%; height: auto }
 figure { margin: 1.2rem 0 }
 figcaption, .made { color: var(--dim); font-size: .86rem }
+.viewer { display: flex; flex-wrap: wrap; gap: .6rem; align-items: center }
+.viewer img { flex: 1 1 12rem; min-width: 0; max-width: 20rem }
+.viewer iframe { flex: 2 1 20rem; height: 22rem; border: 1px solid var(--line); background: #fff }
+.viewer figcaption { flex-basis: 100% }
+@media (scripting: none) { .viewer iframe, .viewer .live { display: none } }
+@media print { .viewer iframe, .viewer .live { display: none } }
 .warn { border-left: 4px solid #c60; padding-left: .8rem }
 .v { font-weight: 600; white-space: nowrap }
 .v::before {
@@ -119,6 +127,20 @@ _TEMPLATE = """<!doctype html>
 {{ sentence|text }}
 {% endfor %}
 </p>
+
+{% if example %}
+<figure class="viewer">
+<img src="pictures/{{ example.still }}" alt="{{ example.alt }}">
+{% if example.page %}
+<iframe src="{{ example.page }}" title="viewer: {{ example.alt }}" loading="lazy"></iframe>
+{% endif %}
+<figcaption>{{ example.caption|text }}
+{%- if example.page %}
+ <span class="live">In the viewer beside the still image: drag to turn, scroll to come closer.</span>
+{%- endif %}
+</figcaption>
+</figure>
+{% endif %}
 
 <nav aria-labelledby="contents">
 <h2 id="contents">Contents</h2>
@@ -333,8 +355,20 @@ def _flat_lines(sections) -> str:
                 lines.append(json.dumps(flat) + "\n")
     return "".join(lines)
 
+_EXAMPLE_ALT = "A dark procedural mouse with a long tail, reconstructed from six views, seen from slightly above."
+
+def _write_example(out:Path, folder:Path) -> dict: # what the template needs
+    "A procedural mouse as `reconstruct` makes it: a still image into `folder` and, with viser, `out`/viewer.html."
+    g, _ = example_reconstruction()
+    still = (still_image(g, size=400)*255).round().byte().numpy()
+    Image.fromarray(still).save(folder/"example.png")
+    caption = "A procedural mouse in the documented rig, optimised on six views as `gslrm_mouse reconstruct` does it."
+    if not has_viser(): return dict(still="example.png", alt=_EXAMPLE_ALT, caption=caption, page="")
+    page = write_example(out/"viewer.html").name
+    return dict(still="example.png", alt=_EXAMPLE_ALT, caption=caption, page=page)
+
 def write_report(
-    out, # folder: index.html, pictures/, results.jsonl
+    out, # folder: index.html, viewer.html, pictures/, results.jsonl
     parts:list[Section],
     facts:dict, # how it was made
     failed=(), # as `run_arms` returns it
@@ -344,8 +378,9 @@ def write_report(
     "Write the report; the old one stays until this one is complete."
     out = Path(out)
     sections = [section for section in parts if section.done]
-    contents, findings = [], []
+    contents, findings, example = [], [], None
     with atomic_folder(out/"pictures", overwrite=True) as folder:
+        if not all(map(_is_recording, sections)): example = _write_example(out, folder)
         for section in sections:
             content, found = _section_content(section, folder)
             contents.append(content)
@@ -355,6 +390,7 @@ def write_report(
         title=_title(sections),
         summary=_summary(sections, [finding for finding, _ in findings]),
         background=_BACKGROUND,
+        example=example,
         findings=findings,
         failed=failed,
         absent=absent or {},

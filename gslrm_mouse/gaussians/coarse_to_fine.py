@@ -17,7 +17,7 @@ from ..views.views import Views
 from ..views.warp import warp_views
 
 # %% auto #0
-__all__ = ['crop_cameras', 'foreground_crops', 'split_longest', 'FitStage', 'fit_coarse_to_fine']
+__all__ = ['ADAM_EPS', 'crop_cameras', 'foreground_crops', 'split_longest', 'FitStage', 'extent_of', 'fit_coarse_to_fine']
 
 # %% ../../nbs/gaussians/08_coarse_to_fine.ipynb #5f080007
 _MARGIN = 1.08 # side of a crop over the longer side of its silhouette
@@ -75,7 +75,7 @@ class FitStage:
     means_rate:float = 1. # factor of the learning rate of the means: coarse stages move them, fine ones hardly
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error in `reconstruction_loss`
-_EPS = 1e-5 # of Adam, about the gradient of a colour in full view: what is hidden moves less than what is seen
+ADAM_EPS = 1e-5 # of Adam, about the gradient of a colour in full view: what is hidden moves less than what is seen
 
 def _random_views(n:int, per_step:int, rng:torch.Generator): # yields lists of view numbers, without end
     "Each view as often as the others; all of them where `per_step` is not smaller than their number."
@@ -92,16 +92,17 @@ def _backward(image, alpha, truth, truth_alpha):
     alpha_gradient = (alpha.detach() - truth_alpha).mul_(2*_ALPHA_WEIGHT/pixels)
     torch.autograd.backward((image, alpha), (color_gradient, alpha_gradient))
 
-def _extent(g:Gaussians) -> tuple[Tensor, float]: # (3,) centre and radius of the ball that holds nearly all
+def extent_of(g:Gaussians) -> tuple[Tensor, float]: # (3,) centre, radius
+    "The ball about the median of the means that holds 98 % of them."
     center = g.means.median(0).values
     return center, (g.means - center).norm(dim=-1).quantile(.98).item()
 
 def _fit_stage(g:Gaussians, crops:Views, stage:FitStage, rng:torch.Generator, bar) -> Gaussians:
-    center, radius = _extent(g)
+    center, radius = extent_of(g)
     parameters = [x.float().clone().requires_grad_() for x in gaussians_to_parameters(g, center, radius)]
     means_lr, *other_lr = Fit().lr
     groups = [dict(params=[x], lr=lr) for x, lr in zip(parameters, (stage.means_rate*means_lr, *other_lr))]
-    adam = torch.optim.Adam(groups, betas=(.9, .99), eps=_EPS, fused=True)
+    adam = torch.optim.Adam(groups, betas=(.9, .99), eps=ADAM_EPS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .1**(step/max(1, stage.steps)))
     drawn = _random_views(len(crops), min(stage.views, len(crops)), rng)
     for _, chosen in zip(range(stage.steps), drawn):

@@ -13,7 +13,7 @@ from ..views.hull import Hull, visual_hull
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['hull_surface', 'surface_colors', 'surface_gaussians']
+__all__ = ['hull_surface', 'surface_colors', 'thin_parts', 'surface_gaussians']
 
 # %% ../../nbs/gaussians/07_surface.ipynb #5f000007
 def _occupancy(hull:Hull) -> tuple[Tensor, Tensor]: # bool grid with an empty border, (N, 3) cells of the voxels
@@ -68,6 +68,25 @@ def surface_colors(
     median[is_unseen] = median[~is_unseen][closest]
     return median
 
+# %% ../../nbs/gaussians/07_surface.ipynb #5f000022
+_FEW_RAYS = 300 # of each silhouette: enough to bound a hull, not to measure its consistency
+
+def thin_parts(
+    views:Views, # those of the hull
+    hull:Hull,
+    voxels:int, # along its longest side
+) -> Hull: # with half its voxel
+    "What a hull of half the voxel holds and this one misses: voxels with none of this one's around them."
+    fine = visual_hull(views, n=2*voxels, rays=_FEW_RAYS)
+    grid, cells = _occupancy(hull)
+    around = torch.nn.functional.max_pool3d(grid.float()[None, None], kernel_size=3, stride=1, padding=1)[0, 0] > 0
+    origin = hull.points[0] - cells[0]*hull.voxel # of cell 0
+    index = ((fine.points - origin)/hull.voxel).round().long()
+    is_within = ((index >= 0) & (index < torch.tensor(grid.shape))).all(1)
+    is_missed = ~is_within
+    is_missed[is_within] = ~around[tuple(index[is_within].T)]
+    return Hull(fine.points[is_missed], fine.voxel, fine.iou)
+
 # %% ../../nbs/gaussians/07_surface.ipynb #5f000011
 _ALONG, _ACROSS, _INWARDS, _OPACITY = .6, .2, .3, .8 # the first three in voxels
 
@@ -81,17 +100,25 @@ def surface_gaussians(
     views:Views, # at least two
     voxels:int=64, # along the hull's longest side; the number of Gaussians grows with its square
     hull:Hull=None, # of these views, where it is at hand
+    thin:bool=False, # add `thin_parts`, as small balls
 ) -> Gaussians: # in the unit of the cameras
     "Flat Gaussians on the visual hull, coloured from the images; ValueError where silhouettes exclude each other."
     if hull is None: hull = visual_hull(views, n=voxels)
     if not len(hull.points): raise ValueError("the silhouettes exclude each other, so there is no visual hull")
     points, normals = hull_surface(hull)
+    means, quats = points - _INWARDS*hull.voxel*normals, matrix_to_quat(_frames(normals))
+    scales = (hull.voxel*torch.tensor([_ALONG, _ALONG, _ACROSS])).expand(len(points), 3)
+    if thin:
+        extra = thin_parts(views, hull, voxels)
+        n = len(extra.points)
+        points, means = torch.cat([points, extra.points]), torch.cat([means, extra.points])
+        quats = torch.cat([quats, quats.new_tensor([1., 0, 0, 0]).expand(n, 4)])
+        scales = torch.cat([scales, torch.full((n, 3), _ALONG*extra.voxel)])
     colors = surface_colors(points, views, hull.voxel)
-    scales = hull.voxel*torch.tensor([_ALONG, _ALONG, _ACROSS])
     return Gaussians(
-        means=(points - _INWARDS*hull.voxel*normals).float(),
-        quats=matrix_to_quat(_frames(normals)).float(),
-        scales=scales.expand(len(points), 3).contiguous(),
+        means=means.float(),
+        quats=quats.float(),
+        scales=scales.contiguous(),
         opacities=torch.full((len(points),), _OPACITY),
         sh=((colors - .5)/C0)[:, None],
         unit=views.cameras.unit)

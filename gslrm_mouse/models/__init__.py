@@ -6,11 +6,16 @@ from gslrm_mouse.models.checkpoint import (
 from gslrm_mouse.models.facelift import convert, load_facelift
 from gslrm_mouse.models.lora import add_lora, load_adapter, merge_adapter, save_adapter
 from gslrm_mouse.models.lgm import LGM, LGM_CONFIGS, LGM_DOMAIN, LGMConfig, lgm_input, load_lgm
-from gslrm_mouse.models.sv3d import SV3D, load_sv3d
+from gslrm_mouse.models.sv3d import SV3D, SV3DPipeline, load_sv3d, load_sv3d_pipeline
+from gslrm_mouse.models.zero123plus import Zero123Plus, load_zero123plus
 from gslrm_mouse.models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
+from gslrm_mouse.models.generator import (
+    Generator, GeneratorReconstructor, SV3DGenerator, Zero123PlusGenerator, generator_input)
 
 __all__ = [
-    "GSLRM", "GSLRMConfig", "GSLRMReconstructor", "LGM", "LGMConfig", "LGMReconstructor", "LGM_CONFIGS", "LGM_DOMAIN",
-    "ModelCard", "Reconstructor", "SHIPPED", "SV3D", "add_lora", "checkpoint_hash", "checkpoint_path", "convert",
-    "lgm_input", "load_adapter", "load_checkpoint", "load_facelift", "load_lgm", "load_sv3d", "merge_adapter",
-    "read_card", "save_adapter", "save_checkpoint", "shipped_checkpoint"]
+    "GSLRM", "GSLRMConfig", "GSLRMReconstructor", "Generator", "GeneratorReconstructor", "LGM", "LGMConfig",
+    "LGMReconstructor", "LGM_CONFIGS", "LGM_DOMAIN", "ModelCard", "Reconstructor", "SHIPPED", "SV3D", "SV3DGenerator",
+    "SV3DPipeline", "Zero123Plus", "Zero123PlusGenerator", "add_lora", "checkpoint_hash", "checkpoint_path",
+    "convert", "generator_input", "lgm_input", "load_adapter", "load_checkpoint", "load_facelift", "load_lgm",
+    "load_sv3d", "load_sv3d_pipeline", "load_zero123plus", "merge_adapter", "read_card", "save_adapter",
+    "save_checkpoint", "shipped_checkpoint"]

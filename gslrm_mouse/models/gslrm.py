@@ -13,19 +13,24 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, scaled_dot_product_attention
 from torch.utils.checkpoint import checkpoint
 from ..cameras.pinhole import Cameras
-from ..cameras.rays import RAY_CHANNELS, camera_rays, ray_features
+from ..cameras.presets import facelift_rig
+from ..cameras.rays import RAY_CHANNELS, camera_rays, closest_to_origin, ray_features
 from ..cameras.relative import (
-    RelativeEncoding, RigFrame, in_rig_frame, relative_encoding, rig_frame)
+    FACELIFT_VISIBLE_WIDTH, RelativeEncoding, RigFrame, in_rig_frame, relative_encoding, rig_frame)
 from ..cameras.rotations import matrix_to_quat, quaternion_product
 from ..files import load_yaml, one_line, read_bytes
 from ..gaussians.cloud import Gaussians
 
 # %% auto #0
-__all__ = ['DEPTH_WINDOW', 'SCALE_CAP', 'GSLRMConfig', 'n_parameters', 'n_tokens', 'n_flop', 'patchify', 'to_patch_order',
-           'to_raster_order', 'RigRays', 'RelativeRig', 'rig_rays', 'posed_patches', 'Attention', 'MLP',
-           'TransformerLayer', 'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate']
+__all__ = ['DEPTH_WINDOW', 'SCALE_CAP', 'HOME_VIEWS', 'GSLRMConfig', 'n_parameters', 'n_tokens', 'n_flop', 'patchify',
+           'to_patch_order', 'to_raster_order', 'RigRays', 'RelativeRig', 'rig_rays', 'posed_patches', 'Attention',
+           'MLP', 'TransformerLayer', 'FreeDecoder', 'GSLRM', 'ray_depth', 'decode', 'activate', 'home_cameras',
+           'FirstCameraFrame', 'first_camera_frame']
 
 # %% ../../nbs/models/00_gslrm.ipynb #74d8b890
+_BLIND_CHANNELS = {"fixed": RAY_CHANNELS["nearest"], "none": 2} # of networks that are not told where the cameras are
+_CONDITIONING_CHANNELS = RAY_CHANNELS | _BLIND_CHANNELS
+
 @dataclass(frozen=True)
 class GSLRMConfig:
     "What defines a GS-LRM; the default is FaceLift's released checkpoint."
@@ -36,7 +41,8 @@ class GSLRMConfig:
     n_layer:int = 24 # transformer layers
     n_gaussians:int = 2 # G, scene-level Gaussians from learned tokens, not per pixel
     sh_degree:int = 0 # of the colours
-    rays:str = "nearest" # "nearest" (FaceLift) · "moment" (paper) · "both" · "relative" (no world: PRoPE)
+    # "nearest" (FaceLift) · "moment" (paper) · "both" · "relative" (no world: PRoPE) · "fixed" (constant) · "none"
+    rays:str = "nearest"
     refsrc_marker:bool = False # a learned embedding that distinguishes view 0 from the others
     hard_pixelalign:bool = True # Gaussians stay on the rays of their pixels
     depth_preact_bias:float = 0. # added before the sigmoid of the depth
@@ -47,8 +53,8 @@ class GSLRMConfig:
     scaling_modifier:float = 1. # multiplies all scales
 
     def __post_init__(self):
-        if self.rays not in RAY_CHANNELS:
-            raise ValueError(f"rays must be one of {', '.join(RAY_CHANNELS)}, got {self.rays!r}")
+        if self.rays not in _CONDITIONING_CHANNELS:
+            raise ValueError(f"rays must be one of {', '.join(_CONDITIONING_CHANNELS)}, got {self.rays!r}")
         if min(self.patch_size, self.d, self.d_head) < 1 or min(self.n_layer, self.n_gaussians) < 0:
             raise ValueError("patch_size, d, d_head must be positive, n_layer and n_gaussians not negative, "
                              f"got {self}")
@@ -57,13 +63,25 @@ class GSLRMConfig:
         if self.rays == "relative" and (self.n_gaussians or self.sh_degree or self.d_head % 8):
             raise ValueError("rays='relative' has no world: it needs n_gaussians=0, sh_degree=0 and a d_head that is "
                              f"a multiple of 8, got {self.n_gaussians}, {self.sh_degree} and {self.d_head}")
+        if self.is_blind and (self.hard_pixelalign or self.sh_degree):
+            raise ValueError(f"rays={self.rays!r} knows no rays to keep its Gaussians on, and answers in the frame of "
+                             "the first camera: it needs hard_pixelalign=False and sh_degree=0, got "
+                             f"{self.hard_pixelalign} and {self.sh_degree}")
+        if self.rays == "none" and not self.refsrc_marker:
+            raise ValueError("rays='none' needs refsrc_marker=True: only the marker distinguishes the first view, "
+                             "in whose frame it answers")
         if self.n_layer > 1000 or max(self.image_size, self.patch_size, self.d, self.n_gaussians) > 2**16:
             raise ValueError(f"more than 1000 layers, or a width of more than {2**16}, are not built, got {self}")
 
     @property
+    def is_blind(self) -> bool:
+        "Whether the network is not told where its cameras are."
+        return self.rays in _BLIND_CHANNELS
+
+    @property
     def in_channels(self) -> int:
-        "Colour and ray channels of a pixel: 9, 12 with rays='both', 6 with rays='relative'."
-        return 3 + RAY_CHANNELS[self.rays]
+        "Colour and ray channels of a pixel: 9, 12 with rays='both', 6 with 'relative', 5 with 'none'."
+        return 3 + _CONDITIONING_CHANNELS[self.rays]
 
     @property
     def n_out(self) -> int:
@@ -121,7 +139,7 @@ _YAML_OPTIONAL = {
 }
 _YAML_OTHER = { # read separately, or without meaning for the network
     "image_tokenizer.in_channels", "gaussians.upsampler.upsample_factor", "use_custom_plucker", "use_aug_plucker",
-    "use_relative_cameras", "clip_xyz", "half_bbx_size", "class_name",
+    "use_relative_cameras", "use_fixed_cameras", "use_no_cameras", "clip_xyz", "half_bbx_size", "class_name",
 }
 _YAML_FIELDS = {**_YAML, **_YAML_OPTIONAL}
 
@@ -174,6 +192,8 @@ def from_yaml(cls:GSLRMConfig,
     if model.get("use_aug_plucker"): rays = "both"
     if model.get("use_custom_plucker"): rays = "nearest"
     if model.get("use_relative_cameras"): rays = "relative"
+    if model.get("use_fixed_cameras"): rays = "fixed"
+    if model.get("use_no_cameras"): rays = "none"
     fields = {_YAML_FIELDS[key]: value for key, value in model.items() if key in _YAML_FIELDS}
     config = cls(**fields, rays=rays, clip_xyz=bool(model.get("clip_xyz")) and not whole["inference"])
 
@@ -224,12 +244,15 @@ class RigRays:
     width:int # of the images
     height:int
     relative:RelativeRig|None = None # with rays="relative", and o and d are then in its frame
+    answer:FirstCameraFrame|None = None # with rays="fixed" or "none", and features, o and d are then constants
 
     def to(self, *args, **kwargs) -> RigRays:
         "On another device."
         moved = {name: getattr(self, name).to(*args, **kwargs) for name in ("features", "o", "d")}
-        relative = None if self.relative is None else self.relative.to(*args, **kwargs)
-        return replace(self, **moved, relative=relative)
+        for name in ("relative", "answer"):
+            part = getattr(self, name)
+            moved[name] = None if part is None else part.to(*args, **kwargs)
+        return replace(self, **moved)
 
 @dataclass(frozen=True)
 class RelativeRig:
@@ -253,12 +276,16 @@ def rig_rays(
                          "canonicalize(views, domain) brings views there")
     p = c.patch_size
     with _autocast_disabled(cams.w2c.device):
-        relative = None
+        relative, answer = None, None
         if c.rays == "relative":
             frame = rig_frame(cams)
             cams = in_rig_frame(cams, frame)
             relative = RelativeRig(relative_encoding(cams, p, c.d_head), frame, matrix_to_quat(cams.R.mT))
-        features, o, d = ray_features(cams, c.rays)
+        if c.is_blind:
+            answer = first_camera_frame(cams)
+            cams = home_cameras(cams, c.rays)
+        features, o, d = ray_features(cams, "nearest" if c.is_blind else c.rays)
+        if c.rays == "none": features = _pixel_positions(features)
     return RigRays(
         features=to_patch_order(features, p).unflatten(1, (-1, p**2)),
         o=to_patch_order(o, p),
@@ -266,7 +293,8 @@ def rig_rays(
         views=cams.w2c.shape[1],
         width=cams.width,
         height=cams.height,
-        relative=relative)
+        relative=relative,
+        answer=answer)
 
 def _autocast_disabled(device:torch.device):
     "A context in which autocast, if on, is off."
@@ -390,6 +418,8 @@ def decode(
             pixel_xyz = o + ray_depth(pixel_raw, o, d, c)*d
             if c.clip_xyz: pixel_xyz = pixel_xyz.clamp(-1, 1)
             xyz = torch.cat([scene_xyz, pixel_xyz], 1)
+        if c.is_blind: # free positions, counted from where the pixel's ray at home passes the origin
+            xyz = torch.cat([xyz[:, :c.n_gaussians], xyz[:, c.n_gaussians:] + closest_to_origin(o, d)], 1)
         return dict(
             xyz=xyz,
             features=sh.unflatten(-1, (K, 3)),
@@ -417,9 +447,10 @@ def _check_shapes(images, rig, batch, c):
         raise ValueError(f"images {tuple(images.shape)} do not belong to {batch} × {rig.views} cameras "
                          f"of {rig.width}×{rig.height}")
     pixels, channels = rig.features.shape[2:]
-    if (pixels, channels) != (c.patch_size**2, RAY_CHANNELS[c.rays]):
+    expected = _CONDITIONING_CHANNELS[c.rays]
+    if (pixels, channels) != (c.patch_size**2, expected):
         raise ValueError(f"rays of {pixels} pixels × {channels} channels a patch were given to a network of "
-                         f"{c.patch_size**2} × {RAY_CHANNELS[c.rays]} (rays={c.rays!r})")
+                         f"{c.patch_size**2} × {expected} (rays={c.rays!r})")
 
 def _add_markers(x, markers, views): # (B, V·T, d) tokens and the two embeddings: of view 0, of all others
     is_other = torch.arange(views, device=x.device) > 0
@@ -482,7 +513,8 @@ def forward(self:GSLRM,
         posed_images = to_raster_order(pixels, rig.height, rig.width, c.patch_size)
         keep.update(params, posed_images=posed_images, raw_gaussians=raw)
     gaussians = activate(params, c)
-    return gaussians if rig.relative is None else _from_rig_frame(gaussians, rig.relative)
+    if rig.relative is not None: return _from_rig_frame(gaussians, rig.relative)
+    return gaussians if rig.answer is None else rig.answer.to_world(gaussians)
 
 def _from_rig_frame(g:Gaussians, rig:RelativeRig) -> Gaussians:
     "Gaussians whose rotations are in their cameras' axes and all else in the rig's own frame, in the world."
@@ -490,6 +522,66 @@ def _from_rig_frame(g:Gaussians, rig:RelativeRig) -> Gaussians:
     per_view = len(g)//rig.camera_to_world.shape[1]
     turn = rig.camera_to_world.to(g.quats).repeat_interleave(per_view, 1)
     return replace(g, means=origin + unit*g.means, quats=quaternion_product(turn, g.quats), scales=unit*g.scales)
+
+# %% ../../nbs/models/00_gslrm.ipynb #b1d0c0a2
+HOME_VIEWS = 8 # most views of a network with fixed rays
+
+def home_cameras(
+    cams:Cameras, # (B, V) cameras of any kind
+    rays:str, # "fixed" · "none": all views in the first camera
+) -> Cameras: # (B, V)
+    "The constant rig in place of any other: view i stands 45° further round than view i - 1, 20° high."
+    batch, views = cams.w2c.shape[:2]
+    if rays == "fixed" and views > HOME_VIEWS:
+        raise ValueError(f"the constant rig of rays='fixed' has {HOME_VIEWS} views, got {views}")
+    numbers = range(views) if rays == "fixed" else [0]*views
+    home = facelift_rig(cams.width, n=HOME_VIEWS)[list(numbers)].to(cams.w2c.device)
+    K = home.K.clone()
+    K[:, 1, 2] = cams.height/2
+    return replace(home, K=K.expand(batch, -1, -1, -1), w2c=home.w2c.expand(batch, -1, -1, -1), height=cams.height)
+
+def _pixel_positions(like:Tensor) -> Tensor: # (..., H, W, 2)
+    "Column and row of each pixel from -1 to 1, for maps of the shape (..., H, W, C)."
+    *batch, height, width, _ = like.shape
+    y, x = ((2*torch.arange(n, dtype=like.dtype, device=like.device) + 1)/n - 1 for n in (height, width))
+    return torch.stack(torch.meshgrid(x, y, indexing="xy"), -1).expand(*batch, height, width, 2)
+
+@dataclass(frozen=True)
+class FirstCameraFrame:
+    "For each of B rigs, the similarity from the world in which its first camera is at home to its own."
+    unit:Tensor # (B,) world units per unit of the home world
+    Q:Tensor # (B, 3, 3) rotation
+    origin:Tensor # (B, 3) of the home world, in the world
+
+    def to(self, *args, **kwargs) -> FirstCameraFrame:
+        "On another device."
+        return FirstCameraFrame(*[x.to(*args, **kwargs) for x in (self.unit, self.Q, self.origin)])
+
+    def to_world(self, g:Gaussians) -> Gaussians: # batched
+        "Gaussians of the home worlds in the worlds of the rigs; colours must not depend on the direction."
+        unit, Q, origin = (x.to(g.means) for x in (self.unit[:, None, None], self.Q, self.origin[:, None]))
+        return replace(
+            g,
+            means=origin + unit*(g.means @ Q.mT),
+            quats=quaternion_product(matrix_to_quat(Q)[:, None], g.quats),
+            scales=unit*g.scales)
+
+def first_camera_frame(
+    cams:Cameras, # (B, V), only the first of each rig is read; the world's origin is at the object
+) -> FirstCameraFrame: # float64
+    "Where a network that knows its first camera only answers; ValueError where the world's origin lies behind it."
+    K, w2c = cams.K[:, 0].double(), cams.w2c[:, 0].double()
+    R, t = w2c[:, :3, :3], w2c[:, :3, 3]
+    depth = t[:, 2]
+    if not (depth > 0).all():
+        raise ValueError("the world's origin, where the object is expected, lies behind the first camera, at depth "
+                         f"{depth.min().item():.3g}; canonicalize(views, domain) brings the object there")
+    x = (cams.width/2 - K[:, 0, 2])/K[:, 0, 0]
+    y = (cams.height/2 - K[:, 1, 2])/K[:, 1, 1]
+    middle = depth[:, None]*torch.stack([x, y, torch.ones_like(x)], -1) # on the ray of the image's centre
+    origin = (R.mT @ (middle - t)[..., None])[..., 0]
+    home = facelift_rig(cams.width, n=HOME_VIEWS).R[0].to(R)
+    return FirstCameraFrame(depth*cams.width/K[:, 0, 0]/FACELIFT_VISIBLE_WIDTH, R.mT @ home, origin)
 
 # %% ../../nbs/models/00_gslrm.ipynb #79cbdc90
 @patch

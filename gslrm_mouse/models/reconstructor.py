@@ -19,7 +19,7 @@ from ..views.views import Views
 __all__ = ['CONDITIONING', 'GAUGES', 'Reconstructor', 'GSLRMReconstructor', 'LGMReconstructor']
 
 # %% ../../nbs/models/06_reconstructor.ipynb #17a594b7
-CONDITIONING = ("rays", "fixed rays", "angles", "none")
+CONDITIONING = ("rays", "fixed rays", "relative", "angles", "none")
 GAUGES = ("none", "depth")
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,8 +19,8 @@ from ..stats import weighted_quantile
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['FILM_FPS', 'cloud_center', 'cloud_radius', 'cameras_around', 'turntable_cameras', 'up_axis', 'render_orbit',
-           'plot_panels', 'film_pictures']
+__all__ = ['FILM_FPS', 'cloud_center', 'cloud_radius', 'enclosing_ball', 'cameras_around', 'turntable_cameras', 'up_axis',
+           'render_orbit', 'plot_panels', 'film_pictures']
 
 # %% ../../nbs/reconstruction/01_film.ipynb #2a4591f4
 _MARGIN, _DISTANCE = 1.25, 5. # in radii: the ball that just fits into the image, the distance of the cameras
@@ -44,6 +44,20 @@ def cloud_radius(
     g = _visible(g)
     reach = (g.means - center).norm(dim=-1) + 2*g.scales.amax(-1)
     return weighted_quantile(reach, g.opacities, .995).item()
+
+_BALL_STEPS = 200
+
+def enclosing_ball(g:Gaussians) -> tuple[Tensor, float]: # (3,) float64 centre, radius in the cloud's unit
+    "About the smallest ball around 99.5 % of the visible opacity (Bădoiu and Clarkson 2003); ValueError where empty."
+    middle = cloud_center(g)
+    g, extent = _visible(g), 2*_visible(g).scales.amax(-1)
+    is_near = (g.means - middle).norm(dim=-1) + extent <= cloud_radius(g, middle)
+    means, extent = g.means[is_near], extent[is_near]
+    center = middle
+    for step in range(_BALL_STEPS):
+        farthest = ((means - center).norm(dim=-1) + extent).argmax()
+        center = center + (means[farthest] - center)/(step + 2)
+    return center, ((means - center).norm(dim=-1) + extent).max().item()
 
 def cameras_around( # noqa: PLR0917 (a tutorial passes them in order)
     center:Tensor, # (3,)
@@ -69,9 +83,9 @@ def turntable_cameras(
     up:Tensor=None, # (3,) up axis of its world; +z when None
 ) -> Cameras: # in the cloud's unit
     "Cameras all around the visible Gaussians."
-    center = cloud_center(g)
+    center, radius = enclosing_ball(g)
     azimuths = 270 + torch.arange(n)*360/n
-    return cameras_around(center, cloud_radius(g, center), azimuths, elevation, size, up, g.unit)
+    return cameras_around(center, radius, azimuths, elevation, size, up, g.unit)
 
 def up_axis(prepared:ModelInput) -> Tensor: # (3,) float64
     "The +z axis of the network's world, in the recording's world."

@@ -76,6 +76,7 @@ def density_grid(
 LEVEL = .5 # of the density, see "How large?"
 _GAP = 5 # cells: half the width of the gaps that are closed
 _LEAST = 1/500 # volume of a part, of the largest
+_FEWEST_CELLS = 8
 NEEDS_MESH = "meshes are made by scikit-image and trimesh, which are not installed: pip install 'gslrm_mouse[view]'"
 
 def _inside(values:np.ndarray, level:float) -> np.ndarray: # (X, Y, Z) bool
@@ -112,6 +113,8 @@ def mesh_of(
         from scipy.ndimage import map_coordinates
         from skimage.measure import marching_cubes
     except ImportError: raise ImportError(NEEDS_MESH) from None
+    if cells < _FEWEST_CELLS: raise ValueError(f"the grid of a mesh has {_FEWEST_CELLS} cells or more, got {cells}")
+    if level <= 0: raise ValueError(f"the level of a surface is above 0, got {level:g}")
     density = density_grid(g, cells)
     points, faces, _, _ = marching_cubes(_filled(density.values, level), level)
     weights = map_coordinates(density.values, points.T, order=1)

@@ -27,16 +27,18 @@ from ..gaussians.ply import load_ply, ply_world, save_ply
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores
-from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, load_checkpoint
+from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, read_card
+from ..models.named import open_model
+from ..models.reconstructor import Reconstructor
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
 from .film import up_axis
 from .prediction import Start, choose_start, fit_to_views, optimise_scene, predict
 from .prediction import quality_of, training_blur
-from gslrm_mouse.reconstruction.sequence import (
-    MOTION, SEQUENCE, Followed, find_neighbours, follow, load_followed, read_sequence, save_motion, save_sequence,
-    start_sequence, write_follow_film)
+from .sequence import (
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Followed, find_neighbours, follow, load_followed, read_sequence, save_motion,
+    save_sequence, start_sequence, write_follow_film)
 from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.hull import visual_hull
@@ -64,8 +66,11 @@ class ReconstructOptions:
     turntable:bool = True
     panels:bool = True
     sequence:bool = False # each frame continues with the Gaussians of the one before
+    model:str = "gslrm" # of `MODELS`
 
     def __post_init__(self):
+        if self.model != "gslrm" and (self.choose or self.sized):
+            raise ValueError(f"choose and sized are for GS-LRM, the model {self.model} prepares its own views")
         if self.units not in (None, "mm", "model"):
             raise ValueError(f"units should be mm or model, got {self.units!r}")
         if self.inputs is not None and self.inputs < 1:
@@ -90,6 +95,7 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
     for name in ("quality", "pixels", "gaussians"): # folders from before these existed stay what they are
         if options[name] is None: del options[name]
     if not options["sequence"]: del options["sequence"]
+    if options["model"] == "gslrm": del options["model"]
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
@@ -110,11 +116,12 @@ def _input_views(views:Views, options) -> list: # spread evenly
     n = min(options.inputs or default, len(views))
     return sorted({round(i*len(views)/n) for i in range(n)})
 
-def _prepare(views:Views, domain:CameraDomain, options) -> tuple[ModelInput, str]: # and the condition
-    unit = views.cameras.unit
+def _prepare(views:Views, reconstructor:Reconstructor, options) -> tuple[ModelInput, str]: # and the condition
+    unit, domain = views.cameras.unit, reconstructor.domain
     if options.units == "mm" and unit != "mm":
         raise ValueError(f"the PLY cannot be in millimetres: the source's cameras are in {unit!r}")
     up = None if options.up is None else torch.tensor(options.up, dtype=torch.float64)
+    if options.model != "gslrm": return reconstructor.prepare(views, up), reconstructor.name
     if unit == "model" and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
     prepared = canonicalize(views, domain, choose=options.choose or "distance", up=up)
     return prepared, "exact" if prepared.exact else options.choose
@@ -144,6 +151,7 @@ def _save_figure(fig, path, dpi):
 def _plot_rigs(calibrated, presented, names):
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(10, 5))
+    if len(presented) != len(names): names = None # a model that chose some of the views
     left, right = (fig.add_subplot(position, projection="3d") for position in (121, 122))
     draw_cameras(calibrated, left).set_title(f"as calibrated ({calibrated.unit})", fontsize=9)
     draw_cameras(presented, right, color="C1", names=names).set_title("as the model sees them", fontsize=9)
@@ -156,9 +164,13 @@ def _scoring_views(views:Views, domain:CameraDomain) -> Views: # small enough to
     sizes = [(width//8, height//8) for width, height in views.cameras.image_sizes.tolist()]
     return pad_views([view.resized(*size) for view, size in zip(unpad_views(views), sizes)])
 
-def _predict(prepared, model, domain, options) -> Gaussians: # in the source's world
-    sized = domain if options.sized else None
-    return predict(model, prepared, training_blur(domain), options.filters, sized).to("cpu")
+def _predict(prepared, reconstructor:Reconstructor, options) -> Gaussians: # in the source's world
+    domain = reconstructor.domain
+    if options.model == "gslrm":
+        sized = domain if options.sized else None
+        return predict(reconstructor.network, prepared, training_blur(domain), options.filters, sized).to("cpu")
+    g = reconstructor.predict(prepared.views).to("cpu")
+    return g.select(options.filters.mask(g, prepared.views.cameras.centers)).transform(prepared.to_source)
 
 @dataclass(frozen=True)
 class _Result:
@@ -172,26 +184,30 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
 
+_START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
+
 def _choose_start(views, voxels) -> tuple[Start, Gaussians|None]: # and the Gaussians on the visual hull
     if len(views) < 2: return Start("network", "a single camera has no visual hull"), None
-    hull = visual_hull(views, n=voxels)
-    surface = surface_gaussians(views, voxels, hull) if len(hull.points) else None
+    hull = visual_hull(views, n=voxels, rays=_START_RAYS)
+    surface = surface_gaussians(views, voxels, hull, thin=True) if len(hull.points) else None
     return choose_start(hull), surface
 
 def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
     quality = quality_of(options.quality, options.pixels, options.gaussians)
     start, surface = _choose_start(views, quality.voxels)
+    if options.model != "gslrm": start = Start("network", f"the model {options.model} was chosen")
     network = predict_network() if has_held_out or start.kind == "network" else None
     begin = surface if start.kind == "hull" else network
     steps = sum(stage.steps for stage in quality.stages)
-    with tqdm(total=steps, unit="step", disable=not show_progress) as bar:
+    is_hidden = None if show_progress else True # None: unless stderr is a terminal
+    with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
         g = optimise_scene(begin, views, quality, bar=bar)
     baselines = [(name, g) for name, g in (("network", network), ("hull", surface)) if g is not None and len(g)]
     return _Result(g, f", {options.quality}", start, tuple(baselines))
 
-def _reconstruct_scene(views, prepared, model, domain, options, *, has_held_out, show_progress) -> _Result:
-    predict_network = partial(_predict, prepared, model, domain, options)
-    if options.quality is None: return _without_quality(views, predict_network(), domain, options)
+def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out, show_progress) -> _Result:
+    predict_network = partial(_predict, prepared, reconstructor, options)
+    if options.quality is None: return _without_quality(views, predict_network(), reconstructor.domain, options)
     return _with_quality(views, predict_network, options, has_held_out, show_progress)
 
 def _followed_result(followed:Followed|None, options) -> _Result|None:
@@ -222,26 +238,37 @@ def _draw_panels(path, drawn, held_out, g, first_row):
         truth = replace(truth, images=images, alpha=alphas, names=names)
     _save_figure(plot_panels(truth, image, alpha, scores, first_row), path, 130)
 
+def _splits(views, inputs, held_out, prepared, reconstructor, g) -> list: # noqa: PLR0917 (parts of one frame)
+    "What is scored: split, cameras, truth, Gaussians in the truth's world, name of the image, title of its first row."
+    domain = reconstructor.domain
+    if len(prepared.views) == len(inputs): # as the network sees them; other models choose some of the inputs
+        input_truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
+    else: input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
+    splits = [("input", inputs, input_truth, cloud, "views.png", "input")]
+    if held_out:
+        splits.append(("novel", held_out, _scoring_views(views[held_out], domain), g, "views_novel.png", "truth"))
+    return splits
+
 def _make_frame(
     folder:Path,
     views:Views,
     number:int,
     *,
-    model,
-    card,
+    reconstructor:Reconstructor,
     options,
     tag:dict,
     say=None,
     continued=None, # function of the input views and the number → `Followed`, None for a sequence's first frame
 ) -> list[dict]:
     "Write all files of one frame; its records."
-    start, domain = time.perf_counter(), card.domain
+    start = time.perf_counter()
     inputs = _input_views(views, options)
     held_out = [i for i in range(len(views)) if i not in inputs]
-    prepared, condition = _prepare(views[inputs], domain, options)
+    prepared, condition = _prepare(views[inputs], reconstructor, options)
     followed = continued(views[inputs], number) if continued else None
+    alone = replace(options, quality=SEQUENCE_QUALITIES[options.quality].first) if continued else options
     result = _followed_result(followed, options) or _reconstruct_scene(
-        views[inputs], prepared, model, domain, options, has_held_out=bool(held_out), show_progress=say is not None)
+        views[inputs], prepared, reconstructor, alone, has_held_out=bool(held_out), show_progress=say is not None)
     g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
     if say and result.start: say(f"began on the {result.start.kind}: {result.start.reason}")
@@ -249,16 +276,15 @@ def _make_frame(
         raise ValueError(f"frame {number}: no Gaussian passed the filters ({options.filters}), so there is nothing to "
                          "write; see gslrm_mouse doctor")
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)
-    if continued: save_motion(folder, followed or start_sequence(g, views[inputs], number))
+    if continued:
+        motion = SEQUENCE_QUALITIES[options.quality].motion
+        save_motion(folder, followed or start_sequence(g, views[inputs], number, motion))
     _write_turntable(folder, g, up_axis(prepared), options.turntable)
 
     facts = dict(n_views=len(inputs), seed=0, **tag, seconds=seconds)
     if result.start: facts["start"] = result.start.kind
-    splits = [("input", inputs, prepared.views, g.transform(prepared.to_source.inverse), "views.png", "input")]
-    if held_out:
-        splits.append(("novel", held_out, _scoring_views(views[held_out], domain), g, "views_novel.png", "truth"))
     records = []
-    for split, cameras, truth, cloud, file, first_row in splits:
+    for split, cameras, truth, cloud, file, first_row in _splits(views, inputs, held_out, prepared, reconstructor, g):
         image, alpha, scores = _records(cloud, truth)
         records += [dict(arm=condition, frame=number, camera=i, split=split, **x, **facts)
                     for i, x in zip(cameras, scores)]
@@ -366,13 +392,13 @@ def _write_view(folder:Path, views:Views, options):
     inputs = _input_views(views, options)
     write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
 
-def _continue(views:Views, number:int, *, out:Path, numbers:list, quality) -> Followed|None: # None for the first
+def _continue(views:Views, number:int, *, out:Path, numbers:list, quality, motion) -> Followed|None: # None: the first
     "The Gaussians of the last frame before `number`, in this one."
     earlier = [i for i in numbers[:numbers.index(number)] if (frame_folder(out, i)/MOTION).is_file()]
     if not earlier: return None
     before = load_followed(frame_folder(out, earlier[-1]))
     key = load_followed(frame_folder(out, before.key))
-    return follow(before, views, number, find_neighbours(key.gaussians), quality)
+    return follow(before, views, number, find_neighbours(key.gaussians), quality, motion)
 
 def _write_sequence(folders:list, out:Path, film:bool, turntable:bool):
     "What a sequence has beside its frames."
@@ -383,8 +409,9 @@ def _write_sequence(folders:list, out:Path, film:bool, turntable:bool):
 
 def _sequence_steps(make, out:Path, numbers:list, options, *, film, turntable) -> tuple: # function of a frame, of all
     if not options.sequence: return make, None
-    quality = quality_of(options.quality, options.pixels, options.gaussians)
-    make = partial(make, continued=partial(_continue, out=out, numbers=numbers, quality=quality))
+    chosen = SEQUENCE_QUALITIES[options.quality]
+    quality = quality_of(chosen.first, options.pixels, options.gaussians)
+    make = partial(make, continued=partial(_continue, out=out, numbers=numbers, quality=quality, motion=chosen.motion))
     return make, partial(_write_sequence, out=out, film=film, turntable=turntable)
 
 def _check_sequence(sequence, frames, fit):
@@ -445,6 +472,9 @@ def reconstruct(
     checkpoint=None, # a file, or the name of a shipped one; `FOR_RIGS` when None
     device:str="cpu",
     overwrite:bool=False, # replace an existing result; with `frames`, make finished frames again
+    model:str="gslrm", # of `MODELS`; another than GS-LRM needs `weights`, and optimisation begins in its answer
+    weights=None, # of another model, see `MODELS`
+    variant:str=None, # of the weights, where the model has variants
     choose:str=None, # see `canonicalize`; when None "distance" for recordings, samples in model units as they are
     up:Tensor=None, # (3,) up axis of the recording's world; +z when None
     frames=None, # numbers of many frames, or of samples in the order of their names: a folder each, resumable
@@ -472,7 +502,8 @@ def reconstruct(
     options = ReconstructOptions(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
-        gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence)
+        gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence,
+        model=model)
     path, out = checkpoint_path(checkpoint or FOR_RIGS), Path(out)
     if frames is None:
         if (out/MANIFEST).is_file():
@@ -482,15 +513,15 @@ def reconstruct(
         views = read_views(source, frame, unit, rig_file)
         _input_views(views, options) # raises before the network is loaded
     else: numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file)
-    model, card = load_checkpoint(path)
+    reconstructor, card = open_model(model, path, weights, variant, device), read_card(path)
     files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)
+    if weights is not None: settings |= dict(weights=str(Path(weights).resolve()), variant=variant)
     if unit: settings["unit"] = unit
     if rig_file is not None: settings["rig_file"] = str(rig_file)
-    model.to(device)
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
-    make = partial(_make_frame, model=model, card=card, options=options, tag=tag)
+    make = partial(_make_frame, reconstructor=reconstructor, options=options, tag=tag)
     if frames is None:
         with atomic_folder(out, overwrite) as folder:
             records = make(folder, views, frame, say=say)

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..cameras.rotations import quat_to_matrix, quaternion_product
 from ..files import describe_folder, one_line, read_bytes, read_jsonl, write_atomic
 from ..gaussians.cloud import C0, Gaussians
-from ..gaussians.coarse_to_fine import foreground_crops
+from ..gaussians.coarse_to_fine import ADAM_EPS, extent_of, foreground_crops
 from ..gaussians.fit import Fit, gaussians_to_parameters, parameters_to_gaussians
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
@@ -29,9 +29,9 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['KINDS', 'MOTION', 'SEQUENCE', 'Neighbours', 'find_neighbours', 'rigidity_energy', 'Motion', 'Followed',
-           'start_sequence', 'follow', 'save_motion', 'load_followed', 'Sequence', 'read_sequence', 'save_sequence',
-           'load_sequence', 'follow_pictures', 'write_follow_film']
+__all__ = ['KINDS', 'SEQUENCE_QUALITIES', 'MOTION', 'SEQUENCE', 'Neighbours', 'find_neighbours', 'rigidity_energy', 'Motion',
+           'SequenceQuality', 'Followed', 'start_sequence', 'follow', 'save_motion', 'load_followed', 'Sequence',
+           'read_sequence', 'save_sequence', 'load_sequence', 'follow_pictures', 'write_follow_film']
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #60050007
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ def find_neighbours(g:Gaussians, k:int=20) -> Neighbours:
     offsets = (g.means[index] - g.means[:, None]) @ quat_to_matrix(g.quats)
     return Neighbours(index, weights/weights.mean(), offsets, length)
 
+_DELTA = .1 # median distances of neighbours, up to which deviations count by their square
+
 def rigidity_energy(
     means:Tensor, # (N, 3)
     quats:Tensor, # (N, 4)
@@ -59,14 +61,14 @@ def rigidity_energy(
     "How far the neighbours are from where each Gaussian's own rotation puts them, see above."
     offsets = means[neighbours.index] - means[:, None]
     expected = neighbours.offsets @ quat_to_matrix(quats).mT
-    return (neighbours.weights*(offsets - expected).square().sum(-1)).mean()/neighbours.length**2
+    squared = (offsets - expected).square().sum(-1)/neighbours.length**2
+    return (neighbours.weights*((squared + _DELTA**2).sqrt() - _DELTA)).mean()
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #6005000b
 @dataclass(frozen=True)
 class Motion:
     "How Gaussians follow from one frame to the next."
-    neighbours:int = 20
-    rigidity:float = .3 # weight of `rigidity_energy` beside the squared error of the images
+    rigidity:float = .1 # weight of `rigidity_energy` beside the squared error of the images
     rigid_size:int = 48 # of the crops of the rigid step, pixels
     rigid_steps:int = 10 # of Adam, with all views
     rigid_lr:float = .004 # of rotation and shift (object radii)
@@ -74,14 +76,12 @@ class Motion:
     steps:int = 50 # of Adam
     views:int = 2 # of each step
     lr:tuple = (.006, .03) # of means (object radii) and quaternions
-    tolerance:float = 2.5 # dB of foreground PSNR, input views: after such a loss, the appearance is estimated again
+    appearance:float = .1 # factor of the fit's learning rates of sizes, opacities and colours while they are open
+    settling:int = 6 # frames for which they are open, after a frame that was made anew and after a loss
+    tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the fit
-
-def _extent(g:Gaussians) -> tuple[Tensor, Tensor]: # (3,) centre, () radius
-    center = g.means.median(0).values
-    return center, (g.means - center).norm(dim=-1).quantile(.98)
 
 def _image_loss(g:Gaussians, crops:Views, step:int, n:int) -> Tensor:
     "Of `n` views, which take turns."
@@ -92,7 +92,7 @@ def _image_loss(g:Gaussians, crops:Views, step:int, n:int) -> Tensor:
 def _descend(parameters, rates, steps:int, loss):
     "Adam on `loss(step)`; the learning rates decay to a tenth."
     groups = [dict(params=[x], lr=lr) for x, lr in zip(parameters, rates, strict=True)]
-    adam = torch.optim.Adam(groups, betas=(.9, .99), fused=True)
+    adam = torch.optim.Adam(groups, betas=(.9, .99), eps=ADAM_EPS, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .1**(step/max(1, steps)))
     for step in range(steps):
         adam.zero_grad()
@@ -102,7 +102,7 @@ def _descend(parameters, rates, steps:int, loss):
 
 def _rigid_step(g:Gaussians, crops:Views, motion:Motion) -> Gaussians:
     "The rotation about the middle and the shift that explain the images best."
-    center, radius = _extent(g)
+    center, radius = extent_of(g)
     quat = torch.tensor([1., 0, 0, 0], requires_grad=True)
     shift = torch.zeros(3, requires_grad=True)
 
@@ -115,29 +115,26 @@ def _rigid_step(g:Gaussians, crops:Views, motion:Motion) -> Gaussians:
     _descend((quat, shift), rates, motion.rigid_steps, lambda step: _image_loss(placed(), crops, step, len(crops)))
     return placed().map(torch.Tensor.detach)
 
-def _local_step(g:Gaussians, crops:Views, neighbours:Neighbours, motion:Motion) -> Gaussians:
-    "Means and rotations that explain the images, close to rigid."
-    _, radius = _extent(g)
-    offsets = torch.zeros_like(g.means).requires_grad_()
-    quats = torch.nn.functional.normalize(g.quats, dim=-1).clone().requires_grad_()
+def _local_step(g:Gaussians, crops:Views, neighbours:Neighbours, motion:Motion, is_open:bool) -> Gaussians:
+    "Means and rotations that explain the images, close to rigid; where it is open, the appearance follows slowly."
+    center, radius = extent_of(g)
+    g = replace(g, quats=torch.nn.functional.normalize(g.quats, dim=-1))
+    parameters = [x.detach().clone().requires_grad_() for x in gaussians_to_parameters(g, center, radius)]
+    rates = (*motion.lr, *(motion.appearance*lr for lr in Fit().lr[2:]))
+    n = len(parameters) if is_open else len(motion.lr)
+
+    def current():
+        changed = parameters_to_gaussians(parameters, center, radius, g.unit)
+        return changed if is_open else replace(g, means=changed.means, quats=changed.quats)
 
     def loss(step):
-        means = g.means + radius*offsets
-        energy = motion.rigidity*rigidity_energy(means, quats, neighbours)
-        return energy + _image_loss(replace(g, means=means, quats=quats), crops, step, motion.views)
+        changed = current()
+        energy = motion.rigidity*rigidity_energy(changed.means, changed.quats, neighbours)
+        return energy + _image_loss(changed, crops, step, motion.views)
 
-    _descend((offsets, quats), motion.lr, motion.steps, loss)
-    unit_quats = torch.nn.functional.normalize(quats.detach(), dim=-1)
-    return replace(g, means=g.means + radius*offsets.detach(), quats=unit_quats)
-
-def _estimate_appearance(g:Gaussians, crops:Views, motion:Motion) -> Gaussians:
-    "Sizes, opacities and colours that explain the images; means and rotations stay."
-    center, radius = _extent(g)
-    fixed, initial = gaussians_to_parameters(g, center, radius)[:2], gaussians_to_parameters(g, center, radius)[2:]
-    free = [x.detach().clone().requires_grad_() for x in initial]
-    def at(): return parameters_to_gaussians((*fixed, *free), center, radius, g.unit)
-    _descend(free, Fit().lr[2:], motion.steps, lambda step: _image_loss(at(), crops, step, motion.views))
-    return replace(at().map(torch.Tensor.detach), means=g.means, quats=g.quats)
+    _descend(parameters[:n], rates[:n], motion.steps, loss)
+    g = current().map(torch.Tensor.detach)
+    return replace(g, quats=torch.nn.functional.normalize(g.quats, dim=-1))
 
 def _assign(points:Tensor, targets:Tensor) -> Tensor: # (N,) number of each point's target
     "The closest target that is free, the closest pairs first; all are free again when all are taken."
@@ -160,13 +157,26 @@ def _from_hull(g:Gaussians, views:Views, quality:Quality) -> Gaussians: # as man
 KINDS = ("first", "followed", "appearance", "anew") # how a frame came about
 
 @dataclass(frozen=True)
+class SequenceQuality:
+    "How much work a sequence of a quality does."
+    first:str # of `QUALITIES`, of a frame that is made for all that follow it
+    motion:Motion
+
+SEQUENCE_QUALITIES = dict(
+    draft=SequenceQuality("good", Motion()),
+    good=SequenceQuality("best", Motion(size=128)),
+    best=SequenceQuality("best", Motion(size=128)),
+)
+
+@dataclass(frozen=True)
 class Followed:
     "Where a sequence stands after a frame: all that the next one needs."
     gaussians:Gaussians # in the world of the views
     point:tuple # in which the rays through the silhouettes' centroids meet
     shift:tuple # of that point since the frame before
     cameras:tuple # numbers of those that show all of the animal, see `_whole`
-    psnr_fg:float # dB, of the input views' crops, when the appearance was estimated last
+    psnr_fg:float # dB, of the input views' crops, when the appearance was open last
+    open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
     kind:str # one of `KINDS`
     key:int # number of the last frame that was not followed: local rigidity compares with it
@@ -195,7 +205,9 @@ def start_sequence(
     cameras = _whole(views)
     views = views[list(cameras)]
     score = _score(g, foreground_crops(views, motion.size))
-    return Followed(g, _place(views), (0., 0., 0.), cameras, score["psnr_fg"], score["iou"], kind, number)
+    return Followed(
+        gaussians=g, point=_place(views), shift=(0., 0., 0.), cameras=cameras, psnr_fg=score["psnr_fg"],
+        open_frames=motion.settling, iou=score["iou"], kind=kind, key=number)
 
 def follow(
     before:Followed, # the frame before
@@ -213,15 +225,17 @@ def follow(
     g = replace(before.gaussians, means=before.gaussians.means + torch.tensor(shift))
     g = _rigid_step(g, foreground_crops(views, motion.rigid_size), motion)
     crops = foreground_crops(views, motion.size)
-    g = _local_step(g, crops, neighbours, motion)
+    is_open = before.open_frames > 0
+    g = _local_step(g, crops, neighbours, motion, is_open)
     score = _score(g, crops)
     if score["iou"] < motion.lost*before.iou:
         return start_sequence(_from_hull(g, every_view, quality), every_view, number, motion, "anew")
-    place = dict(point=point, shift=shift, cameras=cameras)
-    if score["psnr_fg"] >= before.psnr_fg - motion.tolerance:
-        return replace(before, gaussians=g, kind="followed", **place)
-    g = _estimate_appearance(g, crops, motion)
-    return replace(before, gaussians=g, psnr_fg=_score(g, crops)["psnr_fg"], kind="appearance", **place)
+    has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
+    return replace(
+        before, gaussians=g, point=point, shift=shift, cameras=cameras,
+        psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
+        open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
+        kind="appearance" if is_open else "followed")
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #60050011
 MOTION, SEQUENCE = "motion.json", "sequence.npz"

@@ -11,23 +11,30 @@ import math
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 import torch
 from torch import Tensor
 from ..cameras.pinhole import Cameras, check_cameras
+from ..cameras.presets import mouse_rig
 from ..cameras.rotations import matrix_to_quat
 from ..cameras.similarity import Similarity, upright
 from ..files import describe_folder, read_bytes, write_atomic
 from ..gaussians.cloud import Gaussians
 from ..gaussians.ply import load_ply, ply_world
-from .film import cameras_around, cloud_center, cloud_radius
+from ..gaussians.rasterize import render
+from ..gaussians.surface import surface_gaussians
+from .film import cameras_around, enclosing_ball
+from .prediction import optimise_scene, quality_of
+from ..scenes.bodies import mouse_scene
+from ..scenes.tracer import raytrace
 from ..stats import weighted_quantile
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of', 'first_camera', 'has_viser',
-           'viewer_html', 'write_viewer', 'show', 'result_files', 'result_file', 'load_in_unit', 'write_view',
-           'live_viewer', 'serve']
+__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of', 'first_camera', 'still_image',
+           'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction', 'write_example',
+           'result_files', 'result_file', 'load_in_unit', 'write_view', 'live_viewer', 'serve']
 
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010006
 @dataclass(frozen=True)
@@ -46,13 +53,22 @@ def stage_of(
     "Centre, size and floor of a cloud; ValueError where it is empty."
     up = torch.tensor([0., 0, 1]) if up is None else up
     up = torch.nn.functional.normalize(up.double(), dim=0)
-    center = cloud_center(g)
+    center, radius = enclosing_ball(g)
     floor = weighted_quantile(g.means.double().cpu() @ up, g.opacities.cpu(), .005).item()
-    return Stage(center, cloud_radius(g, center), up, floor, g.unit)
+    return Stage(center, radius, up, floor, g.unit)
 
 def first_camera(stage:Stage, size:int=256) -> Cameras:
     "The camera with which the viewer opens, for a still image of `size` × `size` pixels."
     return cameras_around(stage.center, stage.radius, [-60.], 20., size, stage.up, stage.unit)
+
+def still_image(
+    g:Gaussians,
+    up:Tensor=None, # (3,) up axis of its world; +z when None
+    size:int=256, # pixels, square
+) -> Tensor: # (H, W, 3)
+    "What the viewer of `g` opens with, without the cameras and the floor."
+    image, _ = render(g, first_camera(stage_of(g, up), size), eps2d=0.)
+    return image[0].clamp(0, 1)
 
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010010
 _SCALES = dict(mm=1., model=100.) # units of the viewer per unit of the world
@@ -129,6 +145,7 @@ def _quiet(): # viser prints its addresses, in notebooks as HTML
 @contextmanager
 def _server(port:int=0): # any free one when 0
     "A viser server that this machine alone can reach; ImportError in a sentence without viser."
+    if not 0 <= port < 2**16: raise ValueError(f"a port is a number from 0 to 65535, got {port}")
     if not has_viser(): raise ImportError(NEEDS_VISER)
     import viser
     with _quiet(): server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
@@ -243,9 +260,30 @@ def show(
     frame = f'<iframe srcdoc="{page}" width="100%" height="{height}" style="border: 0"></iframe>'
     return HTML(f"<div>{frame}</div>")
 
+# %% ../../nbs/reconstruction/03_viewer.ipynb #60010028
+_IMAGE_HEIGHT = 160 # of the cameras' images in a viewer, pixels
+
+def _small(views:Views) -> Views:
+    return views.resized(round(_IMAGE_HEIGHT*views.cameras.width/views.cameras.height), _IMAGE_HEIGHT)
+
+@cache
+def example_reconstruction() -> tuple[Gaussians, Views]: # in mm
+    "A procedural mouse in the documented rig at half its size, optimised on its six views."
+    views = raytrace(mouse_scene(100), mouse_rig().resized(576, 512), 2)
+    quality = quality_of("good")
+    return optimise_scene(surface_gaussians(views, quality.voxels, thin=True), views, quality), views
+
+def write_example(
+    path, # of the HTML file
+) -> Path:
+    "The viewer of `example_reconstruction`; ImportError without viser."
+    g, views = example_reconstruction()
+    small = _small(views)
+    return write_viewer(path, g, small.cameras, small.images, title="A mouse from six views")
+
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010021
 VIEWER, CAMERAS = "view.html", "view.json"
-_MOST_FRAMES, _IMAGE_HEIGHT = 100, 160 # in view.html; pixels
+_MOST_FRAMES = 100 # in view.html
 
 def result_files(
     folder, # of a reconstruction, or a PLY
@@ -312,7 +350,7 @@ def write_view(
     paths = list(result_files(folder).values())
     n = min(len(paths), _MOST_FRAMES)
     chosen = [paths[i*len(paths)//n] for i in range(n)]
-    small = views.resized(round(_IMAGE_HEIGHT*views.cameras.width/views.cameras.height), _IMAGE_HEIGHT)
+    small = _small(views)
     loaded = [load_in_unit(path, views.cameras.unit) for path in chosen]
     frames, up = [g for g, _ in loaded], loaded[0][1]
     is_sequence = not (folder/"gaussians.ply").is_file()

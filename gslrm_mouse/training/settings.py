@@ -8,6 +8,7 @@ import difflib
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from functools import cache
 from pathlib import Path
 import yaml
 from omegaconf import OmegaConf
@@ -66,6 +67,8 @@ class ModelSettings:
     use_custom_plucker:bool = True # nearest-point rays
     use_aug_plucker:bool = False # both kinds of rays
     use_relative_cameras:bool = False # new: no world, but relative camera encoding (PRoPE) in attention
+    use_fixed_cameras:bool = False # new: the rays of a constant rig, whatever the cameras
+    use_no_cameras:bool = False # new: no rays
     clip_xyz:bool = False # acts here; in the original it never did
     depth_preact_bias:float = 0.
     depth_min:float = 0.
@@ -277,6 +280,8 @@ class InferenceSettings:
 # %% ../../nbs/training/00_settings.ipynb #c49e7ae5
 def _ray_kind(model:ModelSettings) -> str:
     if model.use_relative_cameras: return "relative"
+    if model.use_fixed_cameras: return "fixed"
+    if model.use_no_cameras: return "none"
     if model.use_custom_plucker: return "nearest"
     return "both" if model.use_aug_plucker else "moment"
 
@@ -329,6 +334,8 @@ def model_settings(config:GSLRMConfig) -> dict: # the section `model`
         use_custom_plucker=config.rays == "nearest",
         use_aug_plucker=config.rays == "both",
         use_relative_cameras=config.rays == "relative",
+        use_fixed_cameras=config.rays == "fixed",
+        use_no_cameras=config.rays == "none",
         clip_xyz=config.clip_xyz,
         depth_preact_bias=config.depth_preact_bias,
         depth_min=config.depth_min,
@@ -421,6 +428,11 @@ def _refused_values(s:Settings):
         for part in key.split("."): value = getattr(value, part)
         if value not in allowed: yield f"{key} = {value} is refused: {why}"
 
+def _conditioning_problems(s:Settings):
+    keys = ("use_relative_cameras", "use_fixed_cameras", "use_no_cameras")
+    used = [f"model.{key}" for key in keys if getattr(s.model, key)]
+    if len(used) > 1: yield f"{' and '.join(used)} exclude each other: a network is told its cameras in one way"
+
 def _view_problems(s:Settings):
     d, losses, in_channels = s.training.dataset, s.training.losses, s.model.image_tokenizer.in_channels
     if in_channels != s.config.in_channels:
@@ -504,8 +516,8 @@ def _small_numbers(s:Settings):
         value = getattr(section, name)
         if value < least: yield f"{name} = {value} is too small"
 
-_CHECKS = (_refused_values, _view_problems, _camera_problems, _variety_problems, _size_problems, _trainable_problems,
-           _small_numbers)
+_CHECKS = (_refused_values, _conditioning_problems, _view_problems, _camera_problems, _variety_problems, _size_problems,
+           _trainable_problems, _small_numbers)
 
 def _checked(s:Settings, where:str) -> Settings:
     "`s` unchanged, or a ValueError with the first thing that is wrong."
@@ -557,13 +569,17 @@ def _yaml(path) -> dict:
     except (OmegaConfBaseException, ValueError, TypeError, RecursionError) as e:
         raise ValueError(f"{path} holds no settings ({one_line(e)})") from None
 
+@cache
+def _schema(): # the default settings as OmegaConf holds them, made once: `merge` works on a copy
+    return _writable(OmegaConf.structured(Settings))
+
 def settings_from(*parts, where:str="settings") -> Settings: # nested dicts, later ones win
     "Checked settings; ValueError in one sentence otherwise."
     for part in parts:
         if not isinstance(part, dict): raise ValueError(f"{where}: sections were expected, found {one_line(part)[:40]}")
         check_keys(part, where)
     try:
-        merged = OmegaConf.merge(_writable(OmegaConf.structured(Settings)), *parts)
+        merged = OmegaConf.merge(_schema(), *parts)
         settings = OmegaConf.to_object(merged)
     except OmegaConfBaseException as e:
         key = getattr(e, "full_key", None) or "settings"

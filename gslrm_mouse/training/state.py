@@ -98,7 +98,8 @@ def weights_settings(s:Settings) -> dict:
     # Settings younger than the stored results count only where they are used.
     if not s.training.dataset.camera_variety.on: settings["training"]["dataset"].pop("camera_variety")
     if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit")
-    if not s.model.use_relative_cameras: settings["model"].pop("use_relative_cameras")
+    for key in ("use_relative_cameras", "use_fixed_cameras", "use_no_cameras"):
+        if not getattr(s.model, key): settings["model"].pop(key)
     return settings
 
 # %% ../../nbs/training/08_state.ipynb #3decde40

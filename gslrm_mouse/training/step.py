@@ -50,7 +50,7 @@ def _pixel_points(batch, g, config) -> dict: # (B, V, pixels, ...) in patch orde
     "Position of each pixel's Gaussian, origin and direction of its ray, alpha of its pixel."
     n_views = batch.images.shape[1]
     def per_view(x): return to_patch_order(x, config.patch_size).unflatten(1, (n_views, -1))
-    _, o, d = ray_features(batch.cameras, config.rays)
+    _, o, d = ray_features(batch.cameras) # of the true cameras, whatever the network is told
     return dict(
         xyz=g.means[:, config.n_gaussians:].unflatten(1, (n_views, -1)),
         o=per_view(o),

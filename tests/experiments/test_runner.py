@@ -13,15 +13,15 @@ import time
 from pathlib import Path
 
 import pytest
-from gslrm_mouse.cameras.domain import CameraDomain
+from conftest import command_process
+
 from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.experiments.plan import Plan, records_of
 from gslrm_mouse.experiments.recipes import summary
 from gslrm_mouse.experiments.registry import EXPERIMENTS, experiments
 from gslrm_mouse.experiments.report import report_from, study
 from gslrm_mouse.experiments.runner import run_arms, stored_parts
-from gslrm_mouse.models.checkpoint import ModelCard, checkpoint_hash, save_checkpoint, shipped_checkpoint
-from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
+from gslrm_mouse.models.checkpoint import checkpoint_hash, shipped_checkpoint
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT/"nbs/results"
@@ -58,12 +58,6 @@ def fakes(tmp_path, monkeypatch):
     return {name: (f"fake_{name}:E", True) for name in ("north", "south")}
 
 
-@pytest.fixture
-def tiny(tmp_path):
-    net = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1))
-    return save_checkpoint(tmp_path/"tiny.safetensors", net, ModelCard(net.config, CameraDomain(image_size=32)))
-
-
 def calls(cache): # experiment, condition, seed and process of each run
     return [line.split() for line in (cache/"calls").read_text().splitlines()]
 
@@ -71,14 +65,10 @@ def calls(cache): # experiment, condition, seed and process of each run
 def quiet(line): pass
 
 
-def cli(*args):
-    command = [sys.executable, "-c", "from gslrm_mouse.cli import main; main()", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, env=os.environ | dict(PYTHONPATH=str(ROOT)))
-
-
-def test_two_at_a_time_write_whole_lines(fakes, tiny, tmp_path):
-    plan, results, cache = Plan(str(tiny), full=True), tmp_path/"results", tmp_path/"cache"
-    assert run_arms(plan, results, cache, jobs=2, known=fakes, say=quiet) == []
+def test_two_at_a_time_write_whole_lines(fakes, tiny_checkpoint, tmp_path):
+    plan, results, cache, said = Plan(str(tiny_checkpoint), full=True), tmp_path/"results", tmp_path/"cache", []
+    assert run_arms(plan, results, cache, jobs=2, known=fakes, say=said.append) == []
+    check_progress(said, "12 conditions of 2 experiments", "north|south", 12)
     processes = {process for *_, process in calls(cache)}
     assert len(processes) == 2 and str(os.getpid()) not in processes
     expected = sorted((speed, seed) for speed in ("slow", "fast") for seed in range(3))
@@ -90,22 +80,27 @@ def test_two_at_a_time_write_whole_lines(fakes, tiny, tmp_path):
     assert len(calls(cache)) == 12
 
 
-@pytest.mark.parametrize("jobs", [1, 2])
-def test_progress_names_the_experiment_and_the_time_left(fakes, tiny, tmp_path, jobs):
-    said = []
-    plan = Plan(str(tiny), full=True, only=("south",))
-    run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=jobs, known=fakes, say=said.append)
-    assert said[0].startswith("6 conditions of 1 experiment, 0 of them stored")
-    assert [line.split("·")[0].strip() for line in said[1:]] == [f"{i}/6" for i in range(1, 7)]
-    expected = re.compile(r"· south: (slow|fast), seed \d · \d+ s · about \d+ (s|min) left$")
+def check_progress(said, heading, names, n):
+    "Each line names the experiment and the time left."
+    assert said[0].startswith(f"{heading}, 0 of them stored")
+    assert [line.split("·")[0].strip() for line in said[1:]] == [f"{i}/{n}" for i in range(1, n + 1)]
+    expected = re.compile(rf"· ({names}): (slow|fast), seed \d · \d+ s · about \d+ (s|min) left$")
     assert all(expected.search(line) for line in said[1:-1])
     assert said[-1].endswith("finished")
 
 
-def test_killed_and_continued(fakes, tiny, tmp_path):
+def test_progress_names_the_experiment_and_the_time_left(fakes, tiny_checkpoint, tmp_path):
+    "In one process; `test_two_at_a_time_write_whole_lines` looks at two."
+    said = []
+    plan = Plan(str(tiny_checkpoint), full=True, only=("south",))
+    run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=1, known=fakes, say=said.append)
+    check_progress(said, "6 conditions of 1 experiment", "south", 6)
+
+
+def test_killed_and_continued(fakes, tiny_checkpoint, tmp_path):
     out, cache = tmp_path/"study", tmp_path/"study/cache"
     code = ("from gslrm_mouse.experiments.report import study; from gslrm_mouse.experiments.plan import Plan; "
-            f"study({str(out)!r}, Plan({str(tiny)!r}, full=True), known={fakes!r})")
+            f"study({str(out)!r}, Plan({str(tiny_checkpoint)!r}, full=True), known={fakes!r})")
     process = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     end = time.time() + 60
     while time.time() < end:
@@ -115,7 +110,7 @@ def test_killed_and_continued(fakes, tiny, tmp_path):
     process.wait()
     assert 4 <= len(calls(cache)) < 12
 
-    sections, failed = study(out, Plan(str(tiny), full=True), known=fakes, say=quiet)
+    sections, failed = study(out, Plan(str(tiny_checkpoint), full=True), known=fakes, say=quiet)
     assert failed == []
     assert [len(section.done) for section in sections] == [6, 6]
     after = [tuple(call[:3]) for call in calls(cache)]
@@ -123,8 +118,8 @@ def test_killed_and_continued(fakes, tiny, tmp_path):
     assert len(set(after)) == 12
 
 
-def test_seeds_names_and_folders(fakes, tiny, tmp_path):
-    plan = Plan(str(tiny), full=True, only=("south",), seeds=(2,))
+def test_seeds_names_and_folders(fakes, tiny_checkpoint, tmp_path):
+    plan = Plan(str(tiny_checkpoint), full=True, only=("south",), seeds=(2,))
     study(tmp_path/"study", plan, results=tmp_path/"kept", cache=tmp_path/"cache", known=fakes, say=quiet)
     assert [call[:3] for call in calls(tmp_path/"cache")] == [["south", "slow", "2"], ["south", "fast", "2"]]
     assert [x.name for x in (tmp_path/"kept").iterdir()] == ["south.jsonl"]
@@ -133,35 +128,35 @@ def test_seeds_names_and_folders(fakes, tiny, tmp_path):
     assert "seeds 2" in page and "Not in this report: north" in page
 
 
-def test_a_lost_process_costs_its_conditions_only(fakes, tiny, tmp_path):
+def test_a_lost_process_costs_its_conditions_only(fakes, tiny_checkpoint, tmp_path):
     module = tmp_path/"fake_north.py"
     module.write_text(module.read_text().replace("time.sleep(.3)", "arm.seed == 2 and os.kill(os.getpid(), 9)"))
-    plan = Plan(str(tiny), full=True, only=("north",))
+    plan = Plan(str(tiny_checkpoint), full=True, only=("north",))
     failed = run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=2, known=fakes, say=quiet)
     stored = load_results(tmp_path/"results/north.jsonl")
     assert failed and len(stored) + len(failed) == 6
     assert all("terminated abruptly" in message for *_, message in failed)
 
 
-def test_another_network_is_excluded_and_counted(tiny, tmp_path):
+def test_another_network_is_excluded_and_counted(tiny_checkpoint, tmp_path):
     shutil.copytree(RESULTS, tmp_path/"results")
-    experiment = experiments(Plan(str(tiny), only=("recipes",)))[0]
-    arm = experiment.arms(True, tiny)[2]
+    experiment = experiments(Plan(str(tiny_checkpoint), only=("recipes",)))[0]
+    arm = experiment.arms(True, tiny_checkpoint)[2]
     measured = records_of(load_results(RESULTS/"recipes.jsonl"), "iou")
     foreign = [dict(record, iou=.99) for record in measured if record["frame"] == "2"]
     append_result(tmp_path/"results/recipes.jsonl", arm, foreign, seconds=1.)
 
-    report_from(tmp_path/"results", tmp_path/"with")
-    report_from(RESULTS, tmp_path/"without")
+    report_from(tmp_path/"results", tmp_path/"with", only=("recipes",))
+    report_from(RESULTS, tmp_path/"without", only=("recipes",))
     page, plain = (html.unescape((tmp_path/name/"index.html").read_text()) for name in ("with", "without"))
-    assert f"1 condition of checkpoint {checkpoint_hash(tiny)}" in page
+    assert f"1 condition of checkpoint {checkpoint_hash(tiny_checkpoint)}" in page
     assert "Excluded: 1 condition" not in plain
     page, plain = (re.sub(r" Excluded:[^<]*", "", text) for text in (page, plain))
     assert page.count("0.99") == plain.count("0.99")
 
-    sections = report_from(tmp_path/"results", tmp_path/"tiny", tiny)
-    # `variety` compares two shipped networks, whichever is studied
-    others = [s for s in sections if s.done and s.experiment.name != "variety"]
+    sections = report_from(tmp_path/"results", tmp_path/"tiny", tiny_checkpoint)
+    # these compare shipped networks, whichever is studied
+    others = [s for s in sections if s.done and s.experiment.name not in ("variety", "dependence")]
     with_network = [s for s in others if "checkpoint" in s.done[0]["settings"]]
     assert [(s.experiment.name, len(s.done)) for s in with_network] == [("recipes", 1)]
 
@@ -200,11 +195,11 @@ def test_a_stored_mouse_of_the_factorial_is_measured_again(tmp_path):
     assert all(abs(record["iou"] - stored[record["cell"]]) < .02 for record in again)
 
 
-def test_a_recording_by_the_command(recording, tmp_path):
+def test_a_recording_by_the_command(run_command, recording, tmp_path):
     "The exact camera beats millimetres; images of the recording lie in the report and in no stored line."
     out = tmp_path/"study"
-    got = cli("study", "--recording", recording, "--truth", recording/"truth/heldout_views", "--frames", "20",
-              "--only", "doctor,recipes", "--out", out, "--jobs", 1)
+    got = run_command("study", "--recording", recording, "--truth", recording/"truth/heldout_views", "--frames", "20",
+                      "--only", "doctor,recipes", "--out", out, "--jobs", 1)
     assert got.returncode == 0, got.stderr
     stored = load_results(out/"results/recording_recipes.jsonl")
     iou = {row["arm"]: row["iou"][0] for row in summary(records_of(stored, "iou"))}
@@ -230,9 +225,9 @@ def test_without_truth_each_camera_is_held_out_in_turn(recording, tmp_path):
     assert novel == {(f"5 without camera {i}", f"camera {i}") for i in range(6)}
 
 
-def test_the_command_from_stored_results(tmp_path):
+def test_the_command_from_stored_results(run_command, tmp_path):
     out = tmp_path/"study"
-    got = cli("study", "--from-results", RESULTS, "--out", out)
+    got = command_process("study", "--from-results", RESULTS, "--out", out)
     assert got.returncode == 0, got.stderr
     page = (out/"index.html").read_text()
     headings = re.findall(r'<h2 id="(\w+)">([^<]+)', page)
@@ -243,14 +238,14 @@ def test_the_command_from_stored_results(tmp_path):
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
     assert "http://" not in page and "https://" not in page
 
-    again = cli("study", "--from-results", RESULTS, "--out", out)
+    again = run_command("study", "--from-results", RESULTS, "--out", out)
     assert again.returncode == 0
     assert (out/"index.html").read_text() == page
 
 
-def test_a_folder_with_other_contents_is_refused(tmp_path):
+def test_a_folder_with_other_contents_is_refused(run_command, tmp_path):
     (tmp_path/"thesis").mkdir()
     (tmp_path/"thesis/chapter.tex").touch()
-    got = cli("study", "--from-results", RESULTS, "--out", tmp_path/"thesis")
+    got = run_command("study", "--from-results", RESULTS, "--out", tmp_path/"thesis")
     assert got.returncode == 2
     assert "is no study's" in got.stderr and "Traceback" not in got.stderr

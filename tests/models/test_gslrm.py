@@ -306,7 +306,7 @@ def test_counts():
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(rays="plucker"), "rays must be one of nearest, moment, both, relative, got 'plucker'"),
+    (dict(rays="plucker"), "rays must be one of nearest, moment, both, relative, fixed, none, got 'plucker'"),
     (dict(d_head=30), "multiple of d_head"),
     (dict(sh_degree=4), "0 to 3, got 4"),
     (dict(n_gaussians=-1), "not negative"),

@@ -83,6 +83,6 @@ def test_the_networks_are_given_their_own_views(views):
 def test_what_is_missing_is_an_error():
     with pytest.raises(TypeError, match="abstract"):
         Reconstructor(name="x", n_views=(1, 1), conditioning="none", gauge="none", domain=FACELIFT_DOMAIN)
-    with pytest.raises(ValueError, match="one of rays, fixed rays, angles, none, got 'pose'"):
+    with pytest.raises(ValueError, match="one of rays, fixed rays, relative, angles, none, got 'pose'"):
         OneView(conditioning="pose")
     with pytest.raises(ValueError, match="the fewest and the most input views"): OneView(n_views=(0, 1))

@@ -31,7 +31,8 @@ from gslrm_mouse.gaussians.filters import FILTERS, Filters
 from gslrm_mouse.gaussians.ply import load_ply, ply_world
 from gslrm_mouse.gaussians.rasterize import render
 from gslrm_mouse.metrics import image_scores, mean_scores
-from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, save_checkpoint
+from gslrm_mouse.models import named
+from gslrm_mouse.models.checkpoint import load_checkpoint
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.reconstruction import pipeline
@@ -55,14 +56,6 @@ reconstruct = partial(pipeline.reconstruct, fit=0) # the network alone: most of 
 def film(tmp_path_factory):
     folder = tmp_path_factory.mktemp("film")/"rec"
     return write_recording(folder, N, seed=5, cams=mouse_rig().resized(144, 128), truth=False)
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    torch.manual_seed(0)
-    network = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1))
-    card = ModelCard(network.config, replace(FACELIFT_DOMAIN, image_size=32))
-    return save_checkpoint(tmp_path_factory.mktemp("net")/"m.safetensors", network, card)
 
 
 def manifest(out):
@@ -325,14 +318,14 @@ def test_a_floater_leaves_the_middle_in_the_cloud(n, seed):
 
 # ---- many frames ----
 
-def test_one_model_for_all(film, tiny, tmp_path, monkeypatch):
+def test_one_model_for_all(film, tiny_checkpoint, tmp_path, monkeypatch):
     loads, out = [], tmp_path/"d"
 
     def counted(*args):
         loads.append(args)
         return load_checkpoint(*args)
-    monkeypatch.setattr(pipeline, "load_checkpoint", counted)
-    scores = reconstruct(film, out, checkpoint=tiny, frames=[5, 0, 5], turntable=False)
+    monkeypatch.setattr(named, "load_checkpoint", counted)
+    scores = reconstruct(film, out, checkpoint=tiny_checkpoint, frames=[5, 0, 5], turntable=False)
     assert len(loads) == 1
     assert folders(out) == [0, 5] and set(scores) == {"input"}
     names = {"gaussians.ply", "results.jsonl", "cameras.txt", "views.png", "cameras.png"}
@@ -344,8 +337,8 @@ def test_one_model_for_all(film, tiny, tmp_path, monkeypatch):
     assert n_decoded(out/"film.mp4", [0, 1]) == 2
 
 
-def test_a_frame_of_many_is_the_frame_alone(film, tiny, tmp_path):
-    options = dict(checkpoint=tiny, turntable=False, panels=False)
+def test_a_frame_of_many_is_the_frame_alone(film, tiny_checkpoint, tmp_path):
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False)
     one, many = tmp_path/"one", tmp_path/"many"
     reconstruct(film, one, 7, **options)
     reconstruct(film, many, frames=range(3, N, 4), film=False, viewer=False, **options)
@@ -380,14 +373,14 @@ def test_the_film_does_not_depend_on_the_unit(film, tmp_path):
     assert np.abs(turning[0] - turning[1]).mean() > .005
 
 
-def test_a_folder_of_samples(tiny, tmp_path):
+def test_a_folder_of_samples(tiny_checkpoint, tmp_path):
     cameras = orbit(torch.arange(5)*72., 20., size=64)
     for k in range(3): write_sample(raytrace(canonical_scene("head", k), cameras), tmp_path/"in"/f"sample_{k:06d}")
-    options = dict(checkpoint=tiny, turntable=False, panels=False)
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False)
     scores = reconstruct(tmp_path/"in", tmp_path/"d", frames=[0, 2], **options)
     assert folders(tmp_path/"d") == [0, 2] and set(scores) == {"input", "novel"}
     with pytest.raises(ValueError, match="sample 3 .* 3 samples"):
-        reconstruct(tmp_path/"in", tmp_path/"e", checkpoint=tiny, frames=[3])
+        reconstruct(tmp_path/"in", tmp_path/"e", checkpoint=tiny_checkpoint, frames=[3])
 
 
 CHANGES = dict(
@@ -395,9 +388,9 @@ CHANGES = dict(
     checkpoint=None)
 
 
-def test_settings_do_not_mix(film, tiny, tmp_path):
+def test_settings_do_not_mix(film, tiny_checkpoint, tmp_path):
     out = tmp_path/"d"
-    options = dict(checkpoint=tiny, frames=[0, 1], turntable=False, panels=False, film=False, viewer=False)
+    options = dict(checkpoint=tiny_checkpoint, frames=[0, 1], turntable=False, panels=False, film=False, viewer=False)
     reconstruct(film, out, **options)
     before = contents(out)
     for key, value in CHANGES.items():
@@ -413,10 +406,10 @@ def test_settings_do_not_mix(film, tiny, tmp_path):
     assert manifest(out)["settings"]["units"] == "model"
 
 
-def test_a_changed_source_does_not_mix(film, tiny, tmp_path):
+def test_a_changed_source_does_not_mix(film, tiny_checkpoint, tmp_path):
     source, out = tmp_path/"rec", tmp_path/"d"
     shutil.copytree(film, source)
-    options = dict(checkpoint=tiny, turntable=False, panels=False, film=False, viewer=False)
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False, film=False, viewer=False)
     reconstruct(source, out, frames=[0], **options)
     before = contents(out)
     for name in (f"{MASKS}/2.mp4", f"{VIDEOS}/0.mp4"):
@@ -430,13 +423,13 @@ def test_a_changed_source_does_not_mix(film, tiny, tmp_path):
     assert folders(out) == [0, 1]
 
 
-def test_bad_frames(film, tiny, tmp_path):
+def test_bad_frames(film, tiny_checkpoint, tmp_path):
     rec, out = shutil.copytree(film, tmp_path/"rec"), tmp_path/"d"
     path = rec/"simpleclick_undist/2.mp4"
     masks = list(decode_frames(path, range(N)))
     masks[4] = masks[4]*0
     write_video(path, masks, fps=20, crf=12)
-    options = dict(checkpoint=tiny, turntable=False, panels=False)
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False)
     empty = "frame 4: camera 2, frame 4: .* is empty: its brightest value is .*; leave such out"
     with pytest.raises(ValueError, match=empty) as e:
         reconstruct(rec, out, frames=[3, 4, 5], **options)
@@ -454,10 +447,10 @@ def test_bad_frames(film, tiny, tmp_path):
 
 # ---- killed ----
 
-def start(film, out, tiny, **options):
+def start(film, out, tiny_checkpoint, **options):
     code = f"""
 from gslrm_mouse.reconstruction.pipeline import reconstruct
-reconstruct({str(film)!r}, {str(out)!r}, checkpoint={str(tiny)!r}, fit=0, **{options!r})
+reconstruct({str(film)!r}, {str(out)!r}, checkpoint={str(tiny_checkpoint)!r}, fit=0, **{options!r})
 """
     return subprocess.Popen([sys.executable, "-c", code], stderr=subprocess.DEVNULL)
 
@@ -473,10 +466,10 @@ def kill_when(process, happened, after=0.):
     process.wait()
 
 
-def test_after_kills_only_whole_frames(film, tiny, tmp_path):
+def test_after_kills_only_whole_frames(film, tiny_checkpoint, tmp_path):
     out, kept, rng, n_frames = tmp_path/"d", {}, random.Random(0), 8
     for n in (1, 3): # killed twice, after at least n frames
-        process = start(film, out, tiny, frames=list(range(n_frames)), panels=False)
+        process = start(film, out, tiny_checkpoint, frames=list(range(n_frames)), panels=False)
         kill_when(process, lambda n=n: out.exists() and len(folders(out)) >= n, rng.uniform(0, .4))
         present = folders(out)
         assert n <= len(present) < n_frames
@@ -489,7 +482,7 @@ def test_after_kills_only_whole_frames(film, tiny, tmp_path):
         kept = now
 
     (out/f".{frame_folder(out, n_frames - 1).name}.deadbeef.part").mkdir()
-    reconstruct(film, out, checkpoint=tiny, frames=range(n_frames), panels=False)
+    reconstruct(film, out, checkpoint=tiny_checkpoint, frames=range(n_frames), panels=False)
     after = contents(out)
     assert all(after[p] == x for p, x in kept.items())
     assert folders(out) == list(range(n_frames)) == manifest(out)["frames"]
@@ -498,18 +491,18 @@ def test_after_kills_only_whole_frames(film, tiny, tmp_path):
     assert n_decoded(out/"film.mp4", [n_frames - 1]) == 1
 
 
-def test_killed_while_replacing_keeps_the_old(film, tiny, tmp_path):
+def test_killed_while_replacing_keeps_the_old(film, tiny_checkpoint, tmp_path):
     "The old result or the new one, whole; never nothing, never half."
     out = tmp_path/"d"
-    reconstruct(film, out, 2, checkpoint=tiny, turntable=False, panels=False)
+    reconstruct(film, out, 2, checkpoint=tiny_checkpoint, turntable=False, panels=False)
     old = {p.name: p.read_bytes() for p in out.iterdir()}
     for after in (0., .3):
-        process = start(film, out, tiny, frame=3, overwrite=True)
+        process = start(film, out, tiny_checkpoint, frame=3, overwrite=True)
         kill_when(process, lambda: any(p.suffix == ".part" for p in tmp_path.iterdir()), after)
         found = {p.name: p.read_bytes() for p in out.iterdir()}
         is_new = "turntable.mp4" in found and "cameras.txt" in found
         assert found == old or is_new
-    reconstruct(film, out, 3, checkpoint=tiny, overwrite=True)
+    reconstruct(film, out, 3, checkpoint=tiny_checkpoint, overwrite=True)
     assert [p.name for p in tmp_path.iterdir()] == ["d"]
     assert records(out)[0]["frame"] == 3
 
@@ -570,13 +563,13 @@ def memory_peaks(source, out, checkpoint, leaks, **options):
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc/self/status")
-def test_memory_is_steady(tiny, tmp_path):
+def test_memory_is_steady(tiny_checkpoint, tmp_path):
     "After the third of twelve frames peak memory grows less than half as much as it does when views are kept."
     film = write_recording(tmp_path/"rec", N, seed=5, cams=mouse_rig().resized(576, 512), truth=False)
     views = 6*576*512*16/2**20 # MiB
-    steady = memory_peaks(film, tmp_path/"steady", tiny, leaks=False)
+    steady = memory_peaks(film, tmp_path/"steady", tiny_checkpoint, leaks=False)
     small = dict(panels=False, turntable=False, film=False, viewer=False)
-    leaking = memory_peaks(film, tmp_path/"leaking", tiny, leaks=True, **small)
+    leaking = memory_peaks(film, tmp_path/"leaking", tiny_checkpoint, leaks=True, **small)
     print("MiB:", [round(x) for x in steady], "with a leak:", [round(x) for x in leaking])
     assert len(steady) == N + 1
     leaked = leaking[-1] - leaking[2]
@@ -609,11 +602,12 @@ def test_a_fit_believes_its_cameras():
 # ---- qualities ----
 
 @pytest.fixture(scope="module")
-def drafted(film, tiny, tmp_path_factory):
+def drafted(film, tiny_checkpoint, tmp_path_factory):
     "Frame 3 at quality draft, from five cameras; the sixth is held out."
     out, lines = tmp_path_factory.mktemp("draft")/"d", []
     pipeline.reconstruct(
-        film, out, 3, inputs=5, checkpoint=tiny, quality="draft", turntable=False, panels=False, say=lines.append)
+        film, out, 3, inputs=5, checkpoint=tiny_checkpoint, quality="draft", turntable=False, panels=False,
+        say=lines.append)
     return out, lines
 
 
@@ -628,10 +622,10 @@ def test_held_out_views_list_the_baselines(drafted):
     assert lines[0].startswith("began on the hull: the visual hull of 5 cameras explains")
 
 
-def test_qualities_do_not_mix(film, tiny, tmp_path):
+def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
     "A folder of the network alone is refused by sentence for a quality, and its settings hash stays as it was."
     out = tmp_path/"d"
-    options = dict(checkpoint=tiny, frames=[1], turntable=False, panels=False, film=False, viewer=False)
+    options = dict(checkpoint=tiny_checkpoint, frames=[1], turntable=False, panels=False, film=False, viewer=False)
     reconstruct(film, out, **options)
     assert not manifest(out)["settings"].keys() & {"quality", "pixels", "gaussians"}
     before = contents(frame_folder(out, 1))
@@ -676,3 +670,46 @@ def test_exchanged_cameras_need_force(film, tmp_path):
         cli.main(["reconstruct", str(wrong), "--frame", "3", "--out", str(tmp_path/"out")])
     assert stop.value.code == 2
     assert not (tmp_path/"out").exists()
+
+
+def inverted_poses(folder):
+    rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
+    for cam in rig:
+        R, T = np.array(cam["R"]), np.array(cam["T"])
+        cam["R"], cam["T"] = R.T, (-R.T @ T.reshape(3, 1)).reshape(T.shape)
+    (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig))
+
+
+def inverted_masks(folder):
+    for path in (folder/"simpleclick_undist").glob("*.mp4"):
+        write_video(path, [1 - torch.from_numpy(frame)/255 for frame in decode_frames(path, range(N))], 20)
+
+
+def test_inverted_poses_need_force_and_inverted_masks_a_cure(film, tmp_path, capsys):
+    "One sentence each, and nothing is written; masks without a silhouette are refused with --force, too."
+    poses, masks = (shutil.copytree(film, tmp_path/name) for name in ("poses", "masks"))
+    inverted_poses(poses)
+    inverted_masks(masks)
+    expected = {
+        (poses, ()): "if the poses are inverted: the poses are those from camera to world",
+        (masks, ()): "seems inverted; the object should be white on black",
+        (masks, ("--force",)): "--force does not help, as nothing can be reconstructed without silhouettes"}
+    for (folder, options), sentence in expected.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["reconstruct", str(folder), "--out", str(tmp_path/"out"), *options])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2 and said.startswith("gslrm_mouse: ") and sentence in said
+    assert not (tmp_path/"out").exists()
+    cli._check_consistency(poses, 0, None, None, None, force=True)
+
+
+def test_a_network_refuses_cameras_in_another_unit(film):
+    "Millimetres given to a network of model units are no white image but an error, by `predict` and by the network."
+    network = GSLRM(GSLRMConfig(image_size=64, d=64, n_layer=1)).eval()
+    prepared = canonicalize(read_views(film, 0), replace(FACELIFT_DOMAIN, image_size=64))
+    assert len(predict(network, prepared))
+    cams = prepared.to_source.cameras(prepared.views.cameras)
+    in_mm = replace(prepared, views=replace(prepared.views, cameras=cams))
+    with pytest.raises(ValueError, match="model units, these are in 'mm'"):
+        network(in_mm.views.images[None], cams.batch())
+    with pytest.raises(ValueError, match="model units|'mm'"): predict(network, in_mm)

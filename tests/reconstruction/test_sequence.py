@@ -1,17 +1,26 @@
 """Sequences: the same Gaussians in every frame, also after a kill; a lost animal is found again."""
 import json
 import shutil
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.ply import load_ply
+from gslrm_mouse.gaussians.surface import surface_gaussians
 from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
-from gslrm_mouse.reconstruction.sequence import MOTION, SEQUENCE, load_sequence
+from gslrm_mouse.reconstruction.prediction import QUALITIES, quality_of
+from gslrm_mouse.reconstruction.sequence import (
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, find_neighbours, follow, load_sequence, rigidity_energy,
+    start_sequence)
+from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
+from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.views.recordings import open_recording
 from gslrm_mouse.views.triangulation import triangulate
 
@@ -75,3 +84,62 @@ def test_other_settings_are_refused(recording, whole):
     with pytest.raises(ValueError, match="a sequence needs frames"): reconstruct(recording, whole/"new")
     with pytest.raises(ValueError, match="a sequence needs frames"):
         reconstruct(recording, whole/"new", frames=[0], fit=3)
+
+
+def cloud(means):
+    n = len(means)
+    return Gaussians(means, torch.tensor([[1., 0, 0, 0]]).repeat(n, 1), torch.ones(n, 3), torch.full((n,), .8),
+                     torch.zeros(n, 1, 3), "mm")
+
+
+def test_rigidity_counts_large_deviations_by_their_length():
+    g = cloud(torch.tensor([[0., 0, 0], [3, 0, 0], [0, 4, 0], [0, 0, 6], [2, 2, 1]]))
+    neighbours = find_neighbours(g, 2)
+
+    def energy(deviation): # of one Gaussian, in mm
+        return rigidity_energy(g.means + torch.eye(5)[:, 3:4]*torch.tensor([0., 0, deviation]), g.quats, neighbours)
+
+    pairs = []
+    for i, place in enumerate(g.means.numpy()):
+        offsets = g.means.numpy() - place
+        for j in np.linalg.norm(offsets, axis=1).argsort()[1:3]: pairs.append((i, j, np.linalg.norm(offsets[j])))
+    length = np.sort([d for *_, d in pairs])[(len(pairs) - 1)//2] # as torch's median
+    weights = np.array([np.exp(-.5*(d/length)**2) for *_, d in pairs])
+    deviations = np.array([7.*((i == 3) != (j == 3)) for i, j, _ in pairs])/length
+    expected = np.mean(weights/weights.mean()*(np.sqrt(deviations**2 + .1**2) - .1))
+    assert float(energy(7.)) == pytest.approx(expected, rel=1e-4)
+    assert 1.9 < energy(400.)/energy(200.) < 2.1
+    assert 3.8 < energy(.02*length)/energy(.01*length) < 4.1
+
+
+def test_a_sequence_is_made_of_a_frame_that_is_at_least_as_good():
+    order = list(QUALITIES)
+    assert set(SEQUENCE_QUALITIES) == set(order)
+    assert all(order.index(chosen.first) >= order.index(name) for name, chosen in SEQUENCE_QUALITIES.items())
+
+
+def test_the_command_makes_the_first_frame_better(whole):
+    def conditions(i):
+        lines = (frame_folder(whole, i)/"results.jsonl").read_text().splitlines()
+        return {json.loads(line)["arm"].split(", ", 1)[1] for line in lines}
+    assert conditions(0) == {SEQUENCE_QUALITIES["draft"].first}
+    assert conditions(1) == {"draft, appearance"}
+
+
+def test_the_appearance_closes_and_opens_after_a_loss():
+    motion = Motion(rigid_size=32, rigid_steps=2, size=32, steps=4, settling=1)
+    views = raytrace(mouse_scene(102), mouse_rig().resized(144, 128), 1)
+    g = surface_gaussians(views, 20)
+    neighbours = find_neighbours(g)
+    shadow = replace(views, images=1 - views.alpha[..., None]*(1 - .3*views.images))
+    frames, made = [views, views, views, shadow, shadow], [start_sequence(g, views, 0, motion)]
+    for i, frame in enumerate(frames[1:], 1):
+        made.append(follow(made[-1], frame, i, neighbours, quality_of("draft"), motion))
+    assert [f.kind for f in made] == ["first", "appearance", "followed", "followed", "appearance"]
+
+    def has_same_looks(i, j):
+        a, b = made[i].gaussians, made[j].gaussians
+        return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("scales", "opacities", "sh"))
+    assert has_same_looks(1, 2) and has_same_looks(2, 3)
+    assert not has_same_looks(0, 1) and not has_same_looks(3, 4)
+    assert made[4].gaussians.sh.mean() < made[3].gaussians.sh.mean() # it became darker

@@ -1,16 +1,13 @@
 """The viewer in a browser, from a disk and over HTTP; the live one; the command line without viser."""
-import http.server
 import io
 import re
 import socket
-import threading
 import time
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
-from browser import SOFTWARE_WEBGL, Browser
+from browser import HARMLESS, SOFTWARE_WEBGL, Browser, served
 from PIL import Image
 
 from gslrm_mouse import cli
@@ -23,8 +20,6 @@ from gslrm_mouse.views.views import Views
 pytest.importorskip("viser", reason="the viewer needs viser: pip install 'gslrm_mouse[view]'")
 trimesh = pytest.importorskip("trimesh", reason="meshes need trimesh: pip install 'gslrm_mouse[view]'")
 PATIENCE = 120 # seconds: a browser that draws on a busy processor
-# viser's quads have two coordinates, of which three.js wants to know the extent in three; nothing depends on it.
-HARMLESS = "Computed radius is NaN"
 
 
 FIRST, SECOND, IMAGE = (.9, .1, .1), (.8, .1, .8), (.1, .8, .1) # colours of the frames and of the cameras' images
@@ -60,12 +55,7 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def home(page):
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *a): pass
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=page.parent))
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/"
-    server.shutdown()
+    with served(page.parent) as address: yield address
 
 
 def pixels_of(browser) -> dict: # colour: pixels close to it

@@ -18,8 +18,6 @@ from gslrm_mouse.doctor.diagnosis import diagnose
 from gslrm_mouse.doctor.evidence import shrink_views
 from gslrm_mouse.masks.make import make_masks, write_mask_video
 from gslrm_mouse.metrics import image_scores
-from gslrm_mouse.models.checkpoint import ModelCard, save_checkpoint
-from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.gaussians.rasterize import render
 from gslrm_mouse.preprocess.canonical import canonicalize, cropped
 from gslrm_mouse.preprocess.dataset import preprocess_dataset
@@ -247,13 +245,9 @@ def test_doctor(film, tmp_path):
     assert all(report.agreement > .9 for report in reports)
 
 
-def test_preprocess_and_reconstruct(film, tmp_path):
-    torch.manual_seed(0)
-    network = GSLRM(GSLRMConfig(image_size=32, d=64, n_layer=1))
-    checkpoint = save_checkpoint(
-        tmp_path/"m.safetensors", network, ModelCard(network.config, replace(FACELIFT_DOMAIN, image_size=32)))
+def test_preprocess_and_reconstruct(film, tiny_checkpoint, tmp_path):
     out = tmp_path/"out"
-    reconstruct(film, out, 1, inputs=5, checkpoint=checkpoint, turntable=False)
+    reconstruct(film, out, 1, inputs=5, checkpoint=tiny_checkpoint, turntable=False)
     records = [json.loads(line) for line in (out/"results.jsonl").read_text().splitlines()]
     novel, = (r for r in records if r["split"] == "novel")
     size = SMALL.get(novel["camera"], (W, H))

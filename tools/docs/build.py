@@ -72,7 +72,8 @@ def sidebar(nbs:Path) -> str:
         href = {} if start is None else dict(href=start.relative_to(nbs).as_posix())
         return dict(section=title, **href, contents=[p.relative_to(nbs).as_posix() for p in others])
     contents = [section(title, members) for title, members in grouped(nbs).items()]
-    return yaml.safe_dump(dict(website=dict(sidebar=dict(contents=contents))), sort_keys=False, allow_unicode=True)
+    settings = dict(project=dict(resources=["viewers/*.html"]), website=dict(sidebar=dict(contents=contents)))
+    return yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
 
 def module_file(module:str) -> Path: # "cameras.pinhole" → gslrm_mouse/cameras/pinhole.py
     return (root/"gslrm_mouse"/module.replace(".", "/")).with_suffix(".py")
@@ -150,6 +151,13 @@ def with_alt(cell:dict, alts:dict):
     if cell.get("id") not in alts or re.search(r"^#\| *fig-(alt|cap)", source, re.M): return
     cell["source"] = f"#| fig-alt: {json.dumps(alts[cell['id']], ensure_ascii=False)}\n{source}"
 
+def with_viewer(cell:dict, page) -> list[dict]: # the cell and, where it names one, a cell with the viewer's frame
+    named = re.search(r"^#\| *viewer: *(\w+)", text(cell["source"]), re.M)
+    if not named or named[1] not in page.viewers: return [cell]
+    frame = viewer_frame(named[1], page.alts[cell["id"]], page.up)
+    source = frame.replace("<iframe", '<iframe style="width: 100%; height: 22rem; border: 0"')
+    return [cell, dict(cell_type="markdown", id=f"{cell['id']}-v", metadata={}, source=source)]
+
 def fill_start_page(raw:dict, page, made:dict, folder:Path): # changes `raw`, writes its figure into `folder`
     def as_file(figure):
         file = folder/f"figure_{figure.cell}{Path(figure.name).suffix}"
@@ -170,11 +178,13 @@ def for_quarto(nbs:Path, to:Path):
         for p, page in made.items():
             raw = opened(json.loads(p.read_text(encoding="utf-8")))
             for cell in raw["cells"]: with_alt(cell, page.alts)
+            raw["cells"] = [copy for cell in raw["cells"] for copy in with_viewer(cell, page)]
             if is_start_page(p, nbs): fill_start_page(raw, page, made, to/p.parent.relative_to(nbs))
             (to/p.relative_to(nbs)).write_text(json.dumps(raw, ensure_ascii=False), encoding="utf-8")
+    write_viewers({name for page in made.values() for name in page.viewers}, viewer_makers(), to)
     (to/"sidebar.yml").write_text(sidebar(nbs), encoding="utf-8")
     os.utime(to/"index.ipynb", (0, 0)) # so that nbdev does not make another README from it
-    shutil.rmtree(root/"_proc", ignore_errors=True)
+    shutil.rmtree(root/"_proc", ignore_errors=True) # what nbdev has processed before
 
 
 # --- nbdev's processing, but for one thing: a documented symbol is looked up in the package
@@ -255,6 +265,19 @@ def alt_of(cell, heading:str, sentence:str, near:bool) -> str:
     parts = filter(None, (heading, said, labels[0].upper() + labels[1:]))
     return re.sub(r"([.?!])\.", r"\1", ". ".join(parts) + ".")
 
+def viewer_makers() -> dict: # name: function of the path of its page
+    "The viewers that cells embed by `#| viewer: NAME`; none where viser, which draws them, is not installed."
+    from gslrm_mouse.reconstruction.viewer import has_viser, write_example
+    return dict(example=write_example) if has_viser() else {}
+
+VIEWER_HINT = '<span class="live">In the viewer beside the still image: drag to turn, scroll to come closer.</span>'
+
+def viewer_frame(name:str, alt:str, up:str) -> str:
+    return f'<iframe src="{up}viewers/{name}.html" title="viewer: {html.escape(alt)}" loading="lazy"></iframe>'
+
+def write_viewers(names, makers:dict, out:Path): # into `out`/viewers
+    for name in sorted(names): makers[name](out/f"viewers/{name}.html")
+
 def raw(s:str) -> str: return f"\n\n``````{{=html}}\n{s}\n``````\n\n"
 def code(s:str) -> str: return f"\n\n``````python\n{s.strip()}\n``````\n\n"
 def text(x) -> str: return x if isinstance(x, str) else "".join(x)
@@ -315,6 +338,7 @@ class Page:
         self.heading, self.said, self.near = self.title, "", False
         self.pictures, self.alts, self.figures = 0, {}, {} # the last two by the id of the cell
         self.widgets = False
+        self.makers, self.viewers = viewer_makers(), set()
         self.ids = set()
         self.held, self.symbols = "", []
         self.md = "".join(self.cell(c) for c in self.nb.cells) + self.flush()
@@ -397,7 +421,10 @@ class Page:
         for mime, suffix in (("image/png", "png"), ("image/jpeg", "jpg")):
             if mime in data:
                 alt = self.alts[cell.get("id")] = alt_of(cell, self.heading, self.said, near)
-                return self.picture(base64.b64decode(text(data[mime])), suffix, alt, cell.get("id"))
+                viewer, caption = (" ".join(cell.directives_.get(key, ())) for key in ("viewer:", "fig-cap:"))
+                picture = self.picture(base64.b64decode(text(data[mime])), suffix, alt, cell.get("id"))
+                if viewer: picture = self.beside_viewer(picture, viewer, alt, caption.strip("\"'"))
+                return raw(picture)
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"
         if "text/html" in data: return raw(text(data["text/html"]))
@@ -406,6 +433,16 @@ class Page:
         shown = text(data["text/plain"])
         is_address = re.fullmatch(r"<.* at 0x[0-9a-f]+>", shown.strip())
         return "" if is_address else raw(f'<pre class="out">{html.escape(shown)}</pre>')
+
+    def beside_viewer(self, picture:str, viewer:str, alt:str, caption:str) -> str:
+        "A figure and, beside it, the viewer that its cell names."
+        if not self.makers: return picture
+        if viewer not in self.makers:
+            raise ValueError(f"{self.path}: there is no viewer {viewer!r}; there are {', '.join(self.makers)}")
+        self.viewers.add(viewer)
+        image = picture.removeprefix("<figure>").removesuffix("</figure>")
+        caption = f"<figcaption>{html.escape(caption)} {VIEWER_HINT}</figcaption>"
+        return f'<figure class="viewer">{image}{viewer_frame(viewer, alt, self.up)}{caption}</figure>'
 
     def picture(self, data:bytes, suffix:str, alt:str, cell:str) -> str:
         import io
@@ -416,7 +453,7 @@ class Page:
         (self.out/name).write_bytes(data)
         size = Image.open(io.BytesIO(data)).size
         self.figures[cell] = name, size
-        return raw(f"<figure>{self.image(name, size, alt)}</figure>")
+        return f"<figure>{self.image(name, size, alt)}</figure>"
 
     def image(self, name:str, size:tuple, alt:str) -> str:
         w, h = size
@@ -459,7 +496,9 @@ def html_of(md:str, cache:Path) -> str:
     import pypandoc
     kept = cache/hashlib.sha256((FROM + md).encode()).hexdigest()
     if not kept.exists():
-        body = pypandoc.convert_text(md, "html5", format=FROM, extra_args=["--mathml", "--wrap=none"])
+        options = ["--mathml", "--wrap=none"]
+        # the formats are known: to verify them takes two more processes for each text
+        body = pypandoc.convert_text(md, "html5", format=FROM, extra_args=options, verify_format=False)
         cache.mkdir(parents=True, exist_ok=True)
         kept.write_text(body, encoding="utf-8")
     return kept.read_text(encoding="utf-8")
@@ -595,7 +634,7 @@ def numbered_source(module:str) -> str: # markdown
     source = code(module_file(module).read_text(encoding="utf-8"))
     return source.replace("``````python", "``````{.python .numberLines #src}", 1)
 
-def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict:
+def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"build/pandoc") -> dict:
     "The whole site into `out`; returns how much of what."
     from gslrm_mouse.cli import study
     groups = grouped(nbs)
@@ -648,11 +687,13 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"_proc/pandoc") -> dict
             toc="", turn="", tail="", where="")
         (out/f"source/{module}.html").write_text(whole, encoding="utf-8")
 
+    viewers = {name for page in made for name in page.viewers}
+    write_viewers(viewers, viewer_makers(), out)
     copy_assets(out, nbs, any(page.widgets for page in made))
     index = json.dumps(search, ensure_ascii=False).replace("</", "<\\/")
     (out/"search.js").write_text("window.SEARCH = " + index, encoding="utf-8")
     return dict(pages=len(made), sources=len(sources), pictures=sum(page.pictures for page in made),
-                widgets=sum(page.widgets for page in made), sections=len(search))
+                widgets=sum(page.widgets for page in made), viewers=len(viewers), sections=len(search))
 
 if __name__ == "__main__":
     start = time.time()

@@ -2,16 +2,17 @@
 
     python tools/docs/check.py [SITE]        exit 1 and name what is wrong"""
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
 class Links(HTMLParser):
     "What one page defines and asks for."
-    def __init__(self, page:Path):
+    def __init__(self, text:str):
         super().__init__()
         self.ids, self.links, self.loads, self.pictures, self.twice = set(), [], [], [], []
-        self.feed(page.read_text(encoding="utf-8"))
+        self.feed(text)
 
     def handle_starttag(self, tag, attrs):
         a = dict(attrs)
@@ -24,13 +25,22 @@ class Links(HTMLParser):
         if is_media and a.get("src"): self.loads.append(a["src"])
         if tag == "link" and a.get("href"): self.loads.append(a["href"])
 
+@cache
+def links_in(text:str) -> Links: # of a page; the same text is taken apart once
+    return Links(text)
+
+def links_of(page:Path) -> Links: return links_in(page.read_text(encoding="utf-8"))
+
 def is_elsewhere(address:str) -> bool:
     parts = urlsplit(address)
     return parts.scheme not in ("", "data") or bool(parts.netloc)
 
 def faults(site:Path) -> list[str]:
     "One sentence for everything that is wrong."
-    pages = {p.resolve(): Links(p) for p in sorted(site.rglob("*.html"))}
+    pages = {p.resolve(): links_of(p) for p in sorted(site.rglob("*.html"))}
+    files = {p for p in site.resolve().rglob("*") if p.is_file()}
+    @cache
+    def target_of(folder, address): return (folder/unquote(address)).resolve()
     said = [] if pages else [f"{site}: no page is there"]
     for path, page in pages.items():
         name = path.relative_to(site.resolve()).as_posix()
@@ -41,8 +51,8 @@ def faults(site:Path) -> list[str]:
         for x in [*page.links, *page.loads]:
             u = urlsplit(x)
             if u.scheme or u.netloc: continue
-            target = (path.parent/unquote(u.path)).resolve() if u.path else path
-            if not target.is_file(): said.append(f"{name}: links to {x}, which is not there")
+            target = target_of(path.parent, u.path) if u.path else path
+            if target not in files: said.append(f"{name}: links to {x}, which is not there")
             elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids:
                 said.append(f"{name}: links to {x}, the page is there but not the anchor")
     return said

@@ -1,0 +1,84 @@
+"""`reconstruct` with the other models, on narrow networks of random weights in the layout of the released files."""
+import json
+from functools import partial
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.gaussians.ply import load_ply
+from gslrm_mouse.models import generator, lgm, named
+from gslrm_mouse.models.zero123plus import write_random_zero123plus
+from gslrm_mouse.reconstruction.pipeline import reconstruct
+from gslrm_mouse.scenes.recording import write_recording
+from gslrm_mouse.views.recordings import read_views
+from gslrm_mouse.views.triangulation import triangulate
+from gslrm_mouse.views.views import Views
+
+FEW_FILES = dict(turntable=False, viewer=False)
+NARROW = lgm.LGMConfig(
+    down=(32, 64), down_attention=(False, True), up=(64, 32), up_attention=(True, False), image_size=32)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("recording")/"rec"
+    return write_recording(folder, 1, seed=5, cams=mouse_rig().resized(144, 128), truth=False)
+
+
+@pytest.fixture(scope="module")
+def zero123plus(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("weights")/"zero123plus"
+    write_random_zero123plus(folder)
+    return folder
+
+
+class Ball(generator.Zero123PlusGenerator):
+    "Six views of a ball, whatever the weights: what random ones draw has no silhouette."
+    def generate(self, view, seed=0): # noqa: ARG002 (as the class it stands for)
+        cams = self.cameras(view)
+        y, x = torch.meshgrid(*[torch.linspace(-1, 1, self.size)]*2, indexing="ij")
+        alpha = (x.square() + y.square() < .4).float().expand(len(cams), -1, -1)
+        return Views(1 - .8*alpha[..., None].expand(-1, -1, -1, 3), alpha, cams)
+
+
+def records(out): return [json.loads(line) for line in (out/"results.jsonl").read_text().splitlines()]
+
+
+def test_a_generator_answers_in_the_world_of_the_rig(recording, zero123plus, tiny_checkpoint, tmp_path, monkeypatch):
+    "One view is given to it, all are scored, and the answer lies where the animal is."
+    monkeypatch.setattr(named, "Zero123PlusGenerator", partial(Ball, size=32, image_size=64))
+    scores = reconstruct(
+        recording, tmp_path/"out", checkpoint=tiny_checkpoint, model="zero123plus", weights=zero123plus, variant="1.2",
+        fit=0, **FEW_FILES)
+    assert set(scores) == {"input"} and len(records(tmp_path/"out")) == 6
+    assert {r["arm"] for r in records(tmp_path/"out")} == {"Zero123++ 1.2 and GS-LRM"}
+    middle = load_ply(tmp_path/"out"/"gaussians.ply").means.double().median(0).values
+    animal = triangulate(read_views(recording, 0)).point
+    assert (middle - animal).norm() < 150 # mm; of a rig of 600 mm, by its floor alone
+
+
+def test_lgm_chooses_its_views_and_begins_the_optimisation(recording, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(named, "load_lgm", partial(lgm.load_lgm, config=NARROW))
+    torch.manual_seed(0)
+    save_file({name: v.contiguous() for name, v in lgm.LGM(NARROW).state_dict().items()}, tmp_path/"lgm.safetensors")
+    said = []
+    reconstruct(
+        recording, tmp_path/"out", checkpoint=tiny_checkpoint, model="lgm", weights=tmp_path/"lgm.safetensors",
+        variant="fixrot", quality="draft", inputs=5, say=said.append, **FEW_FILES)
+    rows = records(tmp_path/"out")
+    assert any("the model lgm was chosen" in line for line in said)
+    assert [r["camera"] for r in rows if r["split"] == "input"] == [0, 1, 2, 4, 5]
+    assert {r["start"] for r in rows} == {"network"}
+
+
+@pytest.mark.parametrize("options, message", [
+    (dict(model="lgm"), "LGM needs weights, which are not included"),
+    (dict(model="dreamer"), "there is no model 'dreamer'"),
+    (dict(weights="x"), "GS-LRM takes its weights as a checkpoint"),
+    (dict(model="sv3d", weights="x", choose="object"), "choose and sized are for GS-LRM"),
+])
+def test_what_does_not_go_together(recording, tmp_path, options, message):
+    with pytest.raises(ValueError, match=message): reconstruct(recording, tmp_path/"out", **options)
+    assert not (tmp_path/"out").exists()
