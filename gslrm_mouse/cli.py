@@ -662,7 +662,7 @@ def main(
         return
     description = ("GS-LRM on a mouse rig: why it went white, and what to do. "
                    "Start with: gslrm_mouse doctor YOUR_DATA. "
-                   "Checkpoints that are shipped: gslrm_64 and gslrm_128 (one camera), gslrm_any and gslrm_any_128 (any).")
+                   "Shipped checkpoints: gslrm_64, gslrm_128 (one camera), gslrm_any, gslrm_any_128 (any camera).")
     try:
         _check_words(args)
         tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="gslrm_mouse", args=args, description=description)

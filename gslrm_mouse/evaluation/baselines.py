@@ -40,7 +40,8 @@ class VisualHull(Reconstructor):
     conditioning:str = "rays" # masks are cast along the rays of the cameras
     gauge:str = "none"
     domain:CameraDomain = RIG_DOMAIN # a hull knows no cameras; these are the comparison's
-    voxels:int = 32 # along the hull's longest side
+    voxels:int = 32 # along the hull's longest side; at 64 px, finer ones follow what is too thick in the masks
+    rays:int = 300 # of each silhouette that are followed
 
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
         "All views, in the virtual cameras of the comparison."
@@ -48,7 +49,7 @@ class VisualHull(Reconstructor):
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The hull's surface; empty where the masks exclude each other."
-        try: return surface_gaussians(views, self.voxels)
+        try: return surface_gaussians(views, hull=visual_hull(views, n=self.voxels, rays=self.rays))
         except ValueError: return _no_gaussians(views.cameras.unit) # which is all that it raises for
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +59,7 @@ class MaskEllipsoid(VisualHull):
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The ellipsoid; empty where the masks exclude each other."
-        try: points = visual_hull(views, n=self.voxels).points
+        try: points = visual_hull(views, n=self.voxels, rays=self.rays).points
         except ValueError: points = torch.zeros(0, 3)
         if len(points) < 4: return _no_gaussians(views.cameras.unit)
         variances, axes = torch.linalg.eigh(torch.cov(points.T))

@@ -30,7 +30,7 @@ from ..views.views import Views
 __all__ = ['KNOBS', 'WAYS', 'TOLD', 'GAUGE', 'UNFAMILIAR', 'CONTRADICTING', 'DOSES', 'PIXELS', 'RIG_DOMAIN', 'UNTOLD', 'Dose',
            'doses_for', 'surface_points', 'Contradiction', 'contradiction', 'rig_trial', 'Home', 'at_home', 'Dosed',
            'dosed', 'answer', 'is_told', 'dose_scores', 'home_scores', 'measure_dependence', 'half_dose',
-           'half_dose_ci', 'Dependence', 'retentions', 'summarise_dependence', 'half_dose_text']
+           'half_dose_ci', 'Dependence', 'retentions', 'with_retention', 'summarise_dependence', 'half_dose_text']
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e0007
 def _exchanged(trial, k): # `k` of the cameras, in a circle
@@ -288,11 +288,14 @@ def is_told(model:Reconstructor) -> bool:
     "Whether a model is given the cameras in any form."
     return model.conditioning not in UNTOLD
 
-_SCORES = ("iou", "psnr", "psnr_fg", "psnr_white")
 _SEEN = .01 # opacity; the others change no score by a thousandth, and most of a background's are below it
 
 def _scores(g:Gaussians, truth:Views) -> dict:
     return score_cloud(g.select(g.opacities > _SEEN), truth)
+
+def _silhouette_and_colour(g:Gaussians, truth:Views) -> dict:
+    scores = _scores(g, truth)
+    return {name: scores[name] for name in ("iou", "psnr_fg")}
 
 def _iou_of(scores:dict) -> float: return scores["iou"]
 
@@ -311,21 +314,25 @@ def dose_scores(
     dose:Dose,
     undisturbed:Gaussians, # the model's answer at home
     points:Tensor, # (P, 3) of the surface, see `surface_points`
-) -> dict: # of the dose, `pixels` of contradiction, mean scores in novel views
+) -> dict: # the dose, `pixels` of contradiction, mean IoU and foreground PSNR in novel views
     "The scores of one dose of one scene."
-    given = dosed(home, dose)
-    cloud, truth = answer(model, home, given.views), home.trial.truth
-    record = dict(way=dose.way, knob=dose.knob, value=dose.value)
-    if dose.way == "consistent":
-        return record | dict(pixels=0., **_scores(cloud.transform(given.similarity.inverse), truth))
-    wrong = contradiction(given.views.cameras, given.true, points)
-    as_told = _scores(cloud, truth)
-    if is_told(model) or dose.way == "taken": carried = _scores(cloud.transform(wrong.similarity.inverse), truth)
-    else:
+    given, truth = dosed(home, dose), home.trial.truth
+    record = dict(way=dose.way, knob=dose.knob, value=dose.value, pixels=0.)
+    wrong = None
+    if dose.way != "consistent":
+        wrong = contradiction(given.views.cameras, given.true, points)
+        record["pixels"] = wrong.pixels
+    try: cloud = answer(model, home, given.views)
+    except ValueError as refusal: return record | dict(iou=None, iou_as_told=None, refused=str(refusal))
+    if wrong is None: return record | _silhouette_and_colour(cloud.transform(given.similarity.inverse), truth)
+
+    as_told, carried = _silhouette_and_colour(cloud, truth), cloud.transform(wrong.similarity.inverse)
+    if dose.way != "taken" and not is_told(model):
         _check_same_shape(model.name, cloud, undisturbed, dose)
-        carried = _scores(undisturbed, truth)
+        carried = undisturbed
+    carried = _silhouette_and_colour(carried, truth)
     better = max(as_told, carried, key=_iou_of)
-    return record | dict(pixels=wrong.pixels, iou_as_told=as_told["iou"], iou_carried=carried["iou"], **better)
+    return record | dict(iou_as_told=as_told["iou"], iou_carried=carried["iou"], **better)
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e0015
 def home_scores(
@@ -419,14 +426,21 @@ def retentions(
     scenes, # for each scene the records of `measure_dependence`
     way:str, # of `WAYS`
     score:str="iou", # or "iou_as_told"
-) -> np.ndarray: # (scenes, doses)
+) -> np.ndarray: # (scenes, doses), nan where the model refused
     "What is left of the IoU at home, scene by scene and dose by dose."
     rows = []
     for records in scenes:
         at_home_iou = next(r["iou"] for r in records if r["way"] == "home")
-        rows.append([r[score]/at_home_iou for r in records if r["way"] == way])
+        found = [r[score] for r in records if r["way"] == way]
+        rows.append([math.nan if iou is None else iou/at_home_iou for iou in found])
     if len({len(row) for row in rows}) != 1: raise ValueError(f"the scenes should have the same {way} doses")
     return np.array(rows)
+
+_LEAST_IOU = .2 # at home
+
+def with_retention(scenes) -> list: # of records
+    "The scenes in which a model has something to lose: from an IoU of 0.2 at home."
+    return [records for records in scenes if records[0]["iou"] >= _LEAST_IOU]
 
 _NO_CONTRADICTION = 1e-3 # pixels: a told dose that is a similarity for this rig, as most are for a single camera
 
@@ -434,13 +448,15 @@ def summarise_dependence(
     scenes, # for each scene the records of `measure_dependence`
     given_cameras:bool, # whether the model is given the cameras, see `is_told`
 ) -> Dependence:
-    "m½, D, G and U of a model with their intervals over scenes."
+    "m½, D, G and U of a model with their intervals over scenes; ValueError where it has nothing to lose in any."
+    scenes = with_retention(scenes)
+    if not scenes: raise ValueError(f"no scene has an IoU of {_LEAST_IOU} at home, so no share of it can be lost")
     def lost(way, score="iou"):
         kept = retentions(scenes, way, score)
-        return mean_ci(1 - kept.mean(1)) if kept.size else None
+        return mean_ci(1 - np.nanmean(kept, 1)) if kept.size else None
     kept = retentions(scenes, "told")
     pixels = np.array([[r["pixels"] for r in records if r["way"] == "told"] for records in scenes])
-    contradicts = (pixels > _NO_CONTRADICTION).all(0)
+    contradicts = (pixels > _NO_CONTRADICTION).all(0) & np.isfinite(kept).all(0)
     pixels = pixels[:, contradicts]
     half = None
     if given_cameras and pixels.size: half = half_dose_ci(pixels, kept[:, contradicts])
@@ -458,7 +474,7 @@ def half_dose_text(d:Dependence) -> str:
     "m½ with its interval, or what is known instead."
     if d.half is None: return "cannot be misinformed"
     def number(x):
-        if math.isinf(x): return f"> {d.largest:.0f}"
+        if math.isinf(x): return f"> {d.largest:.1f}"
         return f"{x:.1f}" if x > 0 else f"< {d.smallest:.1f}"
     if math.isnan(d.half.low): return f"{number(d.half.mean)} px [n = 1]"
     return f"{number(d.half.mean)} px [{number(d.half.low)}, {number(d.half.high)}; n = {d.half.n}]"

@@ -154,7 +154,8 @@ def without_background(
         if some and not every: continue
         seen = "no background" if every else "nothing but background"
         problem = "mask_full" if every else "mask_empty"
-        raise MaskError(problem, f"generated view {i} shows {seen} (brightness {brightness:.2f}), so it has no silhouette")
+        raise MaskError(
+            problem, f"generated view {i} shows {seen} (brightness {brightness:.2f}), so it has no silhouette")
     return Views(premultiplied + (1 - alpha)[..., None], alpha, cameras)
 
 # %% ../../nbs/models/08_generator.ipynb #6e000016

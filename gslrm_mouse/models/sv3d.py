@@ -199,6 +199,7 @@ def sample_latents(
     conditioning:Tensor, # (F, n) of `frame_conditioning`
     steps:int=50,
     seed:int=0,
+    *,
     show_progress:bool=False,
 ) -> Tensor: # (F, 4, h, w); divide by .18215 before decoding
     "Latents of the frames of the orbit."
@@ -269,7 +270,7 @@ class SV3DPipeline(nn.Module):
         self._check_size(image)
         latents, embedding = self.conditions(image, seed)
         given = frame_conditioning(cameras, self.is_told_angles)
-        x = sample_latents(self.network, latents, embedding, given, steps, seed, show_progress)
+        x = sample_latents(self.network, latents, embedding, given, steps, seed, show_progress=show_progress)
         frames = decode_images(self.vae, x/LATENT_SCALE, chunk, show_progress)
         frames = ((frames + 1)/2).clamp(0, 1).permute(0, 2, 3, 1).float()
         frames[-1] = image.to(frames)
@@ -308,7 +309,8 @@ def _other_parts(path) -> dict: # all tensors but the U-Net's
     with open_safetensors(path) as f:
         unknown = sorted(key for key in f.keys() if not key.startswith(_KNOWN))
         if unknown:
-            raise ValueError(f"{path}: {len(unknown)} tensors belong to no known part of SV3D, the first is {unknown[0]}")
+            raise ValueError(f"{path}: {len(unknown)} tensors belong to no known part of SV3D, "
+                             f"the first is {unknown[0]}")
         return {key: f.get_tensor(key) for key in f.keys() if not key.startswith((_PREFIX, *_TEXT))}
 
 def _half(state, parts, groups) -> dict: # of a VAE: from the first group that has it
@@ -344,8 +346,8 @@ def _network_of_folder(folder) -> SV3D:
     sizes = {key: part.config[key] for key in _UNET_SIZES if key in part.config}
     n_conditioning = part.config.get("projection_class_embeddings_input_dim")
     if n_conditioning not in (_NOISE_CHANNELS, _NOISE_CHANNELS + 2*_ANGLE_CHANNELS):
-        raise ValueError(f"{part.path.parent}: SV3D's U-Net is given 256 (sv3d_u) or 1280 (sv3d_p) numbers a frame, its "
-                         f"config.json has {n_conditioning}")
+        raise ValueError(f"{part.path.parent}: SV3D's U-Net is given 256 (sv3d_u) or 1280 (sv3d_p) numbers a frame, "
+                         f"its config.json has {n_conditioning}")
     with torch.device("meta"): model = SV3D(n_conditioning, **sizes)
     return assign_weights(model, {f"unet.{key}": v for key, v in part.state.items()}, str(part.path), "SV3D")
 

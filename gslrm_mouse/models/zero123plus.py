@@ -14,10 +14,10 @@ from tqdm import tqdm
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras, orbit
 from .checkpoint import assign_weights
-from gslrm_mouse.models.diffusion import (
-    CLIP_MEAN, CLIP_STD, ImageProcessor, component_folder, diffusion_libraries, load_image_encoder, load_image_processor,
-    load_text_encoder, load_vae, narrow_vae, on_background, read_component, read_json_object, seeded_noise,
-    write_component)
+from .diffusion import (
+    CLIP_MEAN, CLIP_STD, ImageProcessor, component_folder, diffusion_libraries, load_image_encoder,
+    load_image_processor, load_text_encoder, load_vae, narrow_vae, on_background, read_component, read_json_object,
+    seeded_noise, write_component)
 from ..views.views import Views
 
 # %% auto #0
@@ -234,7 +234,8 @@ def load_zero123plus(
     zero123plus_version(version)
     return Zero123Plus(
         version=version, ramp=_load_ramp(folder), scheduler=_load_scheduler(folder),
-        empty_prompt=_load_empty_prompt(folder), vae_processor=load_image_processor(folder, "feature_extractor_vae", _WHOSE),
+        empty_prompt=_load_empty_prompt(folder),
+        vae_processor=load_image_processor(folder, "feature_extractor_vae", _WHOSE),
         clip_processor=load_image_processor(folder, "feature_extractor_clip", _WHOSE), vae=load_vae(folder, _WHOSE),
         unet=_load_unet(folder), text_encoder=load_text_encoder(folder, _WHOSE),
         image_encoder=load_image_encoder(folder, _WHOSE, "vision_encoder"))

@@ -258,7 +258,7 @@ def test_pages_use_the_words_of_the_field():
     assert old_words("A film, `film.mp4` and [a picture](film.ipynb).") == ["film", "picture"]
 
 
-TUTORIALS = ("bring_your_own_rig", "why_did_it_go_white", "lora", "released_checkpoint")
+TUTORIALS = ("bring_your_own_rig", "which_model", "why_did_it_go_white", "lora", "released_checkpoint")
 
 @pytest.mark.parametrize("name", TUTORIALS)
 def test_tutorials_start_from_the_package_alone(site, name):

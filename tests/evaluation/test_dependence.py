@@ -222,10 +222,13 @@ def test_summary_by_hand():
     assert math.isclose(d.half.mean, 4**((.9 - .5)/(.9 - .225)))
     assert math.isclose(d.as_told.mean, 1 - (1 - d.told.mean)/2)
     never = replace(d, half=d.half._replace(mean=math.inf, low=2., high=math.inf))
-    assert half_dose_text(never) == "> 4 px [2.0, > 4; n = 2]"
+    assert half_dose_text(never) == "> 4.0 px [2.0, > 4.0; n = 2]"
     blind = summarise_dependence(scenes, False)
     assert (blind.half, blind.told, blind.gauge) == (None, None, None)
     assert half_dose_text(blind) == "cannot be misinformed"
+    nothing = [record("home", 0., .1), *[record(r["way"], r["pixels"], .3) for r in scenes[0][1:]]]
+    assert summarise_dependence([*scenes, nothing], True).told == d.told
+    with pytest.raises(ValueError, match="no scene has an IoU of 0.2"): summarise_dependence([nothing], True)
     with pytest.raises(ValueError, match="the same told doses"): summarise_dependence([scenes[0], scenes[1][:2]], True)
 
 

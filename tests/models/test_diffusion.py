@@ -133,7 +133,8 @@ def test_the_image_processor_is_that_of_transformers(tmp_path):
 
 
 @pytest.mark.parametrize("change, message", [
-    (dict(do_center_crop=False), "switched off: center_crop"), (dict(crop_size=dict(height=16, width=8)), "a square crop"),
+    (dict(do_center_crop=False), "switched off: center_crop"),
+    (dict(crop_size=dict(height=16, width=8)), "a square crop"),
     (dict(size=dict(height=20, width=20)), "shortest edge"), (dict(image_std=[.8]), "three numbers")])
 def test_other_image_processors_are_refused(tmp_path, change, message):
     (tmp_path/"features").mkdir()

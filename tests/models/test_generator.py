@@ -44,7 +44,8 @@ def test_the_way_home(views):
     torch.testing.assert_close(home.cameras(cam).centers[0].float(), views.cameras.centers[0], atol=1e-5, rtol=0)
     torch.testing.assert_close(cam.axes[0], -cam.centers[0]/cam.centers[0].norm(), atol=1e-5, rtol=0)
     seen = raytrace(canonical_scene("head", 5), home.cameras(cam), 2) # pixels, lens and pose agree
-    overlap = ((seen.alpha > .5) & (prepared.views.alpha > .5)).sum()/((seen.alpha > .5) | (prepared.views.alpha > .5)).sum()
+    a, b = seen.alpha > .5, prepared.views.alpha > .5
+    overlap = (a & b).sum()/(a | b).sum()
     assert overlap > .9
 
     seen_width = 2*math.tan(math.radians(15))*DOMAIN.mean_distance

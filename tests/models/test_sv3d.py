@@ -150,7 +150,7 @@ def test_every_entry_of_a_file_belongs_somewhere(released, tmp_path):
     with pytest.raises(ValueError, match="SV3D's VAE: 0 weights are missing .none., 1 are unknown .decoder.extra"):
         load(released | {FIRST_STAGE + "decoder.extra": torch.zeros(1)}, tmp_path/"a.safetensors")
     name = VISUAL + "transformer.resblocks.1.ln_2.bias"
-    with pytest.raises(ValueError, match="image encoder: 1 weights are missing .vision_model.encoder.layers.1.layer_norm2"):
+    with pytest.raises(ValueError, match="encoder: 1 weights are missing .vision_model.encoder.layers.1.layer_norm2"):
         load({key: v for key, v in released.items() if key != name}, tmp_path/"a.safetensors")
 
     def without(prefix): return {key: v for key, v in released.items() if not key.startswith(prefix)}
@@ -181,8 +181,8 @@ def pipeline(): return random_pipeline()
 
 
 def test_a_converted_folder_is_read(pipeline, tmp_path):
-    for name, part in (("unet", pipeline.network.unet), ("vae", pipeline.vae), ("image_encoder", pipeline.image_encoder)):
-        write_component(tmp_path, name, part)
+    parts = dict(unet=pipeline.network.unet, vae=pipeline.vae, image_encoder=pipeline.image_encoder)
+    for name, part in parts.items(): write_component(tmp_path, name, part)
     got = load_sv3d_pipeline(tmp_path).state_dict()
     assert got.keys() == pipeline.state_dict().keys()
     for key, v in pipeline.state_dict().items(): assert torch.equal(got[key], v), key
