@@ -324,9 +324,9 @@ def _conclusion_finding(done) -> Finding:
         claim="What follows for the released models?",
         measured="nothing directly: small networks, 64 × 64 pixels, one procedural world",
         verdict="answered",
-        why="in this world and at this size, what a network is given decides what wrong cameras cost, and the cameras "
-            "of its training decide what unfamiliar ones cost; nothing follows about the quality of LGM, Zero123++ or "
-            "SV3D on real mice, nor that a low dependence makes a model usable")
+        why="in this world and at this size, what a network is given decides what wrong cameras cost the shape of its "
+            "answer, and the cameras of its training have a part in what unfamiliar ones cost; nothing follows about "
+            "the quality of LGM, Zero123++ or SV3D on real mice, nor that a low dependence makes a model usable")
 
 def dependence_findings(done:list[dict]) -> list[Finding]:
     "What a model is given, what it saw, how much it looks at, and what may be concluded."

@@ -68,7 +68,7 @@ def test_the_verdict_follows_the_numbers(unfamiliar, words):
 def test_a_model_that_is_not_told_has_no_half_dose():
     done = [arm("mean shape", i, told=[(1., 1.), (9., 1.)], consistent=.9, is_told=False) for i in range(2)]
     row = dependence_table(done).rows[0]
-    assert row[2:4] == ["cannot be misinformed", "0 by construction"]
+    assert row[2:4] == ["cannot be misinformed", "0 by construction; as told 0.00"]
 
 
 @pytest.mark.skipif(not RESULTS.is_file(), reason="nbs/results/dependence.jsonl is not there")

@@ -26,7 +26,8 @@ from gslrm_mouse.training.state import initial_network
 from gslrm_mouse.training.step import forward_pass
 
 ROOT = Path(__file__).parents[2]
-CONFIGS = sorted((ROOT/"configs").glob("*.yaml"))
+FEW_LAYERS = ("conditioning",) # networks with fewer layers than a policy names
+CONFIGS = sorted(p for p in (ROOT/"configs").glob("*.yaml") if p.stem not in FEW_LAYERS)
 CAMERA_ADAPTER = ROOT/"configs/camera_adapter.yaml"
 WIDE = SpreadSettings(
     focal=[.7, 1.9], aspect=[.85, 1.2], principal=.08, distance=[.8, 1.25], aim=9., size=[.3, .9])
