@@ -225,7 +225,7 @@ def test_without_truth_each_camera_is_held_out_in_turn(recording, tmp_path):
     assert novel == {(f"5 without camera {i}", f"camera {i}") for i in range(6)}
 
 
-def test_the_command_from_stored_results(run_command, tmp_path):
+def test_the_command_from_stored_results(tmp_path):
     out = tmp_path/"study"
     got = command_process("study", "--from-results", RESULTS, "--out", out)
     assert got.returncode == 0, got.stderr
@@ -238,7 +238,7 @@ def test_the_command_from_stored_results(run_command, tmp_path):
     assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
     assert "http://" not in page and "https://" not in page
 
-    again = run_command("study", "--from-results", RESULTS, "--out", out)
+    again = command_process("study", "--from-results", RESULTS, "--out", out)
     assert again.returncode == 0
     assert (out/"index.html").read_text() == page
 
