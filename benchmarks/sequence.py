@@ -46,13 +46,16 @@ class Procedural:
         self.seed, self.name, self.path = seed, f"mouse {seed}, {mouse_posture(seed)}", folder/f"mouse_{seed}"
         self.cameras = [camera.resized(camera.width//2, camera.height//2) for camera in heldout_cameras()[:3]]
         self.truth = {}
-        if not self.path.exists(): write_recording(self.path, frames, seed, mouse_rig().resized(576, 512), truth=False)
+        if not self.path.exists():
+            write_recording(self.path, frames, seed, mouse_rig().resized(576, 512), truth=False)
 
     def scored(self, i) -> list: # of `Views`
-        if i not in self.truth: self.truth[i] = [raytrace(mouse_scene(self.seed, i/20), c, 2) for c in self.cameras]
+        if i not in self.truth:
+            self.truth[i] = [raytrace(mouse_scene(self.seed, i/20), c, 2) for c in self.cameras]
         return self.truth[i]
 
-    def flickering(self, i) -> list: return self.scored(i)
+    def flickering(self, i) -> list:
+        return self.scored(i)
 
     def attach(self, points) -> np.ndarray: # (N,) bool, near the surface
         "Remember the ellipsoid of each point and its place there, in the unit ball."
@@ -82,7 +85,8 @@ class Stored:
         if not any(folder.glob(f"frame_{i:03d}_view_*.png")): return []
         return [half(view) for view in read_truth(folder, i)]
 
-    def flickering(self, i) -> list: return [half(half(self.recording.frame(i)))]
+    def flickering(self, i) -> list:
+        return [half(half(self.recording.frame(i)))]
 
     def corners(self, i) -> np.ndarray|None: # (F, 3, 3)
         file = self.truth/f"mesh/frame_{i:03d}.npz"
@@ -110,7 +114,8 @@ def mouse_posture(seed):
     return "walks" if moved > 30 else "stays"
 
 
-def half(view:Views) -> Views: return view.resized(view.cameras.width//2, view.cameras.height//2)
+def half(view:Views) -> Views:
+    return view.resized(view.cameras.width//2, view.cameras.height//2)
 
 
 def triangle_axes(corners) -> tuple: # (N, 3) first corner, (N, 3, 3) columns: two edges and the unit normal
@@ -137,14 +142,16 @@ def made(source, out, quality, frames, is_sequence) -> float: # CPU seconds a fr
     return seconds/len(frames)
 
 
-def compared_frames(n) -> list: return [i for i in range(n) if i % 10 in (0, 9)]
+def compared_frames(n) -> list:
+    return [i for i in range(n) if i % 10 in (0, 9)]
 
 
 def scores(source, clouds) -> dict: # of {frame: Gaussians}
     "Mean scores of the held-out views, and flicker where the frame before is there too."
     rows, flicker, errors = [], [], {}
     for i, g in clouds.items():
-        for view in source.scored(i): rows += image_scores(*render(g, view.cameras, eps2d=0.), view.images, view.alpha)
+        for view in source.scored(i):
+            rows += image_scores(*render(g, view.cameras, eps2d=0.), view.images, view.alpha)
         views = source.flickering(i)
         errors[i] = [render(g, view.cameras, eps2d=0.)[0].clamp(0, 1) - view.images for view in views]
         if i - 1 not in errors: continue
@@ -195,7 +202,8 @@ def main():
     rows = [compare(source, quality, args.frames, args.out) for source in sources for quality in args.qualities]
     print("\n| sequence / frame by frame | IoU | foreground, dB | flicker | points, mm (frame) | CPU s a frame |\n"
           "|---|---|---|---|---|---|")
-    for row in rows: print(row)
+    for row in rows:
+        print(row)
 
 
 if __name__ == "__main__": main()

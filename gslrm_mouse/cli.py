@@ -270,7 +270,8 @@ def _check_consistency(source, number, unit, checkpoint, rig_file, force=False):
     findings = [f for f in diagnosis.findings if f.name != "out_of_domain"]
     if findings:
         says, means = findings[0].says, findings[0].means
-        if means[1].islower(): means = means[0].lower() + means[1:] # but not the K of a sentence on K
+        if means[1].islower():
+            means = means[0].lower() + means[1:] # but not the K of a sentence on K
         raise ValueError(f"{says}: {means}; gslrm_mouse doctor {source} says more, and --force reconstructs it "
                          "nevertheless")
 

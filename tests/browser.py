@@ -25,11 +25,14 @@ HARMLESS = "Computed radius is NaN"
 def served(folder): # yields its address
     "A folder over HTTP, on this machine alone."
     class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *a): pass
+        def log_message(self, *a):
+            pass
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    try: yield f"http://127.0.0.1:{server.server_port}/"
-    finally: server.shutdown()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/"
+    finally:
+        server.shutdown()
 
 
 class Browser:

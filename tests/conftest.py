@@ -47,8 +47,10 @@ def run_command(capsys):
     def run(*args):
         capsys.readouterr() # what was printed before
         arguments = [str(arg) for arg in args]
-        try: status = main(arguments) or 0
-        except SystemExit as end: status = end.code
+        try:
+            status = main(arguments) or 0
+        except SystemExit as end:
+            status = end.code
         stdout, stderr = capsys.readouterr()
         return subprocess.CompletedProcess(arguments, status, stdout, stderr)
 

@@ -76,12 +76,14 @@ MODULES = "json", "struct", "numpy", "scipy", "h5py", "io", "sitecustomize"
 
 def plant_modules(folder, monkeypatch):
     "Modules in what becomes the working directory, each of which leaves a mark when it is imported."
-    for module in MODULES: (folder/f"{module}.py").write_text(SAY.format(str(folder/f"{module}.ran")))
+    for module in MODULES:
+        (folder/f"{module}.py").write_text(SAY.format(str(folder/f"{module}.ran")))
     monkeypatch.chdir(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
-def imported_modules(folder): return {path.stem for path in folder.glob("*.ran")}
+def imported_modules(folder):
+    return {path.stem for path in folder.glob("*.ran")}
 
 
 @pytest.mark.parametrize("suffix", [".mat", ".h5"])

@@ -54,7 +54,8 @@ def loaded_rooms(order):
 
 
 @pytest.fixture(scope="module")
-def loaded(): return loaded_rooms(ROOMS)
+def loaded():
+    return loaded_rooms(ROOMS)
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -196,7 +196,8 @@ def text(
     if verbose:
         lines += [f"  note · {f}" for f in self.notes]
         n_cameras = len(self.evidence.cameras if self.evidence.cameras is not None else ())
-        if n_cameras: lines += [f"  model · {sentence}" for sentence in usable_models(n_cameras)]
+        if n_cameras:
+            lines += [f"  model · {sentence}" for sentence in usable_models(n_cameras)]
     elif self.notes:
         names = ", ".join(f.name for f in self.notes)
         lines.append(f"  {len(self.notes)} note{'s'*(len(self.notes) != 1)} (--verbose): {names}")

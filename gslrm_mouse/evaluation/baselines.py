@@ -12,15 +12,16 @@ from torch import Tensor
 from ..cameras.domain import CameraDomain
 from ..cameras.rotations import matrix_to_quat
 from .dependence import RIG_DOMAIN
+from .scoring import score_images
 from ..gaussians.cloud import C0, Gaussians
 from ..gaussians.surface import surface_gaussians
-from ..metrics import iou, psnr
+
 from ..models.lgm import spread_views
 from ..models.reconstructor import Reconstructor
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from ..scenes.bodies import canonical_scene
-from ..views.hull import visual_hull
+from ..views.hull import Hull, visual_hull
 from ..views.views import Views
 
 # %% auto #0
@@ -49,8 +50,15 @@ class VisualHull(Reconstructor):
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The hull's surface; empty where the masks exclude each other."
-        try: return surface_gaussians(views, hull=visual_hull(views, n=self.voxels, rays=self.rays))
-        except ValueError: return _no_gaussians(views.cameras.unit) # which is all that it raises for
+        hull = self.hull(views)
+        return surface_gaussians(views, hull=hull) if len(hull.points) else _no_gaussians(views.cameras.unit)
+
+    def hull(self, views:Views) -> Hull:
+        "The hull of masks and cameras; without points where no body explains them."
+        try:
+            return visual_hull(views, n=self.voxels, rays=self.rays)
+        except ValueError: # wrong cameras with no point in front of all: a failure that counts, not a refusal
+            return Hull(torch.zeros(0, 3, dtype=torch.float64), 1., torch.zeros(len(views), dtype=torch.float64))
 
 @dataclass(frozen=True, kw_only=True)
 class MaskEllipsoid(VisualHull):
@@ -59,8 +67,7 @@ class MaskEllipsoid(VisualHull):
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The ellipsoid; empty where the masks exclude each other."
-        try: points = visual_hull(views, n=self.voxels, rays=self.rays).points
-        except ValueError: points = torch.zeros(0, 3)
+        points = self.hull(views).points
         if len(points) < 4: return _no_gaussians(views.cameras.unit)
         variances, axes = torch.linalg.eigh(torch.cov(points.T))
         axes = axes*torch.linalg.det(axes).sign()
@@ -145,10 +152,4 @@ def copied_scores(
 ) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
     "Scores of one input image as every novel view."
     n = len(truth)
-    copies, masks = image.expand(n, *image.shape), alpha.expand(n, *alpha.shape)
-    values = dict(
-        psnr=psnr(copies, truth.images),
-        psnr_fg=psnr(copies, truth.images, truth.alpha > .5),
-        iou=iou(masks, truth.alpha),
-        psnr_white=psnr(torch.ones_like(truth.images), truth.images))
-    return {name: value.mean().item() for name, value in values.items()}
+    return score_images(image.expand(n, *image.shape), alpha.expand(n, *alpha.shape), truth)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from functools import lru_cache
 import numpy as np
 import torch
+from torch import Tensor
 from ..cameras.domain import CameraDomain
 from ..cameras.presets import mouse_rig, novel_cameras
 from ..cameras.similarity import IDENTITY
@@ -23,19 +24,26 @@ from ..scenes.tracer import raytrace
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['score_cloud', 'score_cloud_in', 'rig_and_novel_views', 'hull_scores', 'zero_shot', 'head_scores', 'mouse_scores',
-           'mean_of']
+__all__ = ['score_images', 'score_cloud', 'score_cloud_in', 'rig_and_novel_views', 'hull_scores', 'zero_shot', 'head_scores',
+           'mouse_scores', 'mean_of']
 
 # %% ../../nbs/evaluation/00_scoring.ipynb #74efe9c6
-def score_cloud(gaussians:Gaussians, truth:Views) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
-    "Scores of Gaussians against ground-truth views."
-    image, alpha = render(gaussians, truth.cameras)
+def score_images(
+    images:Tensor, # (V, H, W, 3)
+    alpha:Tensor, # (V, H, W)
+    truth:Views, # V views of the same size
+) -> dict: # psnr, psnr_fg, iou, psnr_white: means over the views
+    "Scores of images and their alpha against ground-truth views."
     scores = dict(
-        psnr=psnr(image, truth.images),
-        psnr_fg=psnr(image, truth.images, truth.alpha > .5),
+        psnr=psnr(images, truth.images),
+        psnr_fg=psnr(images, truth.images, truth.alpha > .5),
         iou=iou(alpha, truth.alpha),
         psnr_white=psnr(torch.ones_like(truth.images), truth.images))
     return {name: values.mean().item() for name, values in scores.items()}
+
+def score_cloud(gaussians:Gaussians, truth:Views) -> dict: # as `score_images`
+    "Scores of Gaussians against ground-truth views."
+    return score_images(*render(gaussians, truth.cameras), truth)
 
 def score_cloud_in(gaussians:Gaussians, truths) -> dict: # mean scores
     "Scores in images of one size or of several: `Views` with as many cameras each."

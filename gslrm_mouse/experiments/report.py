@@ -380,7 +380,8 @@ def write_report(
     sections = [section for section in parts if section.done]
     contents, findings, example = [], [], None
     with atomic_folder(out/"pictures", overwrite=True) as folder:
-        if not all(map(_is_recording, sections)): example = _write_example(out, folder)
+        if not all(map(_is_recording, sections)):
+            example = _write_example(out, folder)
         for section in sections:
             content, found = _section_content(section, folder)
             contents.append(content)

@@ -259,8 +259,10 @@ def _undisturbed(done, network) -> np.ndarray: # (scenes,) novel IoU of heads
 
 def _relative_reason(gain:Interval, level:Interval) -> str:
     depends = "it depends on the camera as much as world rays do"
-    if gain.low > 0: depends = "it depends less on the camera than world rays do"
-    if gain.high < 0: depends = "it depends more on the camera than world rays do"
+    if gain.low > 0:
+        depends = "it depends less on the camera than world rays do"
+    if gain.high < 0:
+        depends = "it depends more on the camera than world rays do"
     if level.high < 0: return f"{depends}, and after the same steps at the same learning rate it reconstructs worse"
     if level.low > 0: return f"{depends}, and after the same steps at the same learning rate it reconstructs better"
     return depends

@@ -49,25 +49,29 @@ CLIP_CONFIG = dict( # ViT-H/14
 def meta_vae(config:dict=VAE_CONFIG) -> nn.Module: # diffusers.AutoencoderKL
     "The VAE without memory for its weights."
     diffusers, _ = diffusion_libraries("the VAE")
-    with torch.device("meta"): return diffusers.AutoencoderKL.from_config(config)
+    with torch.device("meta"):
+        return diffusers.AutoencoderKL.from_config(config)
 
 def meta_image_encoder(config:dict=CLIP_CONFIG) -> nn.Module: # transformers.CLIPVisionModelWithProjection
     "CLIP's image encoder without memory for its weights."
     _, transformers = diffusion_libraries("CLIP")
     config = transformers.CLIPVisionConfig.from_dict(config)
-    with torch.device("meta"): model = transformers.CLIPVisionModelWithProjection(config)
+    with torch.device("meta"):
+        model = transformers.CLIPVisionModelWithProjection(config)
     return _with_position_ids(model)
 
 def meta_text_encoder(config:dict) -> nn.Module: # transformers.CLIPTextModel
     "CLIP's text encoder without memory for its weights."
     _, transformers = diffusion_libraries("CLIP")
     config = transformers.CLIPTextConfig.from_dict(config)
-    with torch.device("meta"): model = transformers.CLIPTextModel(config)
+    with torch.device("meta"):
+        model = transformers.CLIPTextModel(config)
     return _with_position_ids(model)
 
 def _with_position_ids(model): # 0, 1, 2, …: the only tensor that is no weight
     for module in model.modules():
-        if hasattr(module, "position_ids"): module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
+        if hasattr(module, "position_ids"):
+            module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
     return model
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00011
@@ -82,7 +86,8 @@ def read_json_object(
     path, # of the file
 ) -> dict:
     "A JSON object; FileNotFoundError, or ValueError where the file holds something else."
-    try: found = json.loads(read_bytes(path))
+    try:
+        found = json.loads(read_bytes(path))
     except (ValueError, RecursionError) as e:
         raise ValueError(f"{path}: no readable JSON ({one_line(e)})") from None
     if not isinstance(found, dict): raise ValueError(f"{path}: an object was expected, found {type(found).__name__}")
@@ -114,7 +119,8 @@ def read_component(
         raise ValueError(f"{path/'config.json'} describes {found or 'a network without a name'}, "
                          f"{whose} has {classes[0]} there")
     file = path/_WEIGHTS["architectures" in config]
-    with open_safetensors(file) as f: state = {key: f.get_tensor(key) for key in f.keys()}
+    with open_safetensors(file) as f:
+        state = {key: f.get_tensor(key) for key in f.keys()}
     return Component(file, config, state)
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00012
@@ -134,7 +140,8 @@ def load_vae(
     state = {_vae_key(key): v for key, v in part.state.items()}
     return assign_weights(meta_vae(part.config), state, str(part.path), "its config.json")
 
-def _without_position_ids(state): return {key: v for key, v in state.items() if not key.endswith("position_ids")}
+def _without_position_ids(state):
+    return {key: v for key, v in state.items() if not key.endswith("position_ids")}
 
 def load_image_encoder(
     folder, # of the released model
@@ -205,10 +212,12 @@ def vae_weights(
 
     def up_block(found): # counted from the other end
         return f"decoder.up_blocks.{max(levels) - int(found[1])}."
+
     renamed = {}
     for key, v in state.items():
         new = re.sub(r"^decoder\.up\.(\d+)\.", up_block, key)
-        for pattern, replacement in _VAE_NAMES: new = re.sub(pattern, replacement, new)
+        for pattern, replacement in _VAE_NAMES:
+            new = re.sub(pattern, replacement, new)
         is_convolution = ".attentions." in new and v.ndim == 4
         renamed[new] = v[:, :, 0, 0] if is_convolution else v
     return renamed
@@ -227,8 +236,10 @@ _CLIP_LAYER = {
 
 def _clip_name(key):
     for old, new in _CLIP_NAMES:
-        if key.startswith(old): key = new + key.removeprefix(old)
-    for old, new in _CLIP_LAYER.items(): key = key.replace(old, new)
+        if key.startswith(old):
+            key = new + key.removeprefix(old)
+    for old, new in _CLIP_LAYER.items():
+        key = key.replace(old, new)
     return key
 
 def clip_weights(
@@ -240,9 +251,12 @@ def clip_weights(
         together = re.fullmatch(r"transformer\.resblocks\.(\d+)\.attn\.in_proj_(weight|bias)", key)
         if together:
             layer = f"vision_model.encoder.layers.{together[1]}.self_attn"
-            for part, x in zip("qkv", v.chunk(3)): renamed[f"{layer}.{part}_proj.{together[2]}"] = x
-        elif key == "proj": renamed["visual_projection.weight"] = v.T
-        else: renamed[_clip_name(key)] = v
+            for part, x in zip("qkv", v.chunk(3)):
+                renamed[f"{layer}.{part}_proj.{together[2]}"] = x
+        elif key == "proj":
+            renamed["visual_projection.weight"] = v.T
+        else:
+            renamed[_clip_name(key)] = v
     return renamed
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00021
@@ -295,7 +309,8 @@ def load_image_processor(
     steps = [step for step in ("resize", "center_crop", "rescale", "normalize") if not config.get(f"do_{step}", True)]
     size, crop = config.get("size"), config.get("crop_size")
     edge = size.get("shortest_edge") if isinstance(size, dict) else size
-    if isinstance(crop, dict): crop = crop.get("height") if crop.get("height") == crop.get("width") else None
+    if isinstance(crop, dict):
+        crop = crop.get("height") if crop.get("height") == crop.get("width") else None
     if steps or not isinstance(edge, int) or not isinstance(crop, int) or not 0 < crop <= edge:
         raise ValueError(f"{path}: a resize to a shortest edge, a square crop and a normalisation were expected, "
                          f"found size {one_line(size)}, crop_size {one_line(config.get('crop_size'))}, "
@@ -310,7 +325,8 @@ def resized_smoothly(
     size:int, # of the square result, pixels
 ) -> Tensor: # (N, 3, size, size)
     "A Gaussian blur of half a target pixel, then bicubic with aligned corners: the resize in front of SV3D's CLIP."
-    for dim in (2, 3): images = _blurred(images, images.shape[dim]/size, dim)
+    for dim in (2, 3):
+        images = _blurred(images, images.shape[dim]/size, dim)
     return F.interpolate(images, (size, size), mode="bicubic", align_corners=True)
 
 def _blurred(images, factor, dim): # `factor` is source pixels per target pixel

@@ -192,8 +192,10 @@ def from_yaml(cls:GSLRMConfig,
     if model.get("use_aug_plucker"): rays = "both"
     if model.get("use_custom_plucker"): rays = "nearest"
     if model.get("use_relative_cameras"): rays = "relative"
-    if model.get("use_fixed_cameras"): rays = "fixed"
-    if model.get("use_no_cameras"): rays = "none"
+    if model.get("use_fixed_cameras"):
+        rays = "fixed"
+    if model.get("use_no_cameras"):
+        rays = "none"
     fields = {_YAML_FIELDS[key]: value for key, value in model.items() if key in _YAML_FIELDS}
     config = cls(**fields, rays=rays, clip_xyz=bool(model.get("clip_xyz")) and not whole["inference"])
 
@@ -285,7 +287,8 @@ def rig_rays(
             answer = first_camera_frame(cams)
             cams = home_cameras(cams, c.rays)
         features, o, d = ray_features(cams, "nearest" if c.is_blind else c.rays)
-        if c.rays == "none": features = _pixel_positions(features)
+        if c.rays == "none":
+            features = _pixel_positions(features)
     return RigRays(
         features=to_patch_order(features, p).unflatten(1, (-1, p**2)),
         o=to_patch_order(o, p),

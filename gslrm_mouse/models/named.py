@@ -83,5 +83,6 @@ def open_model(
     if model == "gslrm": return gslrm
     if model == "zero123plus":
         generator = Zero123PlusGenerator(pipeline=load_zero123plus(weights, version=variant).to(device))
-    else: generator = SV3DGenerator(pipeline=load_sv3d_pipeline(weights).to(device))
+    else:
+        generator = SV3DGenerator(pipeline=load_sv3d_pipeline(weights).to(device))
     return GeneratorReconstructor(generator=generator, reconstructor=gslrm)

@@ -284,7 +284,8 @@ class SV3DPipeline(nn.Module):
         if elevations is None:
             raise ValueError("sv3d_p is given the elevation of the frames; pass elevations, in degrees above the "
                              "horizon, which a calibration knows")
-        if azimuths is None: azimuths = torch.arange(1, N_FRAMES + 1)*360/N_FRAMES
+        if azimuths is None:
+            azimuths = torch.arange(1, N_FRAMES + 1)*360/N_FRAMES
         return sv3d_cameras(elevations, azimuths)
 
     def _check_size(self, image):
@@ -348,7 +349,8 @@ def _network_of_folder(folder) -> SV3D:
     if n_conditioning not in (_NOISE_CHANNELS, _NOISE_CHANNELS + 2*_ANGLE_CHANNELS):
         raise ValueError(f"{part.path.parent}: SV3D's U-Net is given 256 (sv3d_u) or 1280 (sv3d_p) numbers a frame, "
                          f"its config.json has {n_conditioning}")
-    with torch.device("meta"): model = SV3D(n_conditioning, **sizes)
+    with torch.device("meta"):
+        model = SV3D(n_conditioning, **sizes)
     return assign_weights(model, {f"unet.{key}": v for key, v in part.state.items()}, str(part.path), "SV3D")
 
 def load_sv3d_pipeline(

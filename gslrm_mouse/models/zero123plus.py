@@ -77,7 +77,8 @@ class ReferenceAttention:
                  attention_mask=None, temb=None, written:dict=None, read:dict=None):
         if encoder_hidden_states is not None: # attention to the text
             return self.attend(attn, hidden_states, encoder_hidden_states, attention_mask, temb)
-        if written is not None: written[self.name] = hidden_states
+        if written is not None:
+            written[self.name] = hidden_states
         tokens = hidden_states if read is None else torch.cat([hidden_states, read[self.name]], 1)
         return self.attend(attn, hidden_states, tokens, attention_mask, temb)
 
@@ -193,7 +194,8 @@ def _load_unet(folder) -> nn.Module:
         raise ValueError(f"{part.path.parent}: the U-Net of {_WHOSE} has 4 channels in and 4 out, its config.json "
                          f"has {channels[0]} and {channels[1]}")
     diffusers, _ = diffusion_libraries(_WHOSE)
-    with torch.device("meta"): model = diffusers.UNet2DConditionModel.from_config(part.config)
+    with torch.device("meta"):
+        model = diffusers.UNet2DConditionModel.from_config(part.config)
     return assign_weights(model, part.state, str(part.path), "its config.json")
 
 _SCHEDULER = {"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "v_prediction"}
@@ -274,7 +276,8 @@ def write_random_zero123plus(
 ) -> None:
     "A folder in the layout of the released ones, with narrow networks and random weights: for tests."
     folder = Path(folder)
-    for name, network in _narrow_networks().items(): write_component(folder, name, network)
+    for name, network in _narrow_networks().items():
+        write_component(folder, name, network)
     for name, content in _NARROW_FILES.items():
         (folder/name).parent.mkdir(exist_ok=True)
         (folder/name).write_text(json.dumps(content))

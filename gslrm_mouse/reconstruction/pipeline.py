@@ -95,7 +95,8 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
     for name in ("quality", "pixels", "gaussians"): # folders from before these existed stay what they are
         if options[name] is None: del options[name]
     if not options["sequence"]: del options["sequence"]
-    if options["model"] == "gslrm": del options["model"]
+    if options["model"] == "gslrm":
+        del options["model"]
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
@@ -151,7 +152,8 @@ def _save_figure(fig, path, dpi):
 def _plot_rigs(calibrated, presented, names):
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(10, 5))
-    if len(presented) != len(names): names = None # a model that chose some of the views
+    if len(presented) != len(names):
+        names = None # a model that chose some of the views
     left, right = (fig.add_subplot(position, projection="3d") for position in (121, 122))
     draw_cameras(calibrated, left).set_title(f"as calibrated ({calibrated.unit})", fontsize=9)
     draw_cameras(presented, right, color="C1", names=names).set_title("as the model sees them", fontsize=9)
@@ -195,7 +197,8 @@ def _choose_start(views, voxels) -> tuple[Start, Gaussians|None]: # and the Gaus
 def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
     quality = quality_of(options.quality, options.pixels, options.gaussians)
     start, surface = _choose_start(views, quality.voxels)
-    if options.model != "gslrm": start = Start("network", f"the model {options.model} was chosen")
+    if options.model != "gslrm":
+        start = Start("network", f"the model {options.model} was chosen")
     network = predict_network() if has_held_out or start.kind == "network" else None
     begin = surface if start.kind == "hull" else network
     steps = sum(stage.steps for stage in quality.stages)
@@ -243,7 +246,8 @@ def _splits(views, inputs, held_out, prepared, reconstructor, g) -> list: # noqa
     domain = reconstructor.domain
     if len(prepared.views) == len(inputs): # as the network sees them; other models choose some of the inputs
         input_truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
-    else: input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
+    else:
+        input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
     splits = [("input", inputs, input_truth, cloud, "views.png", "input")]
     if held_out:
         splits.append(("novel", held_out, _scoring_views(views[held_out], domain), g, "views_novel.png", "truth"))
@@ -516,7 +520,8 @@ def reconstruct(
     reconstructor, card = open_model(model, path, weights, variant, device), read_card(path)
     files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)
-    if weights is not None: settings |= dict(weights=str(Path(weights).resolve()), variant=variant)
+    if weights is not None:
+        settings |= dict(weights=str(Path(weights).resolve()), variant=variant)
     if unit: settings["unit"] = unit
     if rig_file is not None: settings["rig_file"] = str(rig_file)
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))

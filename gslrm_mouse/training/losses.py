@@ -80,7 +80,8 @@ def _state(path, what:str) -> dict: # name: float32 tensor
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
             state = load_file(path)
-        elif path.suffix == ".mat": state = _mat(path)
+        elif path.suffix == ".mat":
+            state = _mat(path)
         else:
             if zipfile.is_zipfile(path): check_torch_file(path)
             state = torch.load(path, map_location="cpu", weights_only=True)

@@ -431,7 +431,8 @@ def _refused_values(s:Settings):
 def _conditioning_problems(s:Settings):
     keys = ("use_relative_cameras", "use_fixed_cameras", "use_no_cameras")
     used = [f"model.{key}" for key in keys if getattr(s.model, key)]
-    if len(used) > 1: yield f"{' and '.join(used)} exclude each other: a network is told its cameras in one way"
+    if len(used) > 1:
+        yield f"{' and '.join(used)} exclude each other: a network is told its cameras in one way"
 
 def _view_problems(s:Settings):
     d, losses, in_channels = s.training.dataset, s.training.losses, s.model.image_tokenizer.in_channels

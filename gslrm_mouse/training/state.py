@@ -99,7 +99,8 @@ def weights_settings(s:Settings) -> dict:
     if not s.training.dataset.camera_variety.on: settings["training"]["dataset"].pop("camera_variety")
     if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit")
     for key in ("use_relative_cameras", "use_fixed_cameras", "use_no_cameras"):
-        if not getattr(s.model, key): settings["model"].pop(key)
+        if not getattr(s.model, key):
+            settings["model"].pop(key)
     return settings
 
 # %% ../../nbs/training/08_state.ipynb #3decde40

@@ -22,10 +22,13 @@ def site(tmp_path_factory):
     return out
 
 
-def is_viewer(page): return page.startswith("viewers/") or page == "reports/study/viewer.html" # shown in a frame
+def is_viewer(page): # shown in a frame
+    return page.startswith("viewers/") or page == "reports/study/viewer.html"
+
 def pages(site):
     found = (p.relative_to(site).as_posix() for p in site.rglob("*.html"))
     return sorted(page for page in found if not is_viewer(page))
+
 def modules():
     found = [m for m in pkgutil.walk_packages([str(ROOT/"gslrm_mouse")], "gslrm_mouse.") if not m.ispkg]
     return [m.name.removeprefix("gslrm_mouse.") for m in found if not m.name.rsplit(".", 1)[1].startswith("_")]
@@ -373,7 +376,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def home(site):
-    with served(site) as address: yield address
+    with served(site) as address:
+        yield address
 
 
 LOADED = """Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))
@@ -519,12 +523,15 @@ BAD_CARDS = """[...document.querySelectorAll('.cards td')].filter(
 @contextmanager
 def on_a_telephone(browser):
     browser("Emulation.setDeviceMetricsOverride", width=390, height=800, deviceScaleFactor=2, mobile=True)
-    try: yield browser
-    finally: browser("Emulation.clearDeviceMetricsOverride")
+    try:
+        yield browser
+    finally:
+        browser("Emulation.clearDeviceMetricsOverride")
 
 @pytest.fixture
 def telephone(browser):
-    with on_a_telephone(browser): yield browser
+    with on_a_telephone(browser):
+        yield browser
 
 def test_findings_are_cards_on_a_telephone(telephone, home):
     telephone.visit(home + "pages/findings.html")
@@ -542,7 +549,8 @@ def test_what_sticks_out_is_seen_when_a_page_is_turned_into_a_telephone(browser,
     wide = '<div class="planted" style="width: 450px">x</div>'
     browser.js(f"content.insertAdjacentHTML('beforeend', {json.dumps(wide)})")
     assert browser.js(WIDE) == [], "a desktop has the room"
-    with on_a_telephone(browser): assert "div planted" in browser.js(WIDE)
+    with on_a_telephone(browser):
+        assert "div planted" in browser.js(WIDE)
 
 
 def test_what_sticks_out_on_a_telephone_is_seen(telephone, home):
@@ -607,4 +615,5 @@ def test_dark_light_and_telephone(site, browser, home):
         top = browser.js("document.querySelector('#sidebar h2').getBoundingClientRect().top")
         bottom = browser.js("document.querySelector('header').getBoundingClientRect().bottom")
         assert top >= bottom, "the menu begins below the head of the page"
-    finally: browser("Emulation.clearDeviceMetricsOverride")
+    finally:
+        browser("Emulation.clearDeviceMetricsOverride")

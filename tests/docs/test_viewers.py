@@ -77,8 +77,10 @@ def test_the_page_is_small_and_whole(site):
     assert '<iframe src="viewers/example.html" title="viewer: Green." loading="lazy">' in page
     assert page.index("<img src=") < page.index("<iframe") < page.index("A mouse. <span")
     (site/"viewers/example.html").rename(site/"away")
-    try: assert any("links to viewers/example.html, which is not there" in fault for fault in check.faults(site))
-    finally: (site/"away").rename(site/"viewers/example.html")
+    try:
+        assert any("links to viewers/example.html, which is not there" in fault for fault in check.faults(site))
+    finally:
+        (site/"away").rename(site/"viewers/example.html")
 
 
 @pytest.mark.parametrize("where", ["file", "http"])
@@ -87,7 +89,8 @@ def test_it_draws_beside_the_still_image(site, browser, where):
         own = home if where == "http" else "file:"
         browser.visit(home + "index.html" if where == "http" else (site/"index.html").as_uri())
         end = time.time() + PATIENCE
-        while (pixels := pixels_of(browser))[0] < 300 and time.time() < end: time.sleep(.2)
+        while (pixels := pixels_of(browser))[0] < 300 and time.time() < end:
+            time.sleep(.2)
         assert pixels[0] > 300 and pixels[1] > 1000, pixels
         assert [w for w in browser.wrong() if HARMLESS not in str(w)] == []
         assert [u for u in browser.asked() if not u.startswith((own, "data:", "blob:"))] == []
@@ -98,9 +101,11 @@ def test_without_javascript_there_is_the_still_image_alone(site, browser):
     try:
         browser("Page.navigate", url=(site/"index.html").as_uri())
         end = time.time() + PATIENCE
-        while pixels_of(browser)[1] < 1000 and time.time() < end: time.sleep(.2)
+        while pixels_of(browser)[1] < 1000 and time.time() < end:
+            time.sleep(.2)
         red, green = pixels_of(browser)
-    finally: browser("Emulation.setScriptExecutionDisabled", value=False)
+    finally:
+        browser("Emulation.setScriptExecutionDisabled", value=False)
     assert green > 1000 and red == 0
     hidden = "@media (scripting: none) { .viewer iframe, .viewer .live { display: none; } }"
     assert hidden in (site/"style.css").read_text()
@@ -117,7 +122,8 @@ def test_without_viser_and_with_a_wrong_name(tmp_path, monkeypatch):
 
 def test_the_copy_for_quarto_has_a_frame(tmp_path, monkeypatch):
     import yaml
-    class Start: viewers, alts, up = {"example"}, {"b": "Green."}, "../"
+    class Start:
+        viewers, alts, up = {"example"}, {"b": "Green."}, "../"
     cell = notebook()["cells"][1]
     same, frame = build.with_viewer(cell, Start)
     assert same is cell and '<iframe style="' in frame["source"] and 'src="../viewers/example.html"' in frame["source"]

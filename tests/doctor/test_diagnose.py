@@ -39,7 +39,8 @@ def recording(tmp_path_factory):
 
 
 @pytest.fixture
-def doctor(run_command): return partial(run_command, "doctor")
+def doctor(run_command):
+    return partial(run_command, "doctor")
 
 
 def test_a_sound_recording_is_compatible(recording):

@@ -94,21 +94,25 @@ class Dots(Reconstructor):
     domain:CameraDomain = RIG_DOMAIN
     looks:bool = False
 
-    def prepare(self, views, up=None): return canonicalize(views, self.domain, up=up)
+    def prepare(self, views, up=None):
+        return canonicalize(views, self.domain, up=up)
 
     def predict(self, views, seed=0):
         means = torch.tensor([[.3, 0., 0.], [-.3, 0., .1], [0., .2, 0.], [0., -.2, 0.]])
-        if self.looks: means = means*torch.tensor([views.cameras.K[0, 0, 0].item()/64, 1., 1.])
+        if self.looks:
+            means = means*torch.tensor([views.cameras.K[0, 0, 0].item()/64, 1., 1.])
         return Gaussians(means, torch.tensor([[1., 0, 0, 0]]*4), torch.full((4, 3), .1), torch.ones(4),
                          torch.zeros(4, 1, 3), views.cameras.unit)
 
 
 @pytest.fixture(scope="module")
-def mouse(): return rig_trial("mouse", 1)
+def mouse():
+    return rig_trial("mouse", 1)
 
 
 @pytest.fixture(scope="module")
-def home(mouse): return at_home(Dots(), mouse)
+def home(mouse):
+    return at_home(Dots(), mouse)
 
 
 def test_gauge_doses_contradict_nothing_and_told_doses_do(home):
@@ -159,7 +163,8 @@ def test_a_model_in_another_frame_scores_the_same(mouse):
             moved = replace(prepared.views, cameras=cameras)
             return replace(prepared, views=moved, to_source=prepared.to_source @ world.inverse)
 
-        def predict(self, views, seed=0): return super().predict(views, seed).transform(world)
+        def predict(self, views, seed=0):
+            return super().predict(views, seed).transform(world)
 
     doses = [dose for dose in DOSES if dose.knob in ("aim", "unit", "coverage")]
     kinds = (Dots(conditioning="rays"), Elsewhere(conditioning="rays"))
@@ -177,7 +182,8 @@ def test_a_model_with_fewer_views_gets_them(mouse):
     home = at_home(four, mouse)
     assert len(answer(four, home, home.views)) == 4
     assert four.name == "dots, 4 views"
-    with pytest.raises(ValueError, match="needs at least 8 views, the rig has 6"): at_home(with_views(Dots(), 8), mouse)
+    with pytest.raises(ValueError, match="needs at least 8 views, the rig has 6"):
+        at_home(with_views(Dots(), 8), mouse)
 
 
 def test_lgm_with_random_weights_goes_through(mouse):
@@ -205,7 +211,8 @@ def test_half_dose_of_a_noisy_curve_and_its_interval():
     np.testing.assert_allclose(half_dose(m, kept), each)
 
 
-def record(way, m, iou): return dict(way=way, knob="focal", value=1., pixels=m, iou=iou, iou_as_told=iou/2)
+def record(way, m, iou):
+    return dict(way=way, knob="focal", value=1., pixels=m, iou=iou, iou_as_told=iou/2)
 
 
 def test_summary_by_hand():
@@ -228,8 +235,10 @@ def test_summary_by_hand():
     assert half_dose_text(blind) == "cannot be misinformed"
     nothing = [record("home", 0., .1), *[record(r["way"], r["pixels"], .3) for r in scenes[0][1:]]]
     assert summarise_dependence([*scenes, nothing], True).told == d.told
-    with pytest.raises(ValueError, match="no scene has an IoU of 0.2"): summarise_dependence([nothing], True)
-    with pytest.raises(ValueError, match="the same told doses"): summarise_dependence([scenes[0], scenes[1][:2]], True)
+    with pytest.raises(ValueError, match="no scene has an IoU of 0.2"):
+        summarise_dependence([nothing], True)
+    with pytest.raises(ValueError, match="the same told doses"):
+        summarise_dependence([scenes[0], scenes[1][:2]], True)
 
 
 def test_mean_shape_ignores_its_input(mouse):

@@ -32,7 +32,8 @@ def arm(name, seed, **kwargs):
 def test_every_model_has_as_many_scenes_and_all_keys_differ():
     full, quick = dependence_arms(True, None), dependence_arms(False, None)
     assert len({a.key for a in full + quick}) == len(full) + len(quick)
-    for name in dependence_models(): assert sorted(a.seed for a in full if a.name == name) == list(range(6))
+    for name in dependence_models():
+        assert sorted(a.seed for a in full if a.name == name) == list(range(6))
     assert {Dose(*dose) for dose in full[0].settings["doses"]} == set(DOSES)
     assert {a.name for a in quick} >= {ONE, MANY}
     hashes = {a.name: a.settings.get("checkpoint") for a in full}
@@ -75,7 +76,8 @@ def test_a_model_that_is_not_told_has_no_half_dose():
 def test_stored_results_are_measured_again():
     "Two doses of one scene, by one baseline and one network."
     stored = {} # of the full and of the quick study
-    for line in load_results(RESULTS): stored.setdefault((line["name"], line["seed"]), []).extend(line["records"])
+    for line in load_results(RESULTS):
+        stored.setdefault((line["name"], line["seed"]), []).extend(line["records"])
     wanted = {MANY: [("told", "aim", 3.), ("consistent", "roll", 20.)], "mean shape": [("told", "aim", 10.)]}
     for name, doses in wanted.items():
         again = Arm("dependence", name, 0, dict(scene=0, subjects=["mouse"], registered=[], doses=doses))

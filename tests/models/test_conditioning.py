@@ -52,12 +52,14 @@ def network(name):
     model = GSLRM(CONFIGS[name]).eval()
     rng = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for p in model.parameters(): p.copy_(.15*torch.randn(p.shape, generator=rng) + (p.ndim == 1))
+        for p in model.parameters():
+            p.copy_(.15*torch.randn(p.shape, generator=rng) + (p.ndim == 1))
     return model
 
 
 @torch.no_grad()
-def answer(name, cams=CAMERAS, images=IMAGES): return network(name)(images, cams).scene(0)
+def answer(name, cams=CAMERAS, images=IMAGES):
+    return network(name)(images, cams).scene(0)
 
 
 def others_misreported(cams=CAMERAS):
@@ -74,7 +76,8 @@ RIGID = Similarity(1., quat_to_matrix(torch.tensor([.5, -.1, .7, .3], dtype=torc
 ABOUT_ORIGIN = Similarity(2.5, RIGID.Q)
 
 
-def distance(a, b): return (a.means - b.means).norm(dim=-1).max().item()
+def distance(a, b):
+    return (a.means - b.means).norm(dim=-1).max().item()
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -83,7 +86,8 @@ def test_what_the_other_cameras_are_said_to_be(name):
     true_rays, wrong_rays = (rig_rays(cams, CONFIGS[name]) for cams in (CAMERAS, wrong))
     true_answer, wrong_answer = answer(name), answer(name, wrong)
     if name in TOLD_NOTHING:
-        for key in ("features", "o", "d"): assert torch.equal(getattr(true_rays, key), getattr(wrong_rays, key))
+        for key in ("features", "o", "d"):
+            assert torch.equal(getattr(true_rays, key), getattr(wrong_rays, key))
         for key in ("means", "quats", "scales", "opacities", "sh"):
             assert torch.equal(getattr(true_answer, key), getattr(wrong_answer, key))
     else:
@@ -111,8 +115,10 @@ def test_a_change_of_the_world(name, world, follows):
     after = answer(name, world.cameras(CAMERAS))
     change = distance(before, after)/world.scale
     covariances = (before.covariances() - after.covariances()).abs().max().item()/world.scale**2
-    if follows: assert change < 2e-4 and covariances < 2e-4
-    else: assert change > .05
+    if follows:
+        assert change < 2e-4 and covariances < 2e-4
+    else:
+        assert change > .05
 
 
 @pytest.mark.parametrize("name, indifferent", [("none", True), ("fixed", False)])
@@ -121,8 +127,10 @@ def test_the_order_of_the_other_views(name, indifferent):
     permuted = answer(name, replace(CAMERAS, K=CAMERAS.K[:, order], w2c=CAMERAS.w2c[:, order]), IMAGES[:, order])
     expected = answer(name).means.view(3, -1, 3)[order].flatten(0, 1)
     change = (permuted.means - expected).abs().max().item()
-    if indifferent: assert change < 1e-4
-    else: assert change > 1e-2
+    if indifferent:
+        assert change < 1e-4
+    else:
+        assert change > 1e-2
 
 
 def test_the_order_decides_the_frame():
@@ -147,9 +155,11 @@ def test_the_frame_of_the_first_camera():
 def test_free_positions_are_counted_from_the_home_rays(name, azimuths):
     "A network whose decoder returns zeros puts each pixel's Gaussian in the plane of its home camera at the origin."
     model = network(name)
-    with torch.no_grad(): model.pixel_gaussian_decoder[1].weight.zero_()
+    with torch.no_grad():
+        model.pixel_gaussian_decoder[1].weight.zero_()
     at_home = facelift_rig(16, n=8)[[0, 3, 5]]
-    with torch.no_grad(): means = model(IMAGES, at_home.batch()).scene(0).means.view(3, -1, 3)
+    with torch.no_grad():
+        means = model(IMAGES, at_home.batch()).scene(0).means.view(3, -1, 3)
     for points, azimuth in zip(means, azimuths):
         home = orbit([azimuth], 20., 2.7, 50., 16)
         pixels = home.project(points)[0]
@@ -161,16 +171,22 @@ def test_free_positions_are_counted_from_the_home_rays(name, azimuths):
 
 def test_what_is_refused():
     for name in TOLD_NOTHING:
-        with pytest.raises(ValueError, match="hard_pixelalign=False"): replace(CONFIGS[name], hard_pixelalign=True)
-        with pytest.raises(ValueError, match="sh_degree=0"): replace(CONFIGS[name], sh_degree=1)
-    with pytest.raises(ValueError, match="refsrc_marker"): replace(CONFIGS["none"], refsrc_marker=False)
+        with pytest.raises(ValueError, match="hard_pixelalign=False"):
+            replace(CONFIGS[name], hard_pixelalign=True)
+        with pytest.raises(ValueError, match="sh_degree=0"):
+            replace(CONFIGS[name], sh_degree=1)
+    with pytest.raises(ValueError, match="refsrc_marker"):
+        replace(CONFIGS["none"], refsrc_marker=False)
     nine = facelift_rig(16, n=9).batch()
-    with pytest.raises(ValueError, match="8 views, got 9"): rig_rays(nine, CONFIGS["fixed"])
+    with pytest.raises(ValueError, match="8 views, got 9"):
+        rig_rays(nine, CONFIGS["fixed"])
     assert rig_rays(nine, CONFIGS["none"]).views == 9
     behind = replace(CAMERAS, w2c=CAMERAS.w2c.clone())
     behind.w2c[0, 0, 2, 3] *= -1
-    with pytest.raises(ValueError, match="behind the first camera"): rig_rays(behind, CONFIGS["none"])
-    with pytest.raises(ValueError, match="model units"): rig_rays(replace(CAMERAS, unit="mm"), CONFIGS["none"])
+    with pytest.raises(ValueError, match="behind the first camera"):
+        rig_rays(behind, CONFIGS["none"])
+    with pytest.raises(ValueError, match="model units"):
+        rig_rays(replace(CAMERAS, unit="mm"), CONFIGS["none"])
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -188,7 +204,8 @@ def test_settings(name):
 def test_contradictory_settings():
     for keys in (("use_fixed_cameras", "use_no_cameras"), ("use_relative_cameras", "use_no_cameras")):
         model = model_settings(CONFIGS["none"]) | dict.fromkeys(keys, True)
-        with pytest.raises(ValueError, match="exclude each other"): settings_from(dict(model=model))
+        with pytest.raises(ValueError, match="exclude each other"):
+            settings_from(dict(model=model))
 
 
 @pytest.mark.parametrize("trained", TRAININGS)
@@ -202,14 +219,16 @@ def test_a_shipped_network_is_what_its_name_says(name, trained):
     assert (card.domain.fov[1] - card.domain.fov[0] > 40) == (trained == "varied")
     assert path.stat().st_size < 2_100_000
     assert "/root" not in card.to_json() and "/tmp" not in card.to_json()
-    for part in ("held_out", "held_out_varied"): assert set(card.training[part]) == {"head", "object", "mouse"}
+    for part in ("held_out", "held_out_varied"):
+        assert set(card.training[part]) == {"head", "object", "mouse"}
 
 
 def test_the_runs_differ_in_conditioning_and_cameras_only():
     def shared(settings):
         model, training = dict(settings["model"]), dict(settings["training"])
         for key in ("add_refsrc_marker", "hard_pixelalign", "use_relative_cameras", "use_fixed_cameras",
-                    "use_no_cameras"): model.pop(key)
+                    "use_no_cameras"):
+            model.pop(key)
         model["image_tokenizer"] = {**model["image_tokenizer"], "in_channels": None}
         training["dataset"] = {**training["dataset"], "camera_variety": None}
         training.pop("checkpointing")
@@ -218,7 +237,8 @@ def test_the_runs_differ_in_conditioning_and_cameras_only():
     cards = [read_card(conditioning_path(name, trained)) for name in CONDITIONINGS for trained in TRAININGS]
     assert len({card.training["steps"] for card in cards}) == 1
     first = shared(cards[0].training["settings"])
-    for card in cards[1:]: assert shared(card.training["settings"]) == first
+    for card in cards[1:]:
+        assert shared(card.training["settings"]) == first
 
 
 def test_the_reconstructors():
@@ -233,4 +253,5 @@ def test_the_reconstructors():
     assert scores["rays, canonical"] > scores["none, canonical"] > .6
     for name, trained, fragment in (("angles", "varied", "the conditioning should be"),
                                     ("rays", "any", "the training should be one of canonical, varied, got 'any'")):
-        with pytest.raises(ValueError, match=fragment): load_conditioning(name, trained)
+        with pytest.raises(ValueError, match=fragment):
+            load_conditioning(name, trained)

@@ -31,7 +31,8 @@ def original_vae(narrow=8, wide=16):
     def put_block(name, n_in, n_out):
         shapes.update({f"{name}.norm1": (n_in,), f"{name}.conv1": (n_out, n_in, 3, 3), f"{name}.norm2": (n_out,),
                        f"{name}.conv2": (n_out, n_out, 3, 3)})
-        if n_in != n_out: shapes[f"{name}.nin_shortcut"] = (n_out, n_in, 1, 1)
+        if n_in != n_out:
+            shapes[f"{name}.nin_shortcut"] = (n_out, n_in, 1, 1)
 
     put_block("encoder.down.0.block.0", narrow, narrow)
     put_block("encoder.down.1.block.0", narrow, wide)
@@ -42,7 +43,8 @@ def original_vae(narrow=8, wide=16):
         put_block(f"{half}.mid.block_1", wide, wide)
         put_block(f"{half}.mid.block_2", wide, wide)
         shapes[f"{half}.mid.attn_1.norm"] = (wide,)
-        for layer in ("q", "k", "v", "proj_out"): shapes[f"{half}.mid.attn_1.{layer}"] = (wide, wide, 1, 1)
+        for layer in ("q", "k", "v", "proj_out"):
+            shapes[f"{half}.mid.attn_1.{layer}"] = (wide, wide, 1, 1)
     draw = torch.Generator().manual_seed(3)
     state = {}
     for name, shape in shapes.items():
@@ -57,7 +59,8 @@ def original_clip(config=NARROW_CLIP):
     shapes = {
         "class_embedding": (width,), "positional_embedding": (5, width), "proj": (width, config["projection_dim"]),
         "conv1.weight": (width, 3, 14, 14)}
-    for name in ("ln_pre", "ln_post"): shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    for name in ("ln_pre", "ln_post"):
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
     for i in range(config["num_hidden_layers"]):
         block = f"transformer.resblocks.{i}"
         for name, shape in (("ln_1", (width,)), ("ln_2", (width,)), ("mlp.c_fc", (inner, width)),
@@ -69,7 +72,9 @@ def original_clip(config=NARROW_CLIP):
 
 def openclip_forward(w, image, heads, layers):
     "The vision transformer of CLIP, written out with OpenCLIP's names."
-    def norm(x, name): return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+    def norm(x, name):
+        return F.layer_norm(x, x.shape[-1:], w[f"{name}.weight"], w[f"{name}.bias"], 1e-5)
+
     x = F.conv2d(image, w["conv1.weight"], stride=14).flatten(2).transpose(1, 2)
     x = torch.cat([w["class_embedding"].expand(len(x), 1, -1), x], 1) + w["positional_embedding"]
     x = norm(x, "ln_pre")
@@ -92,20 +97,23 @@ def test_a_vae_of_the_original_code_has_the_names_that_diffusers_gives_it():
     expected = convert_ldm_vae_checkpoint({f"first_stage_model.{key}": v for key, v in state.items()}, config)
     got = vae_weights(state)
     assert got.keys() == expected.keys()
-    for name, v in expected.items(): assert torch.equal(got[name], v), name
+    for name, v in expected.items():
+        assert torch.equal(got[name], v), name
 
 
 def test_an_image_encoder_of_openclip_computes_the_same_embedding():
     w, image = original_clip(), torch.randn(2, 3, 28, 28)
     model = meta_image_encoder(NARROW_CLIP)
     model.load_state_dict(clip_weights(w), assign=True)
-    with torch.no_grad(): got = model.eval()(image).image_embeds
+    with torch.no_grad():
+        got = model.eval()(image).image_embeds
     expected = openclip_forward(w, image, heads=3, layers=2)
     torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
 
     swapped = {key: v.roll(12, 0) if "in_proj" in key else v for key, v in w.items()} # k, v, q order
     model.load_state_dict(clip_weights(swapped), assign=True)
-    with torch.no_grad(): assert (model(image).image_embeds - expected).abs().max() > 1e-2
+    with torch.no_grad():
+        assert (model(image).image_embeds - expected).abs().max() > 1e-2
 
 
 def test_the_smooth_resize_is_that_of_the_svd_pipeline():
@@ -140,7 +148,8 @@ def test_other_image_processors_are_refused(tmp_path, change, message):
     (tmp_path/"features").mkdir()
     config = dict(size=20, crop_size=16, image_mean=[.5]*3, image_std=[.8]*3) | change
     (tmp_path/"features"/"preprocessor_config.json").write_text(json.dumps(config))
-    with pytest.raises(ValueError, match=message): load_image_processor(tmp_path, "features", "a model")
+    with pytest.raises(ValueError, match=message):
+        load_image_processor(tmp_path, "features", "a model")
 
 
 def test_encoders_are_read_with_the_names_of_older_files(tmp_path):
@@ -148,7 +157,8 @@ def test_encoders_are_read_with_the_names_of_older_files(tmp_path):
     config = dict(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
                   bos_token_id=8, eos_token_id=9)
     model = meta_text_encoder(config).to_empty(device="cpu").eval()
-    for p in model.parameters(): torch.nn.init.normal_(p)
+    for p in model.parameters():
+        torch.nn.init.normal_(p)
     file = write_component(tmp_path, "text_encoder", model)
     weights = {key: v.clone() for key, v in model.state_dict().items()}
     prefixed = {f"text_model.{key.removeprefix('text_model.')}": v for key, v in weights.items()}
@@ -161,7 +171,8 @@ def test_encoders_are_read_with_the_names_of_older_files(tmp_path):
     assert expected.isfinite().all() and expected.std() > .1
 
     save_file(prefixed | {"text_model.extra": torch.zeros(1)}, file)
-    with pytest.raises(ValueError, match="1 are unknown"): load_text_encoder(tmp_path, "a model")
+    with pytest.raises(ValueError, match="1 are unknown"):
+        load_text_encoder(tmp_path, "a model")
 
 
 def test_a_folder_is_read_whole_or_not_at_all(tmp_path):
@@ -171,14 +182,19 @@ def test_a_folder_is_read_whole_or_not_at_all(tmp_path):
     file = write_component(tmp_path, "vae", vae)
     weights = {key: v.clone() for key, v in vae.state_dict().items()}
     save_file(weights | {"decoder.conv_in.bias": torch.zeros(3)}, file)
-    with pytest.raises(ValueError, match=r"decoder.conv_in.bias \(3,\) instead of \(8,\)"): load_vae(tmp_path, "SV3D")
+    with pytest.raises(ValueError, match=r"decoder.conv_in.bias \(3,\) instead of \(8,\)"):
+        load_vae(tmp_path, "SV3D")
     save_file(weights | {"decoder.conv_in.bias": torch.full((8,), math.nan)}, file)
-    with pytest.raises(ValueError, match="decoder.conv_in.bias holds NaN"): load_vae(tmp_path, "SV3D")
+    with pytest.raises(ValueError, match="decoder.conv_in.bias holds NaN"):
+        load_vae(tmp_path, "SV3D")
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(FileNotFoundError, match="holds no .safetensors file"): load_vae(tmp_path, "SV3D")
+    with pytest.raises(FileNotFoundError, match="holds no .safetensors file"):
+        load_vae(tmp_path, "SV3D")
     with pytest.raises(ValueError, match="describes AutoencoderKL, SV3D has CLIPVisionModelWithProjection"):
         load_image_encoder(tmp_path, "SV3D", "vae")
     (tmp_path/"vae"/"config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="an object was expected, found list"): load_vae(tmp_path, "SV3D")
+    with pytest.raises(ValueError, match="an object was expected, found list"):
+        load_vae(tmp_path, "SV3D")
     (tmp_path/"vae"/"config.json").unlink()
-    with pytest.raises(FileNotFoundError, match="config.json was looked for"): load_vae(tmp_path, "SV3D")
+    with pytest.raises(FileNotFoundError, match="config.json was looked for"):
+        load_vae(tmp_path, "SV3D")

@@ -79,7 +79,8 @@ def test_depth_is_the_one_open_number(views):
     torch.testing.assert_close(by_masks.to_source(points), by_number.to_source(points), atol=1e-5, rtol=0)
     for depth, message in (("floors", "'floor', 'masks' or a positive number, got 'floors'"), (-1., "got -1.0"),
                            ("masks", "needs the masks of two cameras or more, got one view")):
-        with pytest.raises(ValueError, match=message): generator_input(views[0], DOMAIN, size=32, depth=depth)
+        with pytest.raises(ValueError, match=message):
+            generator_input(views[0], DOMAIN, size=32, depth=depth)
 
 
 def standing(height, bottom, floor=0., size=40):
@@ -98,8 +99,10 @@ def test_depth_of_what_stands_on_the_floor():
     assert floor_depth(view, floor=12., below=0.) == pytest.approx(30*f/9.5, rel=1e-5)
     assert floor_depth(view, floor=0., below=0.) == pytest.approx(42*f/9.5, rel=1e-5)
     assert floor_depth(view, floor=12.) >= floor_depth(view, floor=12., below=0.)
-    with pytest.raises(ValueError, match="the camera is -10 above it"): floor_depth(view, floor=52.)
-    with pytest.raises(ValueError, match="the lowest rays fall by -"): floor_depth(standing(30., -4))
+    with pytest.raises(ValueError, match="the camera is -10 above it"):
+        floor_depth(view, floor=52.)
+    with pytest.raises(ValueError, match="the lowest rays fall by -"):
+        floor_depth(standing(30., -4))
     with pytest.raises(ValueError, match="the mask is empty"):
         generator_input(replace(view, alpha=torch.zeros_like(view.alpha)), DOMAIN, size=32)
 
@@ -145,9 +148,11 @@ class Drawing(Generator):
     conditioning = "none"
     domain = DOMAIN
 
-    def cameras(self, view): return zero123plus_cameras("1.2", size=48)
+    def cameras(self, view):
+        return zero123plus_cameras("1.2", size=48)
 
-    def generate(self, view, seed=0): return raytrace(ball_scene(radius=self.radius), self.cameras(view), 2)
+    def generate(self, view, seed=0):
+        return raytrace(ball_scene(radius=self.radius), self.cameras(view), 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,9 +164,11 @@ class Blob(Reconstructor):
     gauge:str = "none"
     domain:object = replace(DOMAIN, n_views=(4, 4))
 
-    def prepare(self, views, up=None): raise AssertionError("called directly")
+    def prepare(self, views, up=None):
+        raise AssertionError("called directly")
 
-    def predict(self, views, seed=0): raise AssertionError("called directly")
+    def predict(self, views, seed=0):
+        raise AssertionError("called directly")
 
     def __call__(self, views, up=None, seed=0):
         assert len(views) == 4 # as many as it was trained with
@@ -192,7 +199,8 @@ def test_the_nearest_views_give_the_size():
     "Views at the side of the object say nothing of the image's size."
     cams = zero123plus_cameras("1.2", size=40)
     alpha = torch.zeros(6, 40, 40)
-    for k, side in enumerate((10, 30, 30, 30, 30, 14)): alpha[k, 2:2 + side, 3:3 + side] = 1.
+    for k, side in enumerate((10, 30, 30, 30, 30, 14)):
+        alpha[k, 2:2 + side, 3:3 + side] = 1.
     image = torch.zeros(1, 40, 40)
     image[0, :24, :24] = 1.
     generated = Views(torch.zeros(6, 40, 40, 3), alpha, cams)
@@ -217,6 +225,7 @@ def test_sv3d_is_given_the_elevation_of_the_calibration(views, is_told_angles):
         frames = torch.ones(21, 32, 32, 3)
         frames[:, 8:20, 10:24] = .3
         return frames
+
     answer = SimpleNamespace(is_told_angles=is_told_angles, name="sv3d")
     generator = SV3DGenerator(pipeline=_Callable(pipeline, answer), image_size=32, steps=7, show_progress=False)
     assert generator.conditioning == ("angles" if is_told_angles else "none")
@@ -225,7 +234,8 @@ def test_sv3d_is_given_the_elevation_of_the_calibration(views, is_told_angles):
     o = views.cameras.centers[0].double() - prepared.to_source(torch.zeros(1, 3).double())[0]
     elevation = math.degrees(math.asin(o[2]/o.norm()))
     assert (calls[0]["seed"], calls[0]["steps"]) == (4, 7) and ("elevations" in calls[0]) == is_told_angles
-    if is_told_angles: assert calls[0]["elevations"] == pytest.approx(elevation, abs=1e-3)
+    if is_told_angles:
+        assert calls[0]["elevations"] == pytest.approx(elevation, abs=1e-3)
     torch.testing.assert_close(got.cameras.w2c, sv3d_orbit(elevation, size=32).w2c, atol=1e-4, rtol=0)
     assert torch.equal(got.alpha[-1], prepared.views.alpha[0]) and torch.equal(got.images[-1], prepared.views.images[0])
     assert got.alpha[0, 12, 15] == 1 and got.alpha[0, 0, 0] == 0
@@ -235,6 +245,11 @@ def test_sv3d_is_given_the_elevation_of_the_calibration(views, is_told_angles):
 
 
 class _Callable:
-    def __init__(self, function, facts): self.function, self.facts = function, facts
-    def __call__(self, *args, **how): return self.function(*args, **how)
-    def __getattr__(self, name): return getattr(self.facts, name)
+    def __init__(self, function, facts):
+        self.function, self.facts = function, facts
+
+    def __call__(self, *args, **how):
+        return self.function(*args, **how)
+
+    def __getattr__(self, name):
+        return getattr(self.facts, name)

@@ -40,16 +40,19 @@ def original(weights, tmp_path_factory):
 
 def difference_of(model, recorded, dtype=torch.float32):
     sample, context, vector = (recorded[key].to(dtype) for key in ("sample", "context", "vector"))
-    with torch.no_grad(): v = model(sample[None], recorded["c_noise"][0].to(dtype), context[:1], vector[None])
-    return (v[0] - recorded["output"]).abs().max()
+    with torch.no_grad():
+        v = model(sample[None], recorded["c_noise"][0].to(dtype), context[:1], vector[None])
+    return (v[0] - recorded["output"]).abs()
 
 
 def test_the_network_computes_what_the_original_computed(original, recorded):
     "In float64 only the rounding of the original's float32 remains, on every machine alike."
     assert recorded["c_noise"].unique().numel() == 1
     assert recorded["output"].std() > .1
-    assert difference_of(original, recorded) <= 5e-5
-    assert difference_of(copy.deepcopy(original).double(), recorded, torch.float64) <= 1.2e-5
+    assert difference_of(original, recorded).max() <= 5e-5
+    exact = difference_of(copy.deepcopy(original).double(), recorded, torch.float64)
+    assert exact.square().mean().sqrt() <= 3e-6
+    assert exact.max() <= 1.2e-5 # three of 768 values lie above 1e-5: the original's own rounding
 
 
 def test_the_epsilon_of_the_normalisation_matters(original, recorded):
@@ -59,7 +62,7 @@ def test_the_epsilon_of_the_normalisation_matters(original, recorded):
                if isinstance(module, torch.nn.GroupNorm) and "_res_block." in name]
     for module in changed: module.eps = 1e-6
     assert len(changed) == 2*(8 + 12 + 2)*2
-    assert difference_of(other, recorded) > 1e-4
+    assert difference_of(other, recorded).max() > 1e-4
 
 
 def test_a_file_is_loaded_whole_or_not_at_all(weights, tmp_path):
@@ -110,7 +113,8 @@ CLIP_SIZES = NARROW_CLIP | dict(projection_dim=16)
 NARROW = dict(sizes=SIZES, vae_config=VAE_SIZES, clip_config=CLIP_SIZES)
 
 
-def with_prefix(prefix, state): return {prefix + key: v.contiguous() for key, v in state.items()}
+def with_prefix(prefix, state):
+    return {prefix + key: v.contiguous() for key, v in state.items()}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +157,9 @@ def test_every_entry_of_a_file_belongs_somewhere(released, tmp_path):
     with pytest.raises(ValueError, match="encoder: 1 weights are missing .vision_model.encoder.layers.1.layer_norm2"):
         load({key: v for key, v in released.items() if key != name}, tmp_path/"a.safetensors")
 
-    def without(prefix): return {key: v for key, v in released.items() if not key.startswith(prefix)}
+    def without(prefix):
+        return {key: v for key, v in released.items() if not key.startswith(prefix)}
+
     with pytest.raises(ValueError, match="holds no VAE encoder .*; pass vae, a diffusers folder"):
         load(without(ENCODER), tmp_path/"a.safetensors")
     with pytest.raises(ValueError, match="holds no image encoder .*; pass image_encoder, a diffusers folder"):
@@ -170,22 +176,27 @@ def test_every_entry_of_a_file_belongs_somewhere(released, tmp_path):
 def random_pipeline(n_conditioning=1280):
     torch.manual_seed(5)
     encoder = meta_image_encoder(CLIP_SIZES).to_empty(device="cpu").eval()
-    for p in encoder.parameters(): torch.nn.init.normal_(p, std=.2)
+    for p in encoder.parameters():
+        torch.nn.init.normal_(p, std=.2)
     for module in encoder.modules():
-        if hasattr(module, "position_ids"): module.position_ids = torch.arange(5)[None]
+        if hasattr(module, "position_ids"):
+            module.position_ids = torch.arange(5)[None]
     return SV3DPipeline(SV3D(n_conditioning, **SIZES).eval(), narrow_vae(), encoder)
 
 
 @pytest.fixture(scope="module")
-def pipeline(): return random_pipeline()
+def pipeline():
+    return random_pipeline()
 
 
 def test_a_converted_folder_is_read(pipeline, tmp_path):
     parts = dict(unet=pipeline.network.unet, vae=pipeline.vae, image_encoder=pipeline.image_encoder)
-    for name, part in parts.items(): write_component(tmp_path, name, part)
+    for name, part in parts.items():
+        write_component(tmp_path, name, part)
     got = load_sv3d_pipeline(tmp_path).state_dict()
     assert got.keys() == pipeline.state_dict().keys()
-    for key, v in pipeline.state_dict().items(): assert torch.equal(got[key], v), key
+    for key, v in pipeline.state_dict().items():
+        assert torch.equal(got[key], v), key
     path = tmp_path/"unet"/"config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | dict(projection_class_embeddings_input_dim=768)))
     with pytest.raises(ValueError, match=r"256 \(sv3d_u\) or 1280 \(sv3d_p\) numbers a frame, its config.json has 768"):
@@ -215,7 +226,8 @@ def test_frames_of_an_orbit(pipeline):
     assert not torch.equal(frames[0], pipeline(image, [10., 20., 15.], seed=2, **few)[0])
     assert not torch.equal(frames[0], pipeline(image, [40., 20., 15.], seed=1, **few)[0])
     assert not torch.equal(frames[0], pipeline(image.flip(0), [10., 20., 15.], seed=1, **few)[0])
-    with pytest.raises(ValueError, match="pass elevations, in degrees"): pipeline(image, **quick)
+    with pytest.raises(ValueError, match="pass elevations, in degrees"):
+        pipeline(image, **quick)
     with pytest.raises(ValueError, match="multiple of 16 px .released: 576., got 16 × 20 px"):
         pipeline(torch.rand(20, 16, 3), 10., **quick)
 
@@ -225,7 +237,8 @@ def test_sv3d_u_is_given_no_angles():
     image, quick = torch.rand(16, 16, 3), dict(steps=1, show_progress=False)
     assert pipeline.name == "sv3d_u" and not pipeline.is_told_angles
     assert pipeline(image, **quick).shape == (21, 16, 16, 3)
-    with pytest.raises(ValueError, match="sv3d_u is given no angles"): pipeline(image, 10., **quick)
+    with pytest.raises(ValueError, match="sv3d_u is given no angles"):
+        pipeline(image, 10., **quick)
 
 
 def test_a_dynamic_orbit_is_told_frame_by_frame():
@@ -238,7 +251,8 @@ def test_a_dynamic_orbit_is_told_frame_by_frame():
             expected = np.concatenate([np.cos(angle*frequencies), np.sin(angle*frequencies)])
             np.testing.assert_allclose(row[start:start + 512], expected, atol=1e-4)
     assert torch.allclose(sv3d_orbit(30.).w2c, sv3d_cameras(30., torch.arange(1, 22)*360/21).w2c)
-    with pytest.raises(ValueError, match="got 2 azimuths and 3 elevations"): sv3d_cameras(elevations, azimuths[:2])
+    with pytest.raises(ValueError, match="got 2 azimuths and 3 elevations"):
+        sv3d_cameras(elevations, azimuths[:2])
 
 
 def test_the_released_vae_has_the_size_of_stable_diffusions():

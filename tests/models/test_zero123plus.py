@@ -30,7 +30,8 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def model(folder): return load_zero123plus(folder, version="1.2")
+def model(folder):
+    return load_zero123plus(folder, version="1.2")
 
 
 def view_of(image, alpha):
@@ -92,7 +93,8 @@ class FlatVAE:
         mean = torch.cat([x, x[:, :1]], 1)
         return SimpleNamespace(latent_dist=SimpleNamespace(mean=mean, std=torch.full_like(mean, .3)))
 
-    def decode(self, z): return SimpleNamespace(sample=z[:, :3]*.1)
+    def decode(self, z):
+        return SimpleNamespace(sample=z[:, :3]*.1)
 
 
 class RecordingUNet(nn.Module):
@@ -105,7 +107,8 @@ class RecordingUNet(nn.Module):
         self.one = nn.Parameter(torch.ones(1))
         self.calls = []
 
-    def set_attn_processor(self, processors): pass
+    def set_attn_processor(self, processors):
+        pass
 
     def forward(self, x, t, texts, cross_attention_kwargs):
         self.calls.append((x.clone(), float(t), texts.clone(), next(iter(cross_attention_kwargs))))
@@ -126,7 +129,9 @@ def test_a_call_follows_the_formulas(view):
     got = model(view, seed=7, steps=steps, size=size, show_progress=False)
 
     draw = torch.Generator().manual_seed(7)
-    def noise(*shape): return torch.randn(shape, generator=draw).double().numpy()
+    def noise(*shape):
+        return torch.randn(shape, generator=draw).double().numpy()
+
     on_grey = torch.where(view.alpha[0, ..., None] > 0, view.images[0], torch.tensor(127/255))
     image = model.vae_processor(on_grey)[0].double().numpy()
     means = np.stack([np.concatenate([x, x[:1]]) for x in (np.zeros((3, 8, 8)), image)])
@@ -178,7 +183,8 @@ def test_a_loaded_folder_holds_what_was_written(folder, model):
     for name, part in (("vae", model.vae), ("unet", model.unet)):
         file, = (folder/name).glob("*.safetensors")
         got = part.state_dict()
-        for key, v in load_file(file).items(): assert torch.equal(got[key], v)
+        for key, v in load_file(file).items():
+            assert torch.equal(got[key], v)
     assert model.empty_prompt[0, :3].tolist() == [8, 9, 0] and model.empty_prompt.shape == (1, 77)
     assert not any(module.training for module in (model.vae, model.unet, model.text_encoder, model.image_encoder))
 
@@ -201,7 +207,8 @@ def replaced(path, **changes):
 def test_another_folder_is_refused(folder, tmp_path, file, changes, message):
     copy = shutil.copytree(folder, tmp_path/"model")
     replaced(copy/file, **changes)
-    with pytest.raises(ValueError, match=message): load_zero123plus(copy, version="1.2")
+    with pytest.raises(ValueError, match=message):
+        load_zero123plus(copy, version="1.2")
 
 
 def test_a_missing_part_is_named(folder, tmp_path):
@@ -210,7 +217,8 @@ def test_a_missing_part_is_named(folder, tmp_path):
     state = load_file(file)
     name = sorted(state)[0]
     save_file({key: v for key, v in state.items() if key != name}, file)
-    with pytest.raises(ValueError, match=f"1 weights are missing .{name}"): load_zero123plus(copy, version="1.1")
+    with pytest.raises(ValueError, match=f"1 weights are missing .{name}"):
+        load_zero123plus(copy, version="1.1")
     for part in ("vision_encoder", "feature_extractor_clip", "scheduler", "tokenizer"):
         other = shutil.copytree(folder, tmp_path/part)
         shutil.rmtree(other/part)
@@ -218,4 +226,5 @@ def test_a_missing_part_is_named(folder, tmp_path):
             load_zero123plus(other, version="1.2")
     with pytest.raises(ValueError, match="one of 1.1, 1.2 .the files do not tell., got '1.3'"):
         load_zero123plus(folder, version="1.3")
-    with pytest.raises(FileNotFoundError, match="no folder"): load_zero123plus(tmp_path/"nothing", version="1.2")
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        load_zero123plus(tmp_path/"nothing", version="1.2")

@@ -43,7 +43,8 @@ class Ball(generator.Zero123PlusGenerator):
         return Views(1 - .8*alpha[..., None].expand(-1, -1, -1, 3), alpha, cams)
 
 
-def records(out): return [json.loads(line) for line in (out/"results.jsonl").read_text().splitlines()]
+def records(out):
+    return [json.loads(line) for line in (out/"results.jsonl").read_text().splitlines()]
 
 
 def test_a_generator_answers_in_the_world_of_the_rig(recording, zero123plus, tiny_checkpoint, tmp_path, monkeypatch):
@@ -80,5 +81,6 @@ def test_lgm_chooses_its_views_and_begins_the_optimisation(recording, tiny_check
     (dict(model="sv3d", weights="x", choose="object"), "choose and sized are for GS-LRM"),
 ])
 def test_what_does_not_go_together(recording, tmp_path, options, message):
-    with pytest.raises(ValueError, match=message): reconstruct(recording, tmp_path/"out", **options)
+    with pytest.raises(ValueError, match=message):
+        reconstruct(recording, tmp_path/"out", **options)
     assert not (tmp_path/"out").exists()

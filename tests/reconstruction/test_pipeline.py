@@ -712,4 +712,5 @@ def test_a_network_refuses_cameras_in_another_unit(film):
     in_mm = replace(prepared, views=replace(prepared.views, cameras=cams))
     with pytest.raises(ValueError, match="model units, these are in 'mm'"):
         network(in_mm.views.images[None], cams.batch())
-    with pytest.raises(ValueError, match="model units|'mm'"): predict(network, in_mm)
+    with pytest.raises(ValueError, match="model units|'mm'"):
+        predict(network, in_mm)

@@ -102,7 +102,8 @@ def test_rigidity_counts_large_deviations_by_their_length():
     pairs = []
     for i, place in enumerate(g.means.numpy()):
         offsets = g.means.numpy() - place
-        for j in np.linalg.norm(offsets, axis=1).argsort()[1:3]: pairs.append((i, j, np.linalg.norm(offsets[j])))
+        for j in np.linalg.norm(offsets, axis=1).argsort()[1:3]:
+            pairs.append((i, j, np.linalg.norm(offsets[j])))
     length = np.sort([d for *_, d in pairs])[(len(pairs) - 1)//2] # as torch's median
     weights = np.array([np.exp(-.5*(d/length)**2) for *_, d in pairs])
     deviations = np.array([7.*((i == 3) != (j == 3)) for i, j, _ in pairs])/length
@@ -122,6 +123,7 @@ def test_the_command_makes_the_first_frame_better(whole):
     def conditions(i):
         lines = (frame_folder(whole, i)/"results.jsonl").read_text().splitlines()
         return {json.loads(line)["arm"].split(", ", 1)[1] for line in lines}
+
     assert conditions(0) == {SEQUENCE_QUALITIES["draft"].first}
     assert conditions(1) == {"draft, appearance"}
 
@@ -140,6 +142,7 @@ def test_the_appearance_closes_and_opens_after_a_loss():
     def has_same_looks(i, j):
         a, b = made[i].gaussians, made[j].gaussians
         return all(torch.equal(getattr(a, name), getattr(b, name)) for name in ("scales", "opacities", "sh"))
+
     assert has_same_looks(1, 2) and has_same_looks(2, 3)
     assert not has_same_looks(0, 1) and not has_same_looks(3, 4)
     assert made[4].gaussians.sh.mean() < made[3].gaussians.sh.mean() # it became darker

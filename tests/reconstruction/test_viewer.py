@@ -55,7 +55,8 @@ def browser(tmp_path_factory):
 
 @pytest.fixture
 def home(page):
-    with served(page.parent) as address: yield address
+    with served(page.parent) as address:
+        yield address
 
 
 def pixels_of(browser) -> dict: # colour: pixels close to it

@@ -276,7 +276,8 @@ def viewer_frame(name:str, alt:str, up:str) -> str:
     return f'<iframe src="{up}viewers/{name}.html" title="viewer: {html.escape(alt)}" loading="lazy"></iframe>'
 
 def write_viewers(names, makers:dict, out:Path): # into `out`/viewers
-    for name in sorted(names): makers[name](out/f"viewers/{name}.html")
+    for name in sorted(names):
+        makers[name](out/f"viewers/{name}.html")
 
 def raw(s:str) -> str: return f"\n\n``````{{=html}}\n{s}\n``````\n\n"
 def code(s:str) -> str: return f"\n\n``````python\n{s.strip()}\n``````\n\n"
@@ -423,7 +424,8 @@ class Page:
                 alt = self.alts[cell.get("id")] = alt_of(cell, self.heading, self.said, near)
                 viewer, caption = (" ".join(cell.directives_.get(key, ())) for key in ("viewer:", "fig-cap:"))
                 picture = self.picture(base64.b64decode(text(data[mime])), suffix, alt, cell.get("id"))
-                if viewer: picture = self.beside_viewer(picture, viewer, alt, caption.strip("\"'"))
+                if viewer:
+                    picture = self.beside_viewer(picture, viewer, alt, caption.strip("\"'"))
                 return raw(picture)
         if WIDGET in data: return self.widget(data[WIDGET])
         if "text/markdown" in data: return "\n\n" + text(data["text/markdown"]) + "\n\n"

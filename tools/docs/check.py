@@ -29,7 +29,8 @@ class Links(HTMLParser):
 def links_in(text:str) -> Links: # of a page; the same text is taken apart once
     return Links(text)
 
-def links_of(page:Path) -> Links: return links_in(page.read_text(encoding="utf-8"))
+def links_of(page:Path) -> Links:
+    return links_in(page.read_text(encoding="utf-8"))
 
 def is_elsewhere(address:str) -> bool:
     parts = urlsplit(address)
@@ -40,7 +41,9 @@ def faults(site:Path) -> list[str]:
     pages = {p.resolve(): links_of(p) for p in sorted(site.rglob("*.html"))}
     files = {p for p in site.resolve().rglob("*") if p.is_file()}
     @cache
-    def target_of(folder, address): return (folder/unquote(address)).resolve()
+    def target_of(folder, address):
+        return (folder/unquote(address)).resolve()
+
     said = [] if pages else [f"{site}: no page is there"]
     for path, page in pages.items():
         name = path.relative_to(site.resolve()).as_posix()
@@ -52,7 +55,8 @@ def faults(site:Path) -> list[str]:
             u = urlsplit(x)
             if u.scheme or u.netloc: continue
             target = target_of(path.parent, u.path) if u.path else path
-            if target not in files: said.append(f"{name}: links to {x}, which is not there")
+            if target not in files:
+                said.append(f"{name}: links to {x}, which is not there")
             elif u.fragment and target in pages and unquote(u.fragment) not in pages[target].ids:
                 said.append(f"{name}: links to {x}, the page is there but not the anchor")
     return said
