@@ -100,6 +100,11 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
+def _hashes(weights) -> dict: # file of a model: first 12 digits of its SHA-256
+    path = Path(weights)
+    files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    return {str(file.relative_to(path.parent)): checkpoint_hash(file) for file in files}
+
 def _settings_hash(settings:dict) -> str: # first 12 digits of the SHA-256
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -152,8 +157,6 @@ def _save_figure(fig, path, dpi):
 def _plot_rigs(calibrated, presented, names):
     import matplotlib.pyplot as plt
     fig = plt.figure(figsize=(10, 5))
-    if len(presented) != len(names):
-        names = None # a model that chose some of the views
     left, right = (fig.add_subplot(position, projection="3d") for position in (121, 122))
     draw_cameras(calibrated, left).set_title(f"as calibrated ({calibrated.unit})", fontsize=9)
     draw_cameras(presented, right, color="C1", names=names).set_title("as the model sees them", fontsize=9)
@@ -241,10 +244,9 @@ def _draw_panels(path, drawn, held_out, g, first_row):
         truth = replace(truth, images=images, alpha=alphas, names=names)
     _save_figure(plot_panels(truth, image, alpha, scores, first_row), path, 130)
 
-def _splits(views, inputs, held_out, prepared, reconstructor, g) -> list: # noqa: PLR0917 (parts of one frame)
+def _splits(views, inputs, held_out, prepared, domain, g, options) -> list: # noqa: PLR0917 (parts of one frame)
     "What is scored: split, cameras, truth, Gaussians in the truth's world, name of the image, title of its first row."
-    domain = reconstructor.domain
-    if len(prepared.views) == len(inputs): # as the network sees them; other models choose some of the inputs
+    if options.model == "gslrm": # as the network sees them; other models choose and reorder the inputs
         input_truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
     else:
         input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
@@ -288,7 +290,8 @@ def _make_frame(
     facts = dict(n_views=len(inputs), seed=0, **tag, seconds=seconds)
     if result.start: facts["start"] = result.start.kind
     records = []
-    for split, cameras, truth, cloud, file, first_row in _splits(views, inputs, held_out, prepared, reconstructor, g):
+    splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options)
+    for split, cameras, truth, cloud, file, first_row in splits:
         image, alpha, scores = _records(cloud, truth)
         records += [dict(arm=condition, frame=number, camera=i, split=split, **x, **facts)
                     for i, x in zip(cameras, scores)]
@@ -298,7 +301,8 @@ def _make_frame(
         records += [dict(arm=name, frame=number, camera=i, split=f"novel_{name}", **x, **facts)
                     for name, baseline in result.baselines for i, x in zip(held_out, _records(baseline, truth)[2])]
     if options.panels:
-        _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, inputs), folder/"cameras.png", 110)
+        names = inputs if options.model == "gslrm" else None
+        _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, names), folder/"cameras.png", 110)
     report = getattr(prepared, "certificate", prepared.statement)
     (folder/"cameras.txt").write_text(f"{report}\n", encoding="utf-8")
     (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -521,7 +525,7 @@ def reconstruct(
     files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)
     if weights is not None:
-        settings |= dict(weights=str(Path(weights).resolve()), variant=variant)
+        settings |= dict(weights=_hashes(weights), variant=variant)
     if unit: settings["unit"] = unit
     if rig_file is not None: settings["rig_file"] = str(rig_file)
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))

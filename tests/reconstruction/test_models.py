@@ -1,5 +1,7 @@
 """`reconstruct` with the other models, on narrow networks of random weights in the layout of the released files."""
 import json
+import shutil
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,8 +9,12 @@ import torch
 from safetensors.torch import save_file
 
 from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.gaussians.coarse_to_fine import foreground_crops
 from gslrm_mouse.gaussians.ply import load_ply
+from gslrm_mouse.gaussians.rasterize import render
+from gslrm_mouse.metrics import image_scores
 from gslrm_mouse.models import generator, lgm, named
+from gslrm_mouse.models.lgm import LGM_DOMAIN
 from gslrm_mouse.models.zero123plus import write_random_zero123plus
 from gslrm_mouse.reconstruction.pipeline import reconstruct
 from gslrm_mouse.scenes.recording import write_recording
@@ -72,6 +78,41 @@ def test_lgm_chooses_its_views_and_begins_the_optimisation(recording, tiny_check
     assert any("the model lgm was chosen" in line for line in said)
     assert [r["camera"] for r in rows if r["split"] == "input"] == [0, 1, 2, 4, 5]
     assert {r["start"] for r in rows} == {"network"}
+
+
+def test_scores_belong_to_their_cameras_where_a_model_reorders(recording, tiny_checkpoint, tmp_path, monkeypatch):
+    "LGM takes four views in an order of its own; each score is that of the camera it names."
+    monkeypatch.setattr(named, "load_lgm", partial(lgm.load_lgm, config=NARROW))
+    save_file({name: v.contiguous() for name, v in lgm.LGM(NARROW).state_dict().items()}, tmp_path/"lgm.safetensors")
+    chosen = [round(i*6/4) for i in range(4)]
+    views = read_views(recording, 0)[chosen]
+    order = lgm.spread_views(views.cameras, triangulate(views).point)
+    assert sorted(order) == [0, 1, 2, 3] and list(order) != [0, 1, 2, 3]
+    reconstruct(
+        recording, tmp_path/"out", checkpoint=tiny_checkpoint, model="lgm", weights=tmp_path/"lgm.safetensors",
+        variant="original", fit=0, inputs=4, panels=False, **FEW_FILES)
+    g = load_ply(tmp_path/"out"/"gaussians.ply")
+    crops = foreground_crops(views, LGM_DOMAIN.image_size)
+    image, alpha = render(replace(g, unit="mm"), crops.cameras, eps2d=0.)
+    expected = [scores["iou"] for scores in image_scores(image, alpha, crops.images, crops.alpha)]
+    rows = [r for r in records(tmp_path/"out") if r["split"] == "input"]
+    assert [r["camera"] for r in rows] == chosen
+    assert [r["iou"] for r in rows] == pytest.approx(expected, abs=1e-3)
+
+
+def test_other_weights_do_not_continue_a_folder(recording, zero123plus, tiny_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(named, "Zero123PlusGenerator", partial(Ball, size=32, image_size=64))
+    options = dict(
+        checkpoint=tiny_checkpoint, model="zero123plus", weights=zero123plus, variant="1.2", fit=0, frames=[0],
+        film=False, panels=False, **FEW_FILES)
+    reconstruct(recording, tmp_path/"out", **options)
+    reconstruct(recording, tmp_path/"out", **options)
+    changed = tmp_path/"zero123plus"
+    shutil.copytree(zero123plus, changed)
+    index = json.loads((changed/"model_index.json").read_text())
+    (changed/"model_index.json").write_text(json.dumps(index | dict(_diffusers_version="0")))
+    with pytest.raises(ValueError, match="frames made with another weights"):
+        reconstruct(recording, tmp_path/"out", **options | dict(weights=changed))
 
 
 @pytest.mark.parametrize("options, message", [
