@@ -15,7 +15,6 @@ from .dependence import RIG_DOMAIN
 from .scoring import score_images
 from ..gaussians.cloud import C0, Gaussians
 from ..gaussians.surface import surface_gaussians
-
 from ..models.lgm import spread_views
 from ..models.reconstructor import Reconstructor
 from ..preprocess.canonical import canonicalize
@@ -40,9 +39,9 @@ class VisualHull(Reconstructor):
     n_views:tuple = (2, 32)
     conditioning:str = "rays" # masks are cast along the rays of the cameras
     gauge:str = "none"
-    domain:CameraDomain = RIG_DOMAIN # a hull knows no cameras; these are the comparison's
-    voxels:int = 32 # along the hull's longest side; at 64 px, finer ones follow what is too thick in the masks
-    rays:int = 300 # of each silhouette that are followed
+    domain:CameraDomain = RIG_DOMAIN # a hull is not trained on any cameras; these are the comparison's
+    voxels:int = 32 # along the hull's longest side; on masks of 64 px finer ones score lower, see below
+    rays:int = 300 # through each silhouette
 
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
         "All views, in the virtual cameras of the comparison."
@@ -57,7 +56,7 @@ class VisualHull(Reconstructor):
         "The hull of masks and cameras; without points where no body explains them."
         try:
             return visual_hull(views, n=self.voxels, rays=self.rays)
-        except ValueError: # wrong cameras with no point in front of all: a failure that counts, not a refusal
+        except ValueError: # no point in front of all cameras: a failure that counts, not a refusal
             return Hull(torch.zeros(0, 3, dtype=torch.float64), 1., torch.zeros(len(views), dtype=torch.float64))
 
 @dataclass(frozen=True, kw_only=True)

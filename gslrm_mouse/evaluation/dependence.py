@@ -19,7 +19,7 @@ from ..cameras.similarity import IDENTITY, Similarity, fit_similarity
 from .scoring import score_cloud
 from .sensitivity import PERTURBATIONS, Perturbation, Trial, trial
 from ..gaussians.cloud import Gaussians
-from ..gaussians.registration import register_silhouettes
+from ..gaussians.registration import LEAST_OPACITY, register_silhouettes
 from ..models.reconstructor import Reconstructor
 from ..scenes.dataset import HELD_OUT
 from ..scenes.tracer import Scene, raytrace, raytrace_depth
@@ -49,7 +49,7 @@ def _tilted(trial, degrees):
     tilt = Similarity(1., torch.from_numpy(rotvec_to_matrix([math.radians(degrees), 0., 0.])))
     return tilt.cameras(trial.cameras), tilt
 
-KNOBS = {
+KNOBS = { # all perturbations by name
     **PERTURBATIONS,
     "roll": Perturbation(
         label="roll of all cameras (degrees)",
@@ -93,8 +93,8 @@ _OF_SEVERAL = ("distance_spread", "focal_spread", "exchanged", "same") # perturb
 class Dose(NamedTuple):
     "One change of the cameras by a known amount."
     way:str # of `WAYS`
-    knob:str # of `KNOBS`
-    value:float
+    knob:str # the perturbation, of `KNOBS`
+    value:float # of the perturbation, in the unit of its label
 
 WAYS = {
     "told": "wrong cameras are given",
@@ -179,6 +179,7 @@ def _residuals(s, Q, c, told, points, target) -> tuple: # of S candidates
     offset = y - y.mean(1, keepdim=True)
     axes = torch.eye(3, dtype=y.dtype)
     by_turn = torch.linalg.cross(axes.expand(*offset.shape, 3), offset[..., None, :].expand(*offset.shape, 3), dim=-1)
+    # derivative of a moved point by the logarithm of the scale, the rotation vector and the shift
     moved = torch.cat([offset[..., None, :], by_turn, axes.expand(*offset.shape, 3)], -2) # (S, P, 7, 3)
     jacobian = torch.einsum("svpik,spjk->svpij", by_point, moved)
     return error.flatten(1), jacobian.flatten(1, 3)
@@ -216,8 +217,10 @@ def contradiction(
         next_s, next_Q, next_c = _stepped(s, Q, c, step, points)
         next_error, next_jacobian = _residuals(next_s, next_Q, next_c, told, points, target)
         better = next_error.square().sum(1) < error.square().sum(1)
-        s, damping = torch.where(better, next_s, s), torch.where(better, damping/5, damping*4).clamp(1e-12, 1e6)
-        Q, c = torch.where(better[:, None, None], next_Q, Q), torch.where(better[:, None], next_c, c)
+        damping = torch.where(better, damping/5, damping*4).clamp(1e-12, 1e6)
+        s = torch.where(better, next_s, s)
+        Q = torch.where(better[:, None, None], next_Q, Q)
+        c = torch.where(better[:, None], next_c, c)
         error = torch.where(better[:, None], next_error, error)
         jacobian = torch.where(better[:, None, None], next_jacobian, jacobian)
     rms = (error.square().sum(1)/target[..., 0].numel()).sqrt()*PIXELS/true.width
@@ -289,7 +292,7 @@ def is_told(model:Reconstructor) -> bool:
     "Whether a model is given the cameras in any form."
     return model.conditioning not in UNTOLD
 
-_SEEN = .01 # opacity; the others change no score by a thousandth, and most of a background's are below it
+_SEEN = .01 # opacity; Gaussians below it change no score by a thousandth, and most that draw background are below it
 
 def _scores(g:Gaussians, truth:Views) -> dict:
     return score_cloud(g.select(g.opacities > _SEEN), truth)
@@ -344,10 +347,10 @@ def home_scores(
     masks:Views, # what all cameras of the rig see
     truth:Views, # novel views
 ) -> dict: # mean scores in novel views: as calibrated, `_registered`, `_oracle`
-    "Scores of an answer taken home in three ways; the frame stays as calibrated where nothing is visible."
+    "Scores of an answer in three frames; the frame stays as calibrated where nothing is visible."
     scores = _scores(gaussians, truth)
+    is_empty = not (gaussians.opacities > LEAST_OPACITY).any()
     for suffix, target in (("registered", masks), ("oracle", truth)):
-        is_empty = not (gaussians.opacities > .05).any()
         similarity = IDENTITY if is_empty else register_silhouettes(gaussians, target).similarity
         moved = _scores(gaussians.transform(similarity), truth)
         scores |= {f"{name}_{suffix}": moved[name] for name in ("iou", "psnr_fg")}
@@ -362,14 +365,14 @@ def measure_dependence(
     "All doses of one scene."
     home = at_home(model, held_out)
     cloud = answer(model, home, home.views)
-    at_once = dict(way="home", knob="none", value=0., pixels=0.)
+    undisturbed = dict(way="home", knob="none", value=0., pixels=0.)
     if registered:
-        at_once |= home_scores(cloud, raytrace(held_out.scene, held_out.cameras), held_out.truth)
+        undisturbed |= home_scores(cloud, raytrace(held_out.scene, held_out.cameras), held_out.truth)
     else:
-        at_once |= _scores(cloud, held_out.truth)
+        undisturbed |= _scores(cloud, held_out.truth)
     points = surface_points(held_out.scene, home.trial.cameras)
     chosen = doses_for(len(home.trial.cameras), doses)
-    return [at_once] + [dose_scores(model, home, dose, cloud, points) for dose in chosen]
+    return [undisturbed] + [dose_scores(model, home, dose, cloud, points) for dose in chosen]
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e001b
 def _monotone(y:np.ndarray) -> np.ndarray: # (..., D) → (..., D)
@@ -421,12 +424,12 @@ def half_dose_ci(
 class Dependence:
     "The numbers of one model over scenes; None where they are zero, or infinite, by construction."
     half:Interval|None # m½, pixels of contradiction
-    told:Interval|None # D
-    gauge:Interval|None # G
-    unfamiliar:Interval # U
+    told:Interval|None # D, share of the IoU at home
+    gauge:Interval|None # G, likewise
+    unfamiliar:Interval # U, likewise
     as_told:Interval|None # D where the frame is not corrected
-    largest:float # dose in pixels, beyond which nothing was measured
-    smallest:float # told dose with a contradiction, pixels
+    largest:float # contradiction of the largest told dose, beyond which nothing was measured, pixels
+    smallest:float # that of the smallest, pixels
 
 def retentions(
     scenes, # for each scene the records of `measure_dependence`

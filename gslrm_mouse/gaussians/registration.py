@@ -19,7 +19,7 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['RegistrationSettings', 'Registration', 'register_silhouettes']
+__all__ = ['LEAST_OPACITY', 'RegistrationSettings', 'Registration', 'register_silhouettes']
 
 # %% ../../nbs/gaussians/09_registration.ipynb #9e610007
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def _quaternion(w:Tensor) -> Tensor: # (3,) → (4,), of any length
 
 def _corrected(g:Gaussians, parameters:Tensor, frame:_Frame) -> Gaussians: # parameters (7,): a, w, t
     "Gaussians moved by the seven numbers, differentiable in them."
-    scale, q, t = parameters[0].exp(), _quaternion(parameters[1:4]), parameters[4:]
+    scale = parameters[0].exp()
+    q = _quaternion(parameters[1:4])
+    t = parameters[4:]
     center = frame.center.to(g.means)
     turned = (g.means - center) @ quat_to_matrix(q).T
     quats = quaternion_product(q.expand_as(g.quats), g.quats)
@@ -42,19 +44,20 @@ def _corrected(g:Gaussians, parameters:Tensor, frame:_Frame) -> Gaussians: # par
 def _correction(parameters:Tensor, frame:_Frame, unit:str) -> Similarity:
     "The same as a similarity."
     x, center = parameters.detach().double(), frame.center.double()
-    scale, Q = x[0].exp().item(), quat_to_matrix(_quaternion(x[1:4]))
+    scale = x[0].exp().item()
+    Q = quat_to_matrix(_quaternion(x[1:4]))
     return Similarity(scale, Q, center + frame.radius*x[4:] - scale*Q @ center, unit, unit)
 
 # %% ../../nbs/gaussians/09_registration.ipynb #9e61000a
+def _ball_radius(alpha:Tensor, cameras:Cameras, center:Tensor) -> float: # world units; 0 where nothing is seen
+    "The radius of the ball at `center` whose silhouette has the mean area of those in `alpha` (V, H, W)."
+    area = alpha.gt(.5).double().sum((1, 2)).mean().item()
+    return math.sqrt(area/math.pi)*pixel_at(cameras, center)
+
 def _mask_frame(views:Views) -> _Frame:
     "Middle and radius of the object that the masks show."
     center = triangulate(views).point
-    area = views.alpha.gt(.5).double().sum((1, 2)).mean().item()
-    return _Frame(center, math.sqrt(area/math.pi)*pixel_at(views.cameras, center))
-
-def _silhouette_radius(g:Gaussians, cameras:Cameras, frame:_Frame) -> float: # world units; 0 where nothing is seen
-    alpha = render(g, cameras)[1]
-    return math.sqrt(alpha.gt(.5).double().sum((1, 2)).mean().item()/math.pi)*pixel_at(cameras, frame.center)
+    return _Frame(center, _ball_radius(views.alpha, views.cameras, center))
 
 def _cloud_frame(g:Gaussians) -> _Frame:
     "Middle and radius of Gaussians, weighted by opacity times area."
@@ -76,7 +79,8 @@ def _aligned(g:Gaussians, views:Views, target:_Frame) -> Similarity:
     source, unit = _cloud_frame(g), g.unit
     scale = target.radius/max(source.radius, 1e-9)
     moved = Similarity(scale, None, target.center - scale*source.center, unit, unit)
-    seen = _silhouette_radius(g.transform(moved), views.cameras, target)
+    alpha = render(g.transform(moved), views.cameras)[1]
+    seen = _ball_radius(alpha, views.cameras, target.center)
     if seen == 0: return moved
     factor = target.radius/seen
     return Similarity(factor, None, (1 - factor)*target.center, unit, unit) @ moved
@@ -107,7 +111,7 @@ class Registration:
     iou:float # of rendered alpha and masks, mean over the views
     iou_before:float # the same for the Gaussians as given
 
-_VISIBLE = .05 # opacity; others leave no silhouette
+LEAST_OPACITY = .05 # Gaussians below it leave no silhouette
 _KEPT = 3 # starts that go on after the first steps
 _COARSE = 500 # Gaussians that are drawn on small images, at most
 
@@ -123,7 +127,7 @@ def _descend(g:Gaussians, frame:_Frame, stage:_Stage) -> tuple[Similarity, float
     "The correction after some steps, and its error."
     parameters = torch.zeros(7, requires_grad=True)
     adam = torch.optim.Adam([parameters], lr=stage.lr, betas=(.8, .95))
-    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .2**(step/max(1, stage.steps)))
+    schedule = torch.optim.lr_scheduler.LambdaLR(adam, lambda step: .2**(step/max(1, stage.steps))) # down to a fifth
     best, kept = math.inf, torch.zeros(7)
     for step in range(stage.steps + 1):
         adam.zero_grad()
@@ -150,7 +154,7 @@ def _improved(g:Gaussians, starts, frame:_Frame, stage:_Stage) -> list[Similarit
 
 def _colourless(g:Gaussians) -> Gaussians:
     "Those that leave a silhouette, without colours."
-    visible = g.select(g.opacities > _VISIBLE)
+    visible = g.select(g.opacities > LEAST_OPACITY)
     return replace(visible, sh=torch.zeros_like(visible.sh[:, :1])).to(torch.float32)
 
 def _thinned(g:Gaussians) -> Gaussians:
@@ -172,18 +176,20 @@ def register_silhouettes(
     "The similarity under which Gaussians agree best with masks; ValueError where no Gaussian is visible."
     g = _colourless(gaussians)
     if not len(g):
-        raise ValueError(f"none of the {len(gaussians)} Gaussians has an opacity above {_VISIBLE}, so they have no "
-                         "silhouette to register")
+        raise ValueError(f"none of the {len(gaussians)} Gaussians has an opacity above {LEAST_OPACITY}, so they have "
+                         "no silhouette to register")
     masks = Views(views.images.float(), views.alpha.float(), views.cameras.to(torch.float32))
     frame = _mask_frame(masks)
     shrink = settings.coarse/max(masks.cameras.width, masks.cameras.height)
     small = masks.resized(*(max(8, round(shrink*n)) for n in (masks.cameras.width, masks.cameras.height)))
 
-    starts, few = _starts(g, masks, frame, settings.azimuths, up), _thinned(g)
+    starts = _starts(g, masks, frame, settings.azimuths, up)
+    few = _thinned(g)
     is_sized = settings.azimuths > 0 # the starts have the size of the masks; thin bodies shrink while they do not match
     for steps in settings.coarse_steps:
         starts = _improved(few, starts, frame, _Stage(small, steps, settings.lr, is_sized))[:_KEPT]
-    similarity, = _improved(g, starts[:1], frame, _Stage(masks, settings.fine_steps, settings.lr, is_sized=False))
+    last = _Stage(masks, settings.fine_steps, settings.lr, is_sized=False)
+    similarity, = _improved(g, starts[:1], frame, last)
     before, after = _silhouette_iou(g, masks), _silhouette_iou(g.transform(similarity), masks)
     if after < before:
         similarity, after = Similarity(source=g.unit, target=g.unit), before

@@ -11,11 +11,12 @@ from gslrm_mouse.models.zero123plus import Zero123Plus, load_zero123plus
 from gslrm_mouse.models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
 from gslrm_mouse.models.generator import (
     Generator, GeneratorReconstructor, SV3DGenerator, Zero123PlusGenerator, generator_input)
+from gslrm_mouse.models.named import open_model, usable_models
 
 __all__ = [
     "GSLRM", "GSLRMConfig", "GSLRMReconstructor", "Generator", "GeneratorReconstructor", "LGM", "LGMConfig",
     "LGMReconstructor", "LGM_CONFIGS", "LGM_DOMAIN", "ModelCard", "Reconstructor", "SHIPPED", "SV3D", "SV3DGenerator",
     "SV3DPipeline", "Zero123Plus", "Zero123PlusGenerator", "add_lora", "checkpoint_hash", "checkpoint_path",
     "convert", "generator_input", "lgm_input", "load_adapter", "load_checkpoint", "load_facelift", "load_lgm",
-    "load_sv3d", "load_sv3d_pipeline", "load_zero123plus", "merge_adapter", "read_card", "save_adapter",
-    "save_checkpoint", "shipped_checkpoint"]
+    "load_sv3d", "load_sv3d_pipeline", "load_zero123plus", "merge_adapter", "open_model", "read_card", "save_adapter",
+    "save_checkpoint", "shipped_checkpoint", "usable_models"]

@@ -36,7 +36,7 @@ def load_conditioning(
 _GIVEN = {"rays": "rays", "relative": "relative", "fixed": "fixed rays", "none": "none"} # in `CONDITIONING`'s words
 
 def conditioned_reconstructors() -> dict[str, GSLRMReconstructor]: # by name: "rays, canonical" …
-    "The eight networks behind the common interface."
+    "The eight networks behind the common interface; those with fixed rays take at most `HOME_VIEWS` views."
     models = {}
     for trained in TRAININGS:
         for name in CONDITIONINGS:

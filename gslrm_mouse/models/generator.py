@@ -24,8 +24,8 @@ from ..views.views import MaskError, Views, check_views
 from ..views.warp import warp_views
 
 # %% auto #0
-__all__ = ['mask_middle', 'floor_depth', 'generator_input', 'without_background', 'Generator', 'elevation_of',
-           'Zero123PlusGenerator', 'SV3DGenerator', 'sized_as_image', 'evenly_chosen', 'GeneratorReconstructor']
+__all__ = ['floor_depth', 'generator_input', 'without_background', 'Generator', 'Zero123PlusGenerator', 'SV3DGenerator',
+           'sized_as_image', 'evenly_chosen', 'GeneratorReconstructor']
 
 # %% ../../nbs/models/08_generator.ipynb #6e000007
 def _up_axis(up) -> Tensor: # (3,) float64
@@ -40,7 +40,10 @@ def _directions(
     homogeneous = torch.cat([pixels, torch.ones_like(pixels[:, :1])], 1)
     return homogeneous @ torch.linalg.inv(cam.K[0]).T @ cam.R[0]
 
-def mask_middle(view:Views) -> Tensor: # (1, 2) float64, pixels
+def _foreground_pixels(view:Views) -> Tensor: # (N, 2) float64, x and y of their centres, pixels
+    return (view.alpha[0] > .5).nonzero().flip(1).double() + .5
+
+def _mask_middle(view:Views) -> Tensor: # (1, 2) float64, pixels
     "The middle of the bounding box of a silhouette; ValueError for an empty one."
     _, _, (box,) = foreground_stats(view)
     return ((box[:2] + box[2:])/2)[None]
@@ -56,9 +59,8 @@ def floor_depth(
     What stands nearest to the camera, a tail for example, is lowest in the image and not as far as the middle.
     ValueError where the camera is below the floor or the silhouette above the horizon."""
     up = _up_axis(up)
-    pixels = (view.alpha[0] > .5).nonzero().flip(1).double() + .5
     height = (view.cameras.centers[0].double() @ up).item() - floor
-    falls = -(_directions(view, pixels) @ up) # of each ray, in one unit of depth
+    falls = -(_directions(view, _foreground_pixels(view)) @ up) # of each ray, in one unit of depth
     fall = falls.quantile(1 - below).item()
     if height <= 0 or fall <= 0:
         raise ValueError(f"the floor was looked for at height {floor:g} {view.cameras.unit} below the camera and below "
@@ -76,6 +78,23 @@ def _depth(views, up, floor, depth) -> float:
 
 # %% ../../nbs/models/08_generator.ipynb #6e000008
 _DEPTHS = {"floor": "the silhouette on the floor", "masks": "the masks of all views"}
+
+def _cropping_camera(
+    view:Views, # one
+    center:Tensor, # (3,) of the object, world
+    *,
+    size:int, # of the square image, pixels
+    share:float, # of the image's side that the silhouette reaches over
+    up:Tensor, # (3,)
+) -> Cameras: # one, float64
+    "The camera at the same place that looks at the object and whose image it fills."
+    aimed = virtual_cameras(view.cameras, center, torch.eye(3), size, up) # a unit focal length, to measure
+    rays = aimed.R.double()[0] @ _directions(view, _foreground_pixels(view)).T
+    half_pixel = .5/view.cameras.K[0, 0, 0].item()
+    reach = (rays[:2]/rays[2]).abs().max().item() + half_pixel # tangent of the largest angle to the axis
+    focal = share*size/2/reach
+    K = torch.tensor([[focal, 0., size/2], [0., focal, size/2], [0., 0., 1.]], dtype=torch.float64)
+    return replace(aimed, K=K[None])
 
 def _to_generator(eye, center, scale, up, unit) -> Similarity:
     "The world with z up, `center` at the origin and the camera at azimuth 0."
@@ -102,35 +121,30 @@ def generator_input(
     view, up = views[0], _up_axis(up)
     z = _depth(views, up, floor, depth)
     eye = view.cameras.centers[0].double()
-    center = eye + z*_directions(view, mask_middle(view))[0]
+    center = eye + z*_directions(view, _mask_middle(view))[0]
     check_in_front(view.cameras, center)
-
-    aimed = virtual_cameras(view.cameras, center, torch.eye(3), size, up) # a unit focal length, to measure
-    pixels = (view.alpha[0] > .5).nonzero().flip(1).double() + .5
-    reach = aimed.R.double()[0] @ _directions(view, pixels).T
-    reach = (reach[:2]/reach[2]).abs().max().item() + .5/view.cameras.K[0, 0, 0].item()
-    focal = share*size/2/reach
-    K = torch.tensor([[focal, 0., size/2], [0., focal, size/2], [0., 0., 1.]], dtype=torch.float64)
-    camera = replace(aimed, K=K[None])
+    camera = _cropping_camera(view, center, size=size, share=share, up=up)
     images, alpha = warp_views(view, rotation_homography(view.cameras, camera), size, size)
 
-    scale = focal*domain.mean_distance/(domain.K(size)[0, 0].item()*(eye - center).norm().item())
+    zoom = camera.K[0, 0, 0].item()/domain.K(size)[0, 0].item() # of the crop, against the generator's own camera
+    scale = zoom*domain.mean_distance/(eye - center).norm().item()
     sim = _to_generator(eye, center, scale, up, view.cameras.unit)
     source = _DEPTHS[depth] if isinstance(depth, str) else "the caller"
     statement = f"one view; the depth of {z:.4g} {view.cameras.unit} comes from {source}"
     return ModelInput(Views(images, alpha, sim.cameras(camera), view.names), sim.inverse, statement)
 
 # %% ../../nbs/models/08_generator.ipynb #6e000013
-def _spread(reached, mask) -> Tensor: # along rows, within runs of `mask`
-    run = (~mask).cumsum(-1)
-    hit = torch.zeros(*run.shape[:-1], run.shape[-1] + 1, dtype=torch.long, device=run.device)
-    hit = hit.scatter_reduce(-1, run, reached.long(), "amax")
-    return hit.gather(-1, run).bool() & mask
+def _spread(reached, mask) -> Tensor: # (V, H, W) bool, along rows: a run of `mask` that is reached anywhere is reached
+    run = (~mask).cumsum(-1) # the number of the run that a pixel of `mask` belongs to
+    is_hit = torch.zeros(*run.shape[:-1], run.shape[-1] + 1, dtype=torch.long, device=run.device)
+    is_hit = is_hit.scatter_reduce(-1, run, reached.long(), "amax")
+    return is_hit.gather(-1, run).bool() & mask
 
 def _connected_with_border(mask:Tensor) -> Tensor: # (V, H, W) bool
-    "The part of `mask` that neighbours connect with the border of the image."
+    "The part of `mask` that neighbours connect with the border of the image: a flood fill from the border."
     reached = torch.zeros_like(mask)
-    reached[:, [0, -1]], reached[:, :, [0, -1]] = mask[:, [0, -1]], mask[:, :, [0, -1]]
+    reached[:, [0, -1]] = mask[:, [0, -1]]
+    reached[:, :, [0, -1]] = mask[:, :, [0, -1]]
     while True:
         grown = _spread(_spread(reached, mask).mT, mask.mT).mT
         if torch.equal(grown, reached): return reached
@@ -179,7 +193,7 @@ class Generator(ABC):
     ) -> Views: # at `cameras`
         "The generated views."
 
-def elevation_of(
+def _elevation(
     view:Views, # one, the object at the origin, z up
 ) -> float: # degrees above the horizon
     "The elevation of the camera of an image."
@@ -235,11 +249,11 @@ class SV3DGenerator(Generator):
 
     def cameras(self, view:Views) -> Cameras:
         "The orbit at the elevation of the image, which the calibration knows."
-        return sv3d_orbit(elevation_of(view), size=self.image_size)
+        return sv3d_orbit(_elevation(view), size=self.image_size)
 
     def generate(self, view:Views, seed:int=0) -> Views:
         "21 views, their white background removed."
-        given = dict(elevations=elevation_of(view)) if self.pipeline.is_told_angles else {}
+        given = dict(elevations=_elevation(view)) if self.pipeline.is_told_angles else {}
         images = self.pipeline(
             view.images[0], seed=seed, steps=self.steps, chunk=self.chunk, show_progress=self.show_progress, **given)
         cameras = self.cameras(view)
@@ -262,7 +276,7 @@ def sized_as_image(
     nearest = off < off.min() + math.radians(1)
     widths = cams.width/cams.K[:, 0, 0]*cams.centers.norm(dim=-1)
     found = _extent(generated.alpha[nearest].cpu(), widths[nearest]).mean()
-    wanted = _extent(view.alpha.cpu(), domain.mean_visible)[0]
+    wanted = _extent(view.alpha.cpu(), domain.mean_visible)[0] # in the crop, which has the visible width of the domain
     return replace(generated, cameras=Similarity((wanted/found).item()).cameras(generated.cameras))
 
 def evenly_chosen(
@@ -275,7 +289,7 @@ def evenly_chosen(
 
 @dataclass(frozen=True, kw_only=True)
 class GeneratorReconstructor(Reconstructor):
-    "A generator, and a reconstructor at the generator's cameras; the way home from one calibrated view."
+    "A generator, and a reconstructor at the generator's cameras; the way back from one calibrated view."
     generator:Generator
     reconstructor:Reconstructor
     depth:str|float = "floor" # of the object along the camera's axis: "floor", "masks", or a number in world units

@@ -20,8 +20,8 @@ __all__ = ['MODELS', 'NamedModel', 'usable_models', 'open_model']
 @dataclass(frozen=True)
 class NamedModel:
     "A model that `open_model` opens, in words."
-    title:str
-    fewest:int # cameras that it needs
+    title:str # as its authors call it
+    fewest:int # cameras that it needs at least
     needs:str # what it needs from a rig
     told:str # what it is told of the cameras
     weights:str # what the user brings
@@ -36,10 +36,10 @@ MODELS = dict(
         told="the rays of every pixel", weights="model_fp16.safetensors or model_fp16_fixrot.safetensors of LGM",
         variants=("original", "fixrot")),
     zero123plus=NamedModel(
-        title="Zero123++", fewest=1, needs="one calibrated view, the floor at height 0, and up",
+        title="Zero123++", fewest=1, needs="one calibrated view, the floor at height 0, and the up direction",
         told="nothing", weights="the released folder of Zero123++", variants=("1.1", "1.2")),
     sv3d=NamedModel(
-        title="SV3D", fewest=1, needs="one calibrated view, the floor at height 0, and up",
+        title="SV3D", fewest=1, needs="one calibrated view, the floor at height 0, and the up direction",
         told="the elevation (sv3d_p) or nothing (sv3d_u)", weights="sv3d_p.safetensors or sv3d_u.safetensors"),
 )
 
@@ -54,7 +54,7 @@ def usable_models(
     return sentences
 
 # %% ../../nbs/models/10_named.ipynb #0a00000a
-def _checked(model, weights, variant) -> NamedModel:
+def _check(model, weights, variant):
     if model not in MODELS: raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
     named = MODELS[model]
     if model == "gslrm" and weights is not None:
@@ -64,17 +64,16 @@ def _checked(model, weights, variant) -> NamedModel:
     if variant not in (named.variants or (None,)):
         choices = f"one of {', '.join(named.variants)}" if named.variants else "left out"
         raise ValueError(f"the variant of {named.title} should be {choices}, got {variant!r}")
-    return named
 
 def open_model(
     model:str, # of `MODELS`
     checkpoint=None, # of GS-LRM, which also follows a generator; `FOR_RIGS` when None
     weights=None, # of any other model, see `MODELS`
     variant:str=None, # of the weights, where the model has variants
-    device="cpu",
+    device="cpu", # of torch
 ) -> Reconstructor:
     "A model with its weights, behind the one interface; ValueError or FileNotFoundError where something is missing."
-    _checked(model, weights, variant)
+    _check(model, weights, variant)
     if model == "lgm":
         network = load_lgm(weights, fixrot=variant == "fixrot").to(device)
         return LGMReconstructor(network=network, domain=LGM_DOMAIN)

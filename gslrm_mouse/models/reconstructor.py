@@ -78,7 +78,7 @@ class _PosedNetwork(Reconstructor):
 class GSLRMReconstructor(_PosedNetwork):
     "GS-LRM in the exact virtual cameras of its domain."
     name:str = "GS-LRM"
-    n_views:tuple = (2, 32)
+    n_views:tuple = (2, 32) # the network itself takes any number
 
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
         "All views, in the canonical camera of the domain, see `canonicalize`."

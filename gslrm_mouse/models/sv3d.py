@@ -5,9 +5,9 @@
 # %% ../../nbs/models/05_sv3d.ipynb #f2584511
 from __future__ import annotations
 import re
+from pathlib import Path
 import torch
 from torch import Tensor, nn
-from pathlib import Path
 from tqdm import tqdm
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras, orbit
@@ -18,15 +18,15 @@ from gslrm_mouse.models.diffusion import (
     seeded_noise, vae_weights)
 
 # %% auto #0
-__all__ = ['N_FRAMES', 'SV3D_DOMAIN', 'COND_AUG', 'sv3d_cameras', 'sv3d_orbit', 'sincos', 'frame_conditioning', 'SV3D',
-           'diffusers_name', 'load_sv3d', 'sv3d_scheduler', 'guidance_weights', 'sample_latents', 'SV3DPipeline',
-           'load_sv3d_pipeline']
+__all__ = ['N_FRAMES', 'SV3D_DOMAIN', 'COND_AUG', 'sv3d_cameras', 'sv3d_orbit', 'sinusoidal_embedding', 'frame_conditioning',
+           'SV3D', 'diffusers_name', 'load_sv3d', 'sv3d_scheduler', 'guidance_weights', 'sample_latents',
+           'SV3DPipeline', 'load_sv3d_pipeline']
 
 # %% ../../nbs/models/05_sv3d.ipynb #7743250a
 N_FRAMES = 21
 SV3D_DOMAIN = CameraDomain(
     fov=(33.8, 33.8), distance=(2., 2.), elevation=(-90., 90.), coverage=(0., 1.), image_size=576, n_views=(1, 1))
-COND_AUG = 1e-5 # noise on the pixels of the image
+COND_AUG = 1e-5 # standard deviation of the noise on the pixels of the image, which are in [-1, 1]
 _NOISE_CHANNELS, _ANGLE_CHANNELS = 256, 512 # of sines and cosines
 
 def sv3d_cameras(
@@ -39,7 +39,7 @@ def sv3d_cameras(
     if azimuths.ndim != 1 or elevations.ndim and elevations.shape != azimuths.shape:
         raise ValueError("one azimuth a frame and one elevation, or one a frame, were expected, got "
                          f"{azimuths.numel()} azimuths and {elevations.numel()} elevations")
-    return orbit(azimuths, elevations, SV3D_DOMAIN.mean_distance, 33.8, size)
+    return orbit(azimuths, elevations, SV3D_DOMAIN.mean_distance, SV3D_DOMAIN.fov[0], size)
 
 def sv3d_orbit(
     elevation:float=10., # of all frames, degrees above the horizon
@@ -50,7 +50,7 @@ def sv3d_orbit(
     "The cameras of the frames in equal steps, z up; the last is that of the image."
     return sv3d_cameras(elevation, azimuth + torch.arange(1, n + 1)*360/n, size)
 
-def sincos(x:Tensor, channels:int) -> Tensor: # (...) → (..., channels)
+def sinusoidal_embedding(x:Tensor, channels:int) -> Tensor: # (...) → (..., channels)
     "Cosines, then sines, of `x` times frequencies from 1 down to almost 1/10000."
     half = channels//2
     frequencies = torch.exp(-torch.log(torch.tensor(1e4))*torch.arange(half)/half)
@@ -66,9 +66,10 @@ def frame_conditioning(
     polar = torch.acos(o[:, 2]/o.norm(dim=-1))
     azimuth = torch.atan2(o[:, 1], o[:, 0])
     azimuth = (azimuth - azimuth[-1]) % (2*torch.pi)
-    noise = sincos(torch.full_like(polar, COND_AUG), _NOISE_CHANNELS)
+    noise = sinusoidal_embedding(torch.full_like(polar, COND_AUG), _NOISE_CHANNELS)
     if not angles: return noise
-    return torch.cat([noise, sincos(polar, _ANGLE_CHANNELS), sincos(azimuth, _ANGLE_CHANNELS)], -1)
+    given = [sinusoidal_embedding(angle, _ANGLE_CHANNELS) for angle in (polar, azimuth)]
+    return torch.cat([noise, *given], -1)
 
 # %% ../../nbs/models/05_sv3d.ipynb #79753139
 class SV3D(nn.Module):
@@ -86,7 +87,8 @@ class SV3D(nn.Module):
             num_attention_heads=num_attention_heads, cross_attention_dim=cross_attention_dim,
             projection_class_embeddings_input_dim=n_conditioning)
         for name, module in self.unet.named_modules():
-            if isinstance(module, nn.GroupNorm) and ".attentions." not in name: module.eps = 1e-5
+            if isinstance(module, nn.GroupNorm) and ".attentions." not in name:
+                module.eps = 1e-5
 
     def forward(self,
         sample:Tensor, # (B, F, 8, h, w) scaled noisy latents, then latents of the image
@@ -173,7 +175,8 @@ def load_sv3d(
         state = {name.removeprefix(_PREFIX): f.get_tensor(name) for name in names}
     if _CONDITIONING not in state or state[_CONDITIONING].ndim != 2:
         raise ValueError(f"{path}: the weights of SV3D have a tensor {_PREFIX}{_CONDITIONING}, which is not there")
-    with torch.device("meta"): model = SV3D(state[_CONDITIONING].shape[1], **sizes)
+    with torch.device("meta"):
+        model = SV3D(state[_CONDITIONING].shape[1], **sizes)
     state = {f"unet.{diffusers_name(name)}": v for name, v in state.items()}
     return assign_weights(model, state, str(path), "SV3D")
 
@@ -201,16 +204,17 @@ def sample_latents(
     seed:int=0,
     *,
     show_progress:bool=False,
-) -> Tensor: # (F, 4, h, w); divide by .18215 before decoding
+) -> Tensor: # (F, 4, h, w); divide by `LATENT_SCALE` before decoding
     "Latents of the frames of the orbit."
     n, device = len(conditioning), image_latents.device
-    scheduler, weights = sv3d_scheduler(steps), guidance_weights(n).to(device)[:, None, None, None]
+    scheduler = sv3d_scheduler(steps)
+    weights = guidance_weights(n).to(device)[:, None, None, None]
     noise = seeded_noise((n, *image_latents.shape), torch.Generator().manual_seed(seed), image_latents)
     x = noise*scheduler.init_noise_sigma.to(noise)
     image = image_latents.expand(n, *image_latents.shape)
     given = torch.stack([torch.zeros_like(image), image]) # without and with guidance
     contexts = torch.stack([torch.zeros_like(context), context])
-    for t in tqdm(scheduler.timesteps, desc="SV3D", unit="step", disable=not show_progress):
+    for t in tqdm(scheduler.timesteps, desc="SV3D", unit="step", disable=not show_progress): # t is ¼ ln σ
         scaled = scheduler.scale_model_input(x, t)
         both = torch.cat([scaled.expand(2, *scaled.shape), given], 2)
         without, with_image = model(both, t.to(x), contexts, conditioning.expand(2, *conditioning.shape))
@@ -248,7 +252,7 @@ class SV3DPipeline(nn.Module):
         "What the network is given of the image."
         parameter = next(self.parameters())
         pixels = image.permute(2, 0, 1)[None].to(parameter)*2 - 1
-        noise = seeded_noise(pixels.shape, torch.Generator().manual_seed(seed + 1), pixels)
+        noise = seeded_noise(pixels.shape, torch.Generator().manual_seed(seed + 1), pixels) # not that of the frames
         latents = self.vae.encode(pixels + COND_AUG*noise).latent_dist.mode()[0]
         small = resized_smoothly(pixels, self.image_encoder.config.image_size)
         embedding = self.image_encoder(normalized((small + 1)/2, CLIP_MEAN, CLIP_STD)).image_embeds
@@ -290,7 +294,8 @@ class SV3DPipeline(nn.Module):
 
     def _check_size(self, image):
         levels = len(self.vae.config.block_out_channels) + len(self.network.unet.config.block_out_channels) - 2
-        factor, (H, W) = 2**levels, image.shape[:2]
+        factor = 2**levels # pixels of the image's side for one of the U-Net's smallest feature map
+        H, W = image.shape[:2]
         if H != W or H % factor or image.shape[2:] != (3,):
             raise ValueError(f"SV3D takes a square RGB image whose side is a multiple of {factor} px (released: 576), "
                              f"got {W} × {H} px and {image.shape[-1]} channels")

@@ -23,8 +23,7 @@ from ..views.views import Views
 # %% auto #0
 __all__ = ['ZERO123PLUS_VERSIONS', 'ZERO123PLUS_AZIMUTHS', 'TILE_SIZE', 'GREY', 'N_TOKENS', 'Zero123PlusVersion',
            'zero123plus_version', 'zero123plus_cameras', 'zero123plus_domain', 'ReferenceAttention',
-           'add_reference_attention', 'Zero123Plus', 'split_tile', 'load_zero123plus', 'narrow_unet',
-           'write_random_zero123plus']
+           'add_reference_attention', 'Zero123Plus', 'split_tile', 'load_zero123plus', 'write_random_zero123plus']
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa07
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ def zero123plus_cameras(
     return orbit(azimuths, torch.tensor(released.elevations).repeat(3), released.distance, released.fov, size)
 
 def zero123plus_domain(version:str) -> CameraDomain: # "1.1" or "1.2"
-    "Lens and distance of the views, and the elevations of the image in training."
+    "Field of view and distance of the views, and the elevations of the image in training."
     released = zero123plus_version(version)
     return CameraDomain(
         fov=(released.fov,)*2, distance=(released.distance,)*2, elevation=(-45., 60.), coverage=(0., 1.),
@@ -88,11 +87,22 @@ def add_reference_attention(
     "Every attention of a U-Net gets a `ReferenceAttention`; without a dict the network computes what it did before."
     unet.set_attn_processor({name: ReferenceAttention(name) for name in unet.attn_processors})
 
+# %% ../../nbs/models/07_zero123plus.ipynb #0123aa24
+_MODEL_NAME = "Zero123++"
+
+def _narrow_unet() -> nn.Module: # diffusers.UNet2DConditionModel, 4 channels in and out
+    "A U-Net of the same kind with random weights."
+    diffusers, _ = diffusion_libraries(_MODEL_NAME)
+    return diffusers.UNet2DConditionModel(
+        block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=12, attention_head_dim=(2, 2),
+        norm_num_groups=4, use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")).eval()
+
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa17
 GREY = 127/255 # background of the image, and of the views
 N_TOKENS = 77 # of a text
-_LATENT_SHIFT, _LATENT_FACTOR = .22, .75
-_COLOUR_FACTOR = .8/.5
+_LATENT_SHIFT, _LATENT_FACTOR = .22, .75 # of the tile's latents, after Stable Diffusion's own factor
+_COLOUR_FACTOR = .8/.5 # of decoded colours: the network was trained on images scaled by its inverse
 
 class Zero123Plus(nn.Module):
     "Zero123++ from an image to six views."
@@ -111,9 +121,12 @@ class Zero123Plus(nn.Module):
         super().__init__()
         zero123plus_version(version)
         self.version = version
-        self.vae, self.unet = vae, unet
-        self.text_encoder, self.image_encoder = text_encoder, image_encoder
-        self.vae_processor, self.clip_processor = vae_processor, clip_processor
+        self.vae = vae
+        self.unet = unet
+        self.text_encoder = text_encoder
+        self.image_encoder = image_encoder
+        self.vae_processor = vae_processor
+        self.clip_processor = clip_processor
         self.scheduler = scheduler
         self.register_buffer("ramp", torch.tensor(ramp)[:, None], persistent=False)
         self.register_buffer("empty_prompt", torch.tensor(empty_prompt)[None], persistent=False)
@@ -153,7 +166,7 @@ class Zero123Plus(nn.Module):
         return split_tile(((x + 1)/2).clamp(0, 1)[0].float())
 
     def _denoise(self, reference, texts, generator, size, steps, guidance, show_progress): # noqa: PLR0917
-        diffusers, _ = diffusion_libraries("Zero123++")
+        diffusers, _ = diffusion_libraries(_MODEL_NAME)
         scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(self.scheduler, timestep_spacing="trailing")
         scheduler.set_timesteps(steps)
         cell = 2**(len(self.vae.config.block_out_channels) - 1) # pixels of the side of a latent pixel
@@ -185,15 +198,13 @@ def split_tile(
     return tile.view(3, 3, size, 2, size).permute(1, 3, 2, 4, 0).flatten(0, 1)
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa20
-_WHOSE = "Zero123++"
-
 def _load_unet(folder) -> nn.Module:
-    part = read_component(folder, "unet", ("UNet2DConditionModel",), _WHOSE)
+    part = read_component(folder, "unet", ("UNet2DConditionModel",), _MODEL_NAME)
     channels = part.config.get("in_channels"), part.config.get("out_channels")
     if channels != (4, 4):
-        raise ValueError(f"{part.path.parent}: the U-Net of {_WHOSE} has 4 channels in and 4 out, its config.json "
+        raise ValueError(f"{part.path.parent}: the U-Net of {_MODEL_NAME} has 4 channels in and 4 out, its config.json "
                          f"has {channels[0]} and {channels[1]}")
-    diffusers, _ = diffusion_libraries(_WHOSE)
+    diffusers, _ = diffusion_libraries(_MODEL_NAME)
     with torch.device("meta"):
         model = diffusers.UNet2DConditionModel.from_config(part.config)
     return assign_weights(model, part.state, str(part.path), "its config.json")
@@ -201,29 +212,30 @@ def _load_unet(folder) -> nn.Module:
 _SCHEDULER = {"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "v_prediction"}
 
 def _load_scheduler(folder) -> dict:
-    path = component_folder(folder, "scheduler", _WHOSE)/"scheduler_config.json"
+    path = component_folder(folder, "scheduler", _MODEL_NAME)/"scheduler_config.json"
     config = read_json_object(path)
     for key, expected in _SCHEDULER.items():
         if config.get(key) != expected:
-            raise ValueError(f"{path}: {_WHOSE} was trained for {key} {expected!r}, found {config.get(key)!r}")
+            raise ValueError(f"{path}: {_MODEL_NAME} was trained for {key} {expected!r}, found {config.get(key)!r}")
     return config
 
 def _load_ramp(folder) -> list:
-    path = component_folder(folder, ".", _WHOSE)/"model_index.json"
+    path = component_folder(folder, ".", _MODEL_NAME)/"model_index.json"
     ramp = read_json_object(path).get("ramping_coefficients")
     is_ramp = isinstance(ramp, list) and len(ramp) == N_TOKENS and all(isinstance(x, (int, float)) for x in ramp)
     if is_ramp: return [float(x) for x in ramp]
     found = f"{len(ramp)} entries" if isinstance(ramp, list) else type(ramp).__name__
-    raise ValueError(f"{path}: {_WHOSE} has {N_TOKENS} numbers under ramping_coefficients, found {found}; "
+    raise ValueError(f"{path}: {_MODEL_NAME} has {N_TOKENS} numbers under ramping_coefficients, found {found}; "
                      "a folder of Stable Diffusion has none")
 
 def _load_empty_prompt(folder) -> list: # token ids: begin, end, then padding
-    path = component_folder(folder, "tokenizer", _WHOSE)/"vocab.json"
+    path = component_folder(folder, "tokenizer", _MODEL_NAME)/"vocab.json"
     vocabulary = read_json_object(path)
     tokens = ("<|startoftext|>", "<|endoftext|>", "!") # "!" is the padding of Stable Diffusion 2
     missing = [token for token in tokens if token not in vocabulary]
-    if missing: raise ValueError(f"{path}: CLIP's vocabulary has the tokens {', '.join(tokens)}, "
-                                 f"{', '.join(missing)} is missing")
+    if missing:
+        raise ValueError(f"{path}: CLIP's vocabulary has the tokens {', '.join(tokens)}, "
+                         f"{', '.join(missing)} is missing")
     begin, end, padding = (vocabulary[token] for token in tokens)
     return [begin, end] + [padding]*(N_TOKENS - 2)
 
@@ -235,29 +247,27 @@ def load_zero123plus(
     "Zero123++ with all its components, strictly; FileNotFoundError or ValueError says what is missing or does not fit."
     zero123plus_version(version)
     return Zero123Plus(
-        version=version, ramp=_load_ramp(folder), scheduler=_load_scheduler(folder),
+        version=version,
+        ramp=_load_ramp(folder),
+        scheduler=_load_scheduler(folder),
         empty_prompt=_load_empty_prompt(folder),
-        vae_processor=load_image_processor(folder, "feature_extractor_vae", _WHOSE),
-        clip_processor=load_image_processor(folder, "feature_extractor_clip", _WHOSE), vae=load_vae(folder, _WHOSE),
-        unet=_load_unet(folder), text_encoder=load_text_encoder(folder, _WHOSE),
-        image_encoder=load_image_encoder(folder, _WHOSE, "vision_encoder"))
+        vae_processor=load_image_processor(folder, "feature_extractor_vae", _MODEL_NAME),
+        clip_processor=load_image_processor(folder, "feature_extractor_clip", _MODEL_NAME),
+        vae=load_vae(folder, _MODEL_NAME),
+        unet=_load_unet(folder),
+        text_encoder=load_text_encoder(folder, _MODEL_NAME),
+        image_encoder=load_image_encoder(folder, _MODEL_NAME, "vision_encoder"))
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa25
-def narrow_unet() -> nn.Module: # diffusers.UNet2DConditionModel
-    "A U-Net of the same kind, small enough for tests."
-    diffusers, _ = diffusion_libraries(_WHOSE)
-    return diffusers.UNet2DConditionModel(
-        block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=12, attention_head_dim=(2, 2),
-        norm_num_groups=4, use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")).eval()
-
 def _narrow_networks() -> dict: # by component
-    diffusers, transformers = diffusion_libraries(_WHOSE)
+    _, transformers = diffusion_libraries(_MODEL_NAME)
     clip = dict(hidden_size=12, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, projection_dim=12)
     image_config = transformers.CLIPVisionConfig(**clip, image_size=28, patch_size=14)
     text_config = transformers.CLIPTextConfig(**clip, vocab_size=10, bos_token_id=8, eos_token_id=9)
     return dict(
-        vae=narrow_vae(), unet=narrow_unet(), vision_encoder=transformers.CLIPVisionModelWithProjection(image_config),
+        vae=narrow_vae(),
+        unet=_narrow_unet(),
+        vision_encoder=transformers.CLIPVisionModelWithProjection(image_config),
         text_encoder=transformers.CLIPTextModel(text_config))
 
 _NARROW_FILES = {
@@ -274,7 +284,7 @@ _NARROW_FILES = {
 def write_random_zero123plus(
     folder, # new
 ) -> None:
-    "A folder in the layout of the released ones, with narrow networks and random weights: for tests."
+    "A folder in the layout of the released ones, of narrow networks with random weights, to try things without them."
     folder = Path(folder)
     for name, network in _narrow_networks().items():
         write_component(folder, name, network)

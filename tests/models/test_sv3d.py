@@ -13,8 +13,8 @@ from test_diffusion import NARROW_CLIP, original_clip, original_vae
 from gslrm_mouse.models.diffusion import (
     CLIP_MEAN, CLIP_STD, VAE_CONFIG, meta_image_encoder, meta_vae, narrow_vae, resized_smoothly, write_component)
 from gslrm_mouse.models.sv3d import (
-    SV3D, SV3DPipeline, frame_conditioning, load_sv3d, load_sv3d_pipeline, sample_latents, sincos, sv3d_cameras,
-    sv3d_orbit, sv3d_scheduler)
+    SV3D, SV3DPipeline, frame_conditioning, load_sv3d, load_sv3d_pipeline, sample_latents, sinusoidal_embedding,
+    sv3d_cameras, sv3d_orbit, sv3d_scheduler)
 
 pytest.importorskip("diffusers")
 
@@ -79,7 +79,7 @@ def test_sines_and_cosines():
     x = np.array([0., .7, 5.])
     frequencies = 1e4**(-np.arange(8)/8)
     expected = np.concatenate([np.cos(x[:, None]*frequencies), np.sin(x[:, None]*frequencies)], 1)
-    np.testing.assert_allclose(sincos(torch.from_numpy(x), 16).numpy(), expected, atol=1e-6)
+    np.testing.assert_allclose(sinusoidal_embedding(torch.from_numpy(x), 16).numpy(), expected, atol=1e-6)
 
 
 def test_guidance_and_sampling_follow_the_formula():

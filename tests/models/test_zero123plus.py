@@ -13,8 +13,7 @@ from torch import nn
 from gslrm_mouse.cameras.pinhole import orbit
 from gslrm_mouse.models.diffusion import ImageProcessor
 from gslrm_mouse.models.zero123plus import (
-    Zero123Plus, add_reference_attention, load_zero123plus, narrow_unet, split_tile, write_random_zero123plus,
-    zero123plus_cameras, zero123plus_domain)
+    Zero123Plus, load_zero123plus, split_tile, write_random_zero123plus, zero123plus_cameras, zero123plus_domain)
 from gslrm_mouse.views.views import Views
 
 pytest.importorskip("diffusers")
@@ -60,12 +59,11 @@ def test_cameras_of_both_versions():
         assert zero123plus_domain(version).mean_distance == pytest.approx(distance, rel=1e-4)
 
 
-def test_reference_attention_is_attention_to_both_images():
+def test_reference_attention_is_attention_to_both_images(model):
     "One self-attention, written out: queries of the image, keys and values of it and of the stored tokens."
     torch.manual_seed(2)
-    unet = narrow_unet()
-    add_reference_attention(unet)
-    layer = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn1
+    block = model.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    layer = block.attn1
     x, reference, written = torch.randn(2, 6, 8), torch.randn(2, 5, 8), {}
     with torch.no_grad():
         layer(reference, written=written)
@@ -80,7 +78,7 @@ def test_reference_attention_is_attention_to_both_images():
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=1e-5)
         assert (layer(x) - expected).abs().max() > 1e-3
 
-        text = unet.down_blocks[0].attentions[0].transformer_blocks[0].attn2
+        text = block.attn2
         prompt = torch.randn(2, 3, 12)
         assert torch.equal(text(x, prompt, read=written), text(x, prompt)) # attention to the text does not read
 
