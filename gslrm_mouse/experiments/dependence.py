@@ -265,7 +265,7 @@ def _difference(first:dict, second:dict) -> Interval: # second minus first, over
 def _wrong_cameras_sentence(lost:Interval, more:Interval) -> tuple[str, str]: # D; D minus the ellipsoid's. verdict, why
     if not lost.low > 0: return "not reproduced", "wrong cameras cost it nothing measurable"
     if more.low > 0: return "reproduced", "wrong cameras cost it more than they cost an ellipsoid fitted to the masks"
-    if more.high < 0: return "partly", "wrong cameras cost it IoU, but less than they cost an ellipsoid fitted to the masks"
+    if more.high < 0: return "partly", "wrong cameras cost it IoU, less than they cost an ellipsoid fitted to the masks"
     if more.n < ENOUGH: return "partly", "wrong cameras cost it IoU; the ellipsoid was not run on enough scenes"
     return "partly", "wrong cameras cost it IoU, but not measurably more than an ellipsoid fitted to the masks"
 
@@ -364,8 +364,8 @@ def _conditioning_finding(done) -> Finding:
     wrong, as_told, unfamiliar = (_levels(done, names, pick) for pick in (_told, _as_told, _unfamiliar))
     measured = f"one small network, four conditionings, two trainings, one training run each; lost under wrong " \
                f"cameras: {wrong}; with the frame left as they state it: {as_told}; under unfamiliar ones: " \
-               f"{unfamiliar}; after canonical training, not given minus given the cameras {signed_ci(found.more, 3)}; " \
-               f"canonical minus varied training, mean over conditionings {signed_ci(found.gain, 3)}, without relative " \
+               f"{unfamiliar}; after canonical training, not given minus given them {signed_ci(found.more, 3)}; " \
+               f"canonical minus varied training, mean of conditionings {signed_ci(found.gain, 3)}, without relative " \
                f"encodings {signed_ci(found.gain_stable, 3)}; the released models were not run"
     if not found.is_enough: return Finding(_USABLE, measured, "open", "too few scenes")
     sentences = (
@@ -454,10 +454,10 @@ def _seen_part(less:Interval, found:_Conditionings) -> str: # less: U of varied 
 def _conclusion_finding(done) -> Finding:
     found = _conditionings(done)
     less = _difference(*(_losses(done, name, "consistent") for name in NETWORKS))
-    measured = "of the released models nothing: small networks, one training run each, 64 × 64 pixels, one procedural world"
+    measured = "of the released models nothing: small networks, one training run each, 64 × 64 px, one procedural world"
     if not found.is_enough or less.n < ENOUGH:
         return Finding(_CONCLUSION, measured, "open", "networks or scenes are missing")
-    measured += f"; small networks that are given the cameras lose {ci_text(found.told, 2)} of the IoU under wrong ones, " \
+    measured += f"; networks that are given the cameras lose {ci_text(found.told, 2)} of the IoU to wrong ones, " \
                 f"the others nothing by construction; after varied training GS-LRM loses {signed_ci(less, 3)} under " \
                 "unfamiliar ones"
     may = f"in this world and at this size, {_given_part(found.told)}, and {_seen_part(less, found)}"
