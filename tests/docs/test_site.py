@@ -4,6 +4,9 @@ from contextlib import contextmanager
 from pathlib import Path
 import pytest
 from browser import HARMLESS, Browser, served
+from conftest import command_process
+
+from gslrm_mouse.experiments.registry import EXPERIMENTS
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT/"tools/docs"))
@@ -336,6 +339,24 @@ def test_nbdev_takes_the_copy(copied, tmp_path):
     bad["cells"].append(dict(cell_type="code", id="x", metadata={}, outputs=[], execution_count=None, source=source))
     (tmp_path/"bad.ipynb").write_text(json.dumps(bad))
     assert "Error in notebook: Plücker rays in cell" in run(tmp_path/"bad.ipynb").stderr
+
+
+COMMAND = re.compile(r"<code>gslrm_mouse study [^<]*</code>") # with the folder that the report was written to
+
+def test_the_report_is_the_one_of_the_command(site, tmp_path):
+    "Written from the stored results by another process, which hashes strings otherwise."
+    out = tmp_path/"study"
+    got = command_process("study", "--from-results", ROOT/"nbs/results", "--out", out)
+    assert got.returncode == 0, got.stderr
+    page, shown = (folder.joinpath("index.html").read_text() for folder in (out, site/"reports/study"))
+    assert COMMAND.sub("", page) == COMMAND.sub("", shown)
+    headings = re.findall(r'<h2 id="(\w+)">([^<]+)', page)
+    assert {"recipes", "factors", "control", "zoom", "gap"} <= {name for name, _ in headings} & set(EXPERIMENTS)
+    assert not any("_" in words for _, words in headings)
+    ids = re.findall(r'id="([\w-]+)"', page)
+    assert len(set(ids)) == len(ids)
+    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
+    assert "http://" not in page and "https://" not in page
 
 
 def test_the_report_has_its_place(tmp_path):

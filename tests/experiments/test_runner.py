@@ -13,12 +13,11 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import command_process
 
 from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.experiments.plan import Plan, records_of
 from gslrm_mouse.experiments.recipes import summary
-from gslrm_mouse.experiments.registry import EXPERIMENTS, experiments
+from gslrm_mouse.experiments.registry import experiments
 from gslrm_mouse.experiments.report import report_from, study
 from gslrm_mouse.experiments.runner import run_arms, stored_parts
 from gslrm_mouse.models.checkpoint import checkpoint_hash, shipped_checkpoint
@@ -223,24 +222,6 @@ def test_without_truth_each_camera_is_held_out_in_turn(recording, tmp_path):
     scored = records_of([dict(records=records)], "iou")
     novel = {(record["frame"], record["camera"]) for record in scored if record["split"] == "novel"}
     assert novel == {(f"5 without camera {i}", f"camera {i}") for i in range(6)}
-
-
-def test_the_command_from_stored_results(tmp_path):
-    out = tmp_path/"study"
-    got = command_process("study", "--from-results", RESULTS, "--out", out)
-    assert got.returncode == 0, got.stderr
-    page = (out/"index.html").read_text()
-    headings = re.findall(r'<h2 id="(\w+)">([^<]+)', page)
-    assert {"recipes", "factors", "control", "zoom", "gap"} <= {name for name, _ in headings} & set(EXPERIMENTS)
-    assert not any("_" in words for _, words in headings)
-    ids = re.findall(r'id="([\w-]+)"', page)
-    assert len(set(ids)) == len(ids)
-    assert set(re.findall(r'href="#([^"]+)"', page)) <= set(ids)
-    assert "http://" not in page and "https://" not in page
-
-    again = command_process("study", "--from-results", RESULTS, "--out", out)
-    assert again.returncode == 0
-    assert (out/"index.html").read_text() == page
 
 
 def test_a_folder_with_other_contents_is_refused(run_command, tmp_path):
