@@ -35,7 +35,7 @@ nbtest: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 pytest: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
 
 fuzz: setup
 	OMP_NUM_THREADS=1 nice $(BIN)/python tools/fuzz.py --cases 100000 --report fuzz.txt

@@ -21,6 +21,18 @@ ROOT = Path(__file__).parent.parent
 DATA = ROOT.parent/"shared/data"
 
 
+LONGEST = ("docs/test_site", "training/test_loop", "reconstruction/test_pipeline", "experiments/test_runner",
+           "test_cli_interrupt", "preprocess/test_bound", "doctor/test_diagnose") # files, by the time they take
+
+
+def pytest_collection_modifyitems(items):
+    "The longest files first, so that two workers, to which whole files go, end together."
+    def rank(item):
+        name = item.path.relative_to(ROOT/"tests").with_suffix("").as_posix()
+        return LONGEST.index(name) if name in LONGEST else len(LONGEST)
+    items.sort(key=rank)
+
+
 def recorded_numbers(name):
     "What the original computed, by name; skips where the file is missing."
     path = DATA/"parity"/name

@@ -62,7 +62,7 @@ def rerun(path:Path): # the notebook as it comes out today
             kept[c.id] = c.source
             c.source = "pass"
     resources = {"metadata": {"path": str(path.parent)}}
-    NotebookClient(nb, timeout=1800, kernel_name="python3", resources=resources).execute()
+    NotebookClient(nb, timeout=600, kernel_name="python3", resources=resources).execute()
     return nb
 
 def faults(path:Path) -> list[str]:

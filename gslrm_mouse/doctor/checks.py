@@ -71,9 +71,10 @@ def common_aim(cams:Cameras) -> Tensor: # (3,)
 def _distances(e, point) -> Tensor: # (V,)
     return (e.cameras.centers.double() - point).norm(dim=-1)
 
-def _spread(x) -> float: return (x.std(correction=0)/x.mean()).item()
+def _spread(x) -> float: return (x.std(correction=0)/x.mean()).item() # coefficient of variation
 
 def units(e, center, domain, table):
+    "Millimetres, or another scale than the checkpoint's."
     distance = _distances(e, center).mean()
     ratio = (distance/domain.mean_distance).item()
     if e.cameras.unit == "mm":
@@ -88,6 +89,7 @@ def units(e, center, domain, table):
     yield Diagnostic("units", says, means, EXACT_CURE, note=True, number=distance.item())
 
 def origin(e, center, domain, table):
+    "An object far from the world's origin."
     distance = _distances(e, center).mean()
     offset = (center.norm()/distance*domain.mean_distance).item()
     if offset <= .2: return
@@ -102,6 +104,7 @@ def origin(e, center, domain, table):
         cure=EXACT_CURE, note=True, number=offset)
 
 def per_camera_scaling(e, center, domain, table):
+    "Cameras at one distance from the origin, which do not look at it: each was scaled by itself."
     from_origin, from_object = _distances(e, 0.), _distances(e, center)
     off_axis = torch.linalg.cross(e.cameras.axes.double(), -e.cameras.centers.double()).norm(dim=-1)
     miss = off_axis.mean().item()/from_origin.mean().item()
@@ -119,6 +122,7 @@ def per_camera_scaling(e, center, domain, table):
         cost=_cost(table, "distance_spread", spread, "lie"), number=spread)
 
 def aspect(e, center, domain, table):
+    "Pixels that are not square."
     aspects = (e.cameras.K[:, 1, 1]/e.cameras.K[:, 0, 0]).double()
     worst = aspects[(aspects - 1).abs().argmax()].item()
     if abs(worst - 1) <= .02: return
@@ -130,6 +134,7 @@ def aspect(e, center, domain, table):
         cure=EXACT_CURE, note=True, number=worst)
 
 def another_size(e, center, domain, table):
+    "Principal points far from the middle: K belongs to images of another size."
     cams = e.cameras
     relative = (2*cams.K[:, :2, 2]/cams.image_sizes).double().mean(0)
     if not ((relative > 1.3).all() or (relative < .7).all()): return
@@ -144,6 +149,7 @@ def another_size(e, center, domain, table):
         cost=_cost(table, "focal", factor, "lie"), number=factor)
 
 def up_axis(e, center, domain, table):
+    "An up direction of the images that is not +z in the world."
     up = -e.cameras.R[:, 1].double().mean(0)
     up = up/up.norm()
     angle = torch.rad2deg(torch.acos(up[2].clamp(-1, 1))).item()
@@ -161,6 +167,7 @@ def up_axis(e, center, domain, table):
         number=angle)
 
 def duplicates(e, center, domain, table):
+    "Two cameras that see the object from nearly the same direction; a finding where one pose was copied."
     n = len(e.cameras)
     directions = torch.nn.functional.normalize(e.cameras.centers.double() - center, dim=-1)
     angles = torch.rad2deg(torch.acos((directions @ directions.T).clamp(-1, 1))) + 180*torch.eye(n)
@@ -185,6 +192,7 @@ def _shows_the_same(e, i, j) -> bool:
     return ((a & b).sum()/(a | b).sum()).item() > .9
 
 def view_order(e, center, domain, table):
+    "Cameras whose numbers do not follow the ring in which they stand."
     p = e.cameras.centers.double() - center
     order = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0])).argsort().tolist()
     start = order.index(0)
@@ -199,6 +207,7 @@ def view_order(e, center, domain, table):
         cure="", note=True)
 
 def inconsistent_rotations(e, center, domain, table):
+    "Rotations that fit the positions only when transposed."
     message = looks_transposed(e.cameras)
     if not message: return
     yield Diagnostic(
@@ -236,7 +245,7 @@ class Correction:
     name:str # of the mistake
     condition:str # what is done to undo it
     views:Views
-    number:float=math.nan
+    number:float=math.nan # of the finding: a factor, a view, …
 
 def _with_k(views, K) -> Views: return replace(views, cameras=replace(views.cameras, K=K))
 
@@ -657,6 +666,7 @@ def silhouettes(e, center, domain, table):
     yield found
 
 def clipped(e, center, domain, table):
+    "Silhouettes that touch the border of their image."
     share = border_share(e.views)
     cut = [str(i) for i, s in enumerate(share) if s > 0]
     if not cut: return

@@ -28,7 +28,7 @@ __all__ = ['Diagnosis', 'diagnose']
 # %% ../../nbs/doctor/02_diagnosis.ipynb #b5daadac
 @dataclass(frozen=True)
 class Diagnosis:
-    "Findings in order of cost, notes, and what the network is expected to make of it."
+    "Findings in order of cost, notes, and the predicted score of the network."
     evidence:Evidence
     findings:tuple[Diagnostic, ...]
     notes:tuple[Diagnostic, ...]
@@ -43,6 +43,7 @@ def status(self:Diagnosis) -> int:
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #1835e044
 def _is_outside(x, limits, slack) -> bool:
+    "Whether a number is outside of limits that are widened by `slack` on both sides."
     low, high = limits
     return not low - slack <= x <= high + slack
 
@@ -94,7 +95,7 @@ def _domain_notes(e, rig, domain, table): # yields
             note=True, number=fov)
 
 def _predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
-    "What the network is predicted to make of the rig after canonicalising, and what is out of distribution then."
+    "The predicted score after canonicalising, and what is out of distribution then."
     rig = _canonical_rig(e.views, domain)
     notes = list(_domain_notes(e, rig, domain, table))
     if table is None: return None, notes

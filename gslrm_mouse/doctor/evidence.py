@@ -60,7 +60,7 @@ FINDINGS = dict( # name: what is wrong, in a few words
     adjacent_split="validation frames between training frames",
     lost_views="samples with fewer views than others")
 
-NOTES = dict( # the same, of what is harmless or cured exactly
+NOTES = dict( # name: what is harmless, or cured exactly
     units="another unit than the checkpoint's",
     origin="an object far from the world's origin",
     aspect="pixels that are not square",
@@ -248,6 +248,7 @@ def _recording(path, size, unit, rig_file) -> Evidence:
         broken=(*broken, *_frame_counts(rec), *_frame_times(rec)), assignment=rec.assignment())
 
 def _info(folder) -> dict:
+    "What `opencv_cameras.json` holds besides its frames; nothing where there is no such file."
     try: content = json.loads((folder/"opencv_cameras.json").read_bytes())
     except (OSError, ValueError): return {}
     if not isinstance(content, dict): return {}

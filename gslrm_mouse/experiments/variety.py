@@ -105,6 +105,7 @@ def variety_run(arm:Arm, checkpoint=None, cache=None) -> list[dict]:
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e510
 def _value_of(records, score, **wanted) -> float:
+    "The mean of a score over the records with the wanted entries; nan where there is none."
     found = [r[score] for r in records if all(r.get(key) == value for key, value in wanted.items())]
     return float(np.mean(found)) if found else np.nan
 
@@ -188,9 +189,8 @@ def variety_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     axs[0].legend(fontsize=7)
     fig.tight_layout()
     save_figure(fig, Path(folder)/"variety.png")
-    return [("variety.png", "What a perturbed rig costs a network trained with one camera and one trained with varied "
-             "cameras: left and middle, images and told cameras agree; right, the network is told canonical cameras; "
-             "bars are 95 % confidence intervals over scenes")]
+    return [("variety.png", "What a perturbed rig costs each network: left and middle, images and told cameras agree; "
+             "right, the network is told canonical cameras; bars are 95 % confidence intervals over scenes")]
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e515
 def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the claim, why
@@ -206,7 +206,7 @@ def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the cla
 
 _BOTH, _SMALL = PAIRS
 
-def _minus(x:Interval) -> Interval: return Interval(-x.mean, -x.high, -x.low, x.n)
+def _minus(x:Interval) -> Interval: return Interval(-x.mean, -x.high, -x.low, x.n) # a loss as a change
 
 def _format_finding(done) -> Finding:
     perturbed = [mean_ci(losses(done, name, "head", "consistent", _FORMAT)) for name in _BOTH]

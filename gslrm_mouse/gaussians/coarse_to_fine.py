@@ -35,6 +35,7 @@ def _crop_to_source(alpha:Tensor, size:int) -> Tensor: # (3, 3) float64, crop pi
     return to_source
 
 def _crops(views:Views, size:int) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
+    "The crop of each view and the cameras of the crops."
     to_source = torch.stack([_crop_to_source(alpha, size) for alpha in views.alpha])
     K = torch.linalg.inv(to_source) @ views.cameras.K.double()
     return to_source, replace(views.cameras, K=K, width=size, height=size, sizes=None)
@@ -47,7 +48,7 @@ def foreground_crops(
     views:Views,
     size:int, # of the square crops, pixels
 ) -> Views:
-    "The square around the silhouette of each view, resampled, with the K that belongs to it."
+    "The square around the silhouette of each view, resampled, with the K that belongs to it; ValueError for no object."
     to_source, cameras = _crops(views, size)
     images, alpha = warp_views(views, to_source, size, size)
     return Views(images, alpha, cameras, views.names)
@@ -98,6 +99,7 @@ def extent_of(g:Gaussians) -> tuple[Tensor, float]: # (3,) centre, radius
     return center, (g.means - center).norm(dim=-1).quantile(.98).item()
 
 def _fit_stage(g:Gaussians, crops:Views, stage:FitStage, rng:torch.Generator, bar) -> Gaussians:
+    "Adam on the crops of one stage; the learning rates decay to a tenth."
     center, radius = extent_of(g)
     parameters = [x.float().clone().requires_grad_() for x in gaussians_to_parameters(g, center, radius)]
     means_lr, *other_lr = Fit().lr

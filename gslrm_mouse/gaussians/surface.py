@@ -16,7 +16,8 @@ from ..views.views import Views
 __all__ = ['hull_surface', 'surface_colors', 'thin_parts', 'surface_gaussians']
 
 # %% ../../nbs/gaussians/07_surface.ipynb #5f000007
-def _occupancy(hull:Hull) -> tuple[Tensor, Tensor]: # bool grid with an empty border, (N, 3) cells of the voxels
+def _occupancy(hull:Hull) -> tuple[Tensor, Tensor]: # (X, Y, Z) bool with an empty border, (N, 3) cells of the voxels
+    "The voxels of a hull as a grid, and where each of them is in it."
     cells = ((hull.points - hull.points.amin(0))/hull.voxel).round().long() + 1
     grid = torch.zeros(tuple((cells.amax(0) + 2).tolist()), dtype=torch.bool)
     grid[tuple(cells.T)] = True
@@ -38,6 +39,7 @@ def _visible(
     cam:Cameras, # one camera, float64
     voxel:float, # world units
 ) -> Tensor: # (N,) bool
+    "Which points no other point hides from a camera."
     depth, pixel = cam.to_camera(points)[0, :, 2], cam.project(points)[0]
     cell = 1.5*max(1., voxel*cam.K[0, 0, 0].item()/depth.mean().item()) # pixels
     columns = int(cam.width/cell) + 2
@@ -76,7 +78,7 @@ def thin_parts(
     hull:Hull,
     voxels:int, # along its longest side
 ) -> Hull: # with half its voxel
-    "What a hull of half the voxel holds and this one misses: voxels with none of this one's around them."
+    "The voxels of a hull of half the voxel size that touch no voxel of `hull`."
     fine = visual_hull(views, n=2*voxels, rays=_FEW_RAYS)
     grid, cells = _occupancy(hull)
     around = torch.nn.functional.max_pool3d(grid.float()[None, None], kernel_size=3, stride=1, padding=1)[0, 0] > 0

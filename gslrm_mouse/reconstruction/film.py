@@ -25,14 +25,15 @@ __all__ = ['FILM_FPS', 'cloud_center', 'cloud_radius', 'enclosing_ball', 'camera
 # %% ../../nbs/reconstruction/01_film.ipynb #2a4591f4
 _MARGIN, _DISTANCE = 1.25, 5. # in radii: the ball that just fits into the image, the distance of the cameras
 
-def _visible(g):
+def _visible(g:Gaussians) -> Gaussians: # on the CPU, float64
+    "Those that are not nearly transparent, or all where none is left; ValueError for an empty cloud."
     if not len(g): raise ValueError("an empty cloud has no centre: no Gaussian passed the filters")
     g = g.to("cpu", torch.float64)
     mask = opacity_mask(g)
     return g.select(mask) if mask.any() else g
 
 def cloud_center(g:Gaussians) -> Tensor: # (3,) float64
-    "Opacity-weighted median of the visible Gaussians; ValueError for an empty cloud."
+    "Opacity-weighted median of the means of the visible Gaussians; ValueError for an empty cloud."
     g = _visible(g)
     return torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
 
@@ -45,7 +46,7 @@ def cloud_radius(
     reach = (g.means - center).norm(dim=-1) + 2*g.scales.amax(-1)
     return weighted_quantile(reach, g.opacities, .995).item()
 
-_BALL_STEPS = 200
+_BALL_STEPS = 200 # the error of the radius falls with their number
 
 def enclosing_ball(g:Gaussians) -> tuple[Tensor, float]: # (3,) float64 centre, radius in the cloud's unit
     "About the smallest ball around 99.5 % of the visible opacity (Bădoiu and Clarkson 2003); ValueError where empty."
@@ -105,13 +106,13 @@ def _plot_view(axs, truth, image, alpha, true_alpha):
     axs[3].contour(true_alpha, [.5], colors="C1", linewidths=.8)
 
 def plot_panels(
-    views:Views,
+    views:Views, # the truth
     image:Tensor, # (V, H, W, 3) their renderings
     alpha:Tensor, # (V, H, W)
     records:list, # of `image_scores`
     first:str="input", # label of the first row
-):
-    "A matplotlib figure with four rows."
+): # → matplotlib figure
+    "Truth, rendering, error and mask in four rows, a column for each view."
     import matplotlib.pyplot as plt
     n = len(views.images)
     names = views.names or range(n)
@@ -136,7 +137,7 @@ def film_pictures(
     views, # yields Views of one camera, one per frame
     numbers, # to write on the images
     up:Tensor=None, # (3,) up axis
-    turn:float=90., # degrees the camera moves around, 0: it stands
+    turn:float=90., # degrees that the moving camera turns around the animal over all frames
     height:int=256, # pixels
 ): # yields (H, W, 3)
     "Input, reconstruction in the same camera and in a slowly moving one, side by side."
@@ -158,7 +159,8 @@ def film_pictures(
         same_camera, moving_camera = (render(g, cameras)[0][0] for cameras in (view.cameras, moving))
         yield torch.cat([given, line, same_camera, line, moving_camera], 1)
 
-def _numbered(image, text):
+def _numbered(image:Tensor, text:str) -> Tensor: # (H, W, 3)
+    "The image with a text in its upper left corner."
     from PIL import Image, ImageDraw
     picture = Image.fromarray((image.clamp(0, 1)*255).round().byte().numpy())
     ImageDraw.Draw(picture).text((6, 4), text, fill=(90, 90, 90))

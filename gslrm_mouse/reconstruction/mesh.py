@@ -30,6 +30,7 @@ class Density:
 
 @njit(nogil=True, cache=True)
 def _add_gaussian(mean, inverse, weights, first, last, cell, field): # noqa: PLR0917
+    "Add one Gaussian to the points of `field` from `first` to `last`; `inverse` is that of its covariance."
     d = np.zeros(3)
     for x in range(first[0], last[0] + 1):
         d[0] = x*cell - mean[0]
@@ -76,7 +77,7 @@ def density_grid(
 LEVEL = .5 # of the density, see "How large?"
 _GAP = 5 # cells: half the width of the gaps that are closed
 _LEAST = 1/500 # volume of a part, of the largest
-_FEWEST_CELLS = 8
+_FEWEST_CELLS = 8 # along the longest side of a grid
 NEEDS_MESH = "meshes are made by scikit-image and trimesh, which are not installed: pip install 'gslrm_mouse[view]'"
 
 def _inside(values:np.ndarray, level:float) -> np.ndarray: # (X, Y, Z) bool
@@ -132,7 +133,7 @@ def mesh_of(
 MESH_SUFFIXES = (".glb", ".ply", ".obj")
 
 def check_mesh_path(path) -> Path:
-    "ValueError for a suffix that names no format."
+    "The path of a mesh; ValueError for a suffix that names no format."
     path = Path(path)
     if path.suffix.lower() not in MESH_SUFFIXES:
         raise ValueError(f"{path}: a mesh is written as {', '.join(MESH_SUFFIXES)}, got {path.suffix or 'no suffix'}")

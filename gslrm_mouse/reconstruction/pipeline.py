@@ -118,7 +118,7 @@ def _unchanged(views:Views, size:int) -> ModelInput:
 def _input_views(views:Views, options) -> list: # spread evenly
     default = 4 if views.cameras.unit == "model" else len(views)
     if options.inputs and options.inputs > len(views):
-        raise ValueError(f"{options.inputs} input views were asked for, the source has {len(views)}")
+        raise ValueError(f"inputs={options.inputs} is more than the {len(views)} views of the source")
     n = min(options.inputs or default, len(views))
     return sorted({round(i*len(views)/n) for i in range(n)})
 
@@ -244,16 +244,39 @@ def _draw_panels(path, drawn, held_out, g, first_row):
         truth = replace(truth, images=images, alpha=alphas, names=names)
     _save_figure(plot_panels(truth, image, alpha, scores, first_row), path, 130)
 
-def _splits(views, inputs, held_out, prepared, domain, g, options) -> list: # noqa: PLR0917 (parts of one frame)
-    "What is scored: split, cameras, truth, Gaussians in the truth's world, name of the image, title of its first row."
+@dataclass(frozen=True)
+class _Split:
+    "Views that a frame is scored in."
+    name:str # "input" or "novel"
+    cameras:list # numbers of the views in the source
+    truth:Views
+    gaussians:Gaussians # in the world of `truth`
+    file:str # of the panels
+    first_row:str # its label in the panels
+
+def _splits(views, inputs, held_out, prepared, domain, g, options) -> list[_Split]: # noqa: PLR0917
+    "The input views and, where some are held out, the novel ones."
     if options.model == "gslrm": # as the network sees them; other models choose and reorder the inputs
         input_truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
     else:
         input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
-    splits = [("input", inputs, input_truth, cloud, "views.png", "input")]
+    splits = [_Split("input", inputs, input_truth, cloud, "views.png", "input")]
     if held_out:
-        splits.append(("novel", held_out, _scoring_views(views[held_out], domain), g, "views_novel.png", "truth"))
+        novel_truth = _scoring_views(views[held_out], domain)
+        splits.append(_Split("novel", held_out, novel_truth, g, "views_novel.png", "truth"))
     return splits
+
+def _frame_records(splits, rendered, baselines, **facts) -> list[dict]:
+    "A record for every view of every split, then those of the baselines in the views that were held out."
+    records = []
+    for split, (_, _, scores) in zip(splits, rendered):
+        records += [dict(camera=i, split=split.name, **x) for i, x in zip(split.cameras, scores)]
+    novel = splits[-1]
+    if novel.name == "novel":
+        for name, baseline in baselines:
+            _, _, scores = _records(baseline, novel.truth)
+            records += [dict(arm=name, camera=i, split=f"novel_{name}", **x) for i, x in zip(novel.cameras, scores)]
+    return [facts | record for record in records]
 
 def _make_frame(
     folder:Path,
@@ -287,22 +310,17 @@ def _make_frame(
         save_motion(folder, followed or start_sequence(g, views[inputs], number, motion))
     _write_turntable(folder, g, up_axis(prepared), options.turntable)
 
-    facts = dict(n_views=len(inputs), seed=0, **tag, seconds=seconds)
-    if result.start: facts["start"] = result.start.kind
-    records = []
     splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options)
-    for split, cameras, truth, cloud, file, first_row in splits:
-        image, alpha, scores = _records(cloud, truth)
-        records += [dict(arm=condition, frame=number, camera=i, split=split, **x, **facts)
-                    for i, x in zip(cameras, scores)]
-        extra = views[held_out[:1]] if split == "input" and held_out else None
-        if options.panels: _draw_panels(folder/file, (truth, image, alpha, scores), extra, g, first_row)
-    if held_out:
-        records += [dict(arm=name, frame=number, camera=i, split=f"novel_{name}", **x, **facts)
-                    for name, baseline in result.baselines for i, x in zip(held_out, _records(baseline, truth)[2])]
+    rendered = [_records(split.gaussians, split.truth) for split in splits]
     if options.panels:
+        for split, (image, alpha, scores) in zip(splits, rendered):
+            extra = views[held_out[:1]] if split.name == "input" and held_out else None
+            _draw_panels(folder/split.file, (split.truth, image, alpha, scores), extra, g, split.first_row)
         names = inputs if options.model == "gslrm" else None
         _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, names), folder/"cameras.png", 110)
+    facts = dict(arm=condition, frame=number, n_views=len(inputs), seed=0, **tag, seconds=seconds)
+    if result.start: facts["start"] = result.start.kind
+    records = _frame_records(splits, rendered, result.baselines, **facts)
     report = getattr(prepared, "certificate", prepared.statement)
     (folder/"cameras.txt").write_text(f"{report}\n", encoding="utf-8")
     (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
@@ -396,7 +414,9 @@ def _write_film(read, out:Path, settings:dict, numbers:list, turn:float):
 
 def _write_view(folder:Path, views:Views, options):
     "The viewer of what lies in a folder; where viser is missing, a line on stderr."
-    if not has_viser(): return print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
+    if not has_viser():
+        print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
+        return
     inputs = _input_views(views, options)
     write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
 
@@ -437,12 +457,15 @@ class _FramesPerMinute(tqdm):
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {per_minute}, {remaining} left"
 
-def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad, view, # noqa: PLR0917
-                      together) -> list[dict]:
+def _reconstruct_many( # noqa: PLR0917
+    numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad,
+    view, # writes the viewer, from `out` and the views of the first frame; None for no viewer
+    write_sequence, # writes what a sequence has beside its frames, from their folders; None for frames by themselves
+) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
     todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
-    if together and todo: todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
+    if write_sequence and todo: todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
     is_new, manifest = bool(todo), out/MANIFEST
     if is_new: write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
@@ -453,7 +476,7 @@ def _reconstruct_many(numbers, read, out, make, settings, *, overwrite, film, tu
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
-    if together and is_new: together([frame_folder(out, i) for i in numbers if i in finished])
+    if write_sequence and is_new: write_sequence([frame_folder(out, i) for i in numbers if i in finished])
     if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
@@ -505,7 +528,7 @@ def reconstruct(
     """Write the files of one frame, or of each of many.
 
     gaussians.ply, view.html, turntable.mp4, views.png, cameras.png, cameras.txt (canonicalisation report) and
-    results.jsonl. A sequence has sequence.npz, follow.mp4 and turntable.mp4 once, instead of pictures of each frame."""
+    results.jsonl. A sequence has sequence.npz, follow.mp4 and turntable.mp4 once, instead of images of each frame."""
     _check_sequence(sequence, frames, fit)
     options = ReconstructOptions(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
@@ -537,8 +560,8 @@ def reconstruct(
             if viewer: _write_view(folder, views, options)
     else:
         view = partial(_write_view, options=options) if viewer else None
-        make, together = _sequence_steps(make, out, numbers, options, film=film, turntable=turntable)
+        make, write_sequence = _sequence_steps(make, out, numbers, options, film=film, turntable=turntable)
         records = _reconstruct_many(
             numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
-            view=view, together=together)
+            view=view, write_sequence=write_sequence)
     return _mean_scores(records)

@@ -153,7 +153,7 @@ def optimise_scene(
     return blur_cloud(fitted, EPS2D**.5*pixel_at(last, center))
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
-_CONSISTENT = .8 # share of the silhouettes that a hull to start on explains
+_CONSISTENT = .8 # mean IoU of the silhouettes with the hull that an optimisation begins on
 IOU_WITHOUT_NETWORK = { # cameras: of the hull alone, of `good`; novel views of twelve procedural mice, table below
     2: (.513, .587), 3: (.685, .782), 4: (.817, .898), 5: (.848, .926), 6: (.877, .944),
 }

@@ -31,6 +31,7 @@ _LINEAR = .8 # share of a neighbourhood's spread along one direction, of the tai
 _LEAST = 8 # points of a tail
 _HIDDEN = .5 # neighbourhood radii from the tail's first point to its base
 _OPAQUE = .5 # opacity of points that are followed
+_CLOSEST = 5 # Gaussians whose mean is the nose, or the base of the tail
 
 @dataclass(frozen=True)
 class Parts:
@@ -59,15 +60,27 @@ def _largest_component(chosen:Tensor, near:Tensor) -> Tensor: # (N,) bool
     counts = label[chosen].bincount(minlength=1)
     return chosen & (label == counts.argmax())
 
-def _nearest(points:Tensor, target:Tensor, n:int) -> Tensor: # (n,) indices
+def _nearest(points:Tensor, target:Tensor, n:int=_CLOSEST) -> Tensor: # (n,) indices
     return (points - target).norm(dim=-1).argsort()[:n]
+
+def _rear(body:Tensor, direction:Tensor|None) -> Tensor: # (3,)
+    "The last of the points (N, 3) along the body's first principal axis, which points where the animal moves."
+    axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
+    if direction is not None and axis @ direction.double() < 0: axis = -axis
+    return body[(body @ axis).argmin()]
+
+def _tail_base(tail:Tensor, center:Tensor, reach:float) -> Tensor: # (3,)
+    "Where a tail, points (N, 3), begins: beyond its end at the body, in the direction in which it runs there."
+    end = tail[(tail - center).norm(dim=-1).argmin()]
+    inward = end - tail[_nearest(tail, end, len(tail)//4 + 2)].mean(0)
+    return end + _HIDDEN*reach*torch.nn.functional.normalize(inward, dim=0)
 
 def find_parts(
     g:Gaussians, # of the first frame
     volume:float, # of the animal, cubic units
     direction:Tensor=None, # (3,) it moves in, which tells front from rear where no tail is found
 ) -> Parts:
-    "Tail, nose and base of the tail."
+    "Body, tail, nose and base of the tail; without a tail, the rear of the body is the base."
     visible = (g.opacities > _OPAQUE).nonzero()[:, 0]
     points = g.means[visible].double()
     reach = volume**(1/3)/3
@@ -75,23 +88,15 @@ def find_parts(
     is_tail = _largest_component(_linearity(points, near) > _LINEAR, near)
     if is_tail.sum() < _LEAST: is_tail[:] = False
     body, tail = points[~is_tail], points[is_tail]
-    center = body.mean(0)
-    if len(tail):
-        end = tail[(tail - center).norm(dim=-1).argmin()]
-        inward = end - tail[_nearest(tail, end, len(tail)//4 + 2)].mean(0)
-        base = end + _HIDDEN*reach*torch.nn.functional.normalize(inward, dim=0)
-    else:
-        axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
-        if direction is not None and axis @ direction.double() < 0: axis = -axis
-        base = body[(body @ axis).argmin()]
+    base = _tail_base(tail, body.mean(0), reach) if len(tail) else _rear(body, direction)
     nose = body[(body - base).norm(dim=-1).argmax()]
     n_parts = max(2, int(is_tail.sum())//_LEAST)
     order = (tail - base).norm(dim=-1).argsort()
     return Parts(
         body=visible[~is_tail],
         tail=visible[is_tail][order].tensor_split(n_parts) if len(tail) else (),
-        nose=visible[_nearest(points, nose, 5)],
-        base=visible[_nearest(points, base, 5)])
+        nose=visible[_nearest(points, nose)],
+        base=visible[_nearest(points, base)])
 
 # %% ../../nbs/reconstruction/06_track.ipynb #6006000b
 @dataclass(frozen=True)
@@ -153,8 +158,8 @@ def spread_points(
         distance = torch.minimum(distance, (points - points[chosen[-1]]).norm(dim=-1))
     return torch.tensor(chosen)
 
-def _strain(sequence:Sequence, numbers) -> np.ndarray: # (T, K)
-    "How far the neighbours of some Gaussians have left their places, in units of their distance."
+def _strain(sequence:Sequence, numbers) -> np.ndarray: # (T, K) of the K Gaussians with these numbers
+    "How far the neighbours of some Gaussians have left their places in each frame, in units of their distance."
     neighbours = find_neighbours(sequence.gaussians(0))
     index, weights = neighbours.index[numbers], neighbours.weights[numbers]
     rows = []
@@ -179,7 +184,7 @@ def measure(
     points:int=12, # of the surface, spread evenly
     cells:int=160, # of the mesh's grid, along the longest side
 ) -> Track:
-    "What a sequence says about behaviour; ImportError without the extra `track`."
+    "Position, orientation, size and points of the animal in every frame; ImportError without the extra `track`."
     meshes = [mesh_of(sequence.gaussians(i), cells=cells) for i in range(len(sequence))]
     centroid = np.stack([mesh.center_mass for mesh in meshes])
     times = sequence.numbers/fps

@@ -33,13 +33,13 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of', 'first_camera', 'still_image',
-           'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction', 'write_example',
+           'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction', 'write_example', 'plot_still',
            'result_files', 'result_file', 'load_in_unit', 'write_view', 'live_viewer', 'serve']
 
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010006
 @dataclass(frozen=True)
 class Stage:
-    "Where the Gaussians of one frame are, in their own unit: what the floor and the first view follow."
+    "Where the Gaussians of one frame are, in their own unit: the floor and the first view follow from it."
     center:Tensor # (3,) float64
     radius:float # of the ball that holds them
     up:Tensor # (3,) float64, of length 1
@@ -72,7 +72,7 @@ def still_image(
 
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010010
 _SCALES = dict(mm=1., model=100.) # units of the viewer per unit of the world
-_CELLS = dict(mm=10., model=.1) # side of a square of the floor
+_CELLS = dict(mm=10., model=.1) # side of a square of the floor, in the unit of the world
 
 def _to_viewer(unit:str) -> Similarity:
     if unit not in _SCALES: raise ValueError(f"the viewer shows worlds in {' or '.join(_SCALES)}, got {unit!r}")
@@ -154,6 +154,7 @@ def _server(port:int=0): # any free one when 0
         with _quiet(): server.stop()
 
 def _add_floor(server, stage:Stage):
+    "A grid under the Gaussians, whose side is a multiple of ten cells."
     cell, to_viewer = _CELLS[stage.unit], _to_viewer(stage.unit)
     side = 10*cell*math.ceil(4*stage.radius/(10*cell))
     position = stage.center + (stage.floor - stage.center @ stage.up)*stage.up
@@ -169,6 +170,7 @@ def _add_floor(server, stage:Stage):
         position=to_viewer(position).numpy())
 
 def _add_cameras(server, stage:Stage, cams:Cameras, images, held_out):
+    "A frustum for each camera, with its image where there are images; ValueError for another unit."
     to_viewer = _to_viewer(stage.unit)
     if cams.unit != stage.unit:
         raise ValueError(f"cameras in {cams.unit!r} were given with Gaussians in {stage.unit!r}")
@@ -192,6 +194,7 @@ def _add_cameras(server, stage:Stage, cams:Cameras, images, held_out):
 _CLOSER = .55 # the start's distance, of that of `first_camera`: inside the ring of cameras
 
 def _add_start(server, stage:Stage):
+    "The camera with which the page opens; its field of view makes up for the smaller distance."
     to_viewer = _to_viewer(stage.unit)
     cam = to_viewer.cameras(first_camera(stage))
     target, position = to_viewer(stage.center), cam.centers[0]
@@ -281,6 +284,18 @@ def write_example(
     small = _small(views)
     return write_viewer(path, g, small.cameras, small.images, title="A mouse from six views")
 
+def plot_still(
+    g:Gaussians,
+    side:float=3.6, # inches
+):
+    "The still image that stands beside a viewer, as a matplotlib figure."
+    import matplotlib.pyplot as plt
+    fig, ax = plt.subplots(figsize=(side, side))
+    ax.imshow(still_image(g, size=400))
+    ax.axis("off")
+    fig.tight_layout(pad=0)
+    return fig
+
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010021
 VIEWER, CAMERAS = "view.html", "view.json"
 _MOST_FRAMES = 100 # in view.html
@@ -326,12 +341,14 @@ def load_in_unit(
     return g.transform(to_other), to_other.Q @ up
 
 def _save_cameras(path:Path, cams:Cameras, held_out):
+    "What `_load_cameras` reads: K and w2c, and which cameras were held out."
     cams = cams.resized(cams.width, cams.height) # one size for all
     content = dict(unit=cams.unit, width=cams.width, height=cams.height, K=cams.K.tolist(), w2c=cams.w2c.tolist(),
                    held_out=list(held_out))
     write_atomic(path, json.dumps(content))
 
 def _load_cameras(path:Path) -> tuple: # (Cameras, held out)
+    "The cameras of `view.json`; ValueError in one sentence for a damaged file."
     try:
         content = json.loads(read_bytes(path))
         K, w2c = (torch.tensor(content[key], dtype=torch.float64) for key in ("K", "w2c"))

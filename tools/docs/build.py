@@ -3,7 +3,7 @@
     python tools/docs/build.py [OUT]        the site, `_docs` when OUT is left out
     python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`,
                                             with what nbdev would lose or stumble over put right"""
-import ast, base64, gzip, hashlib, html, importlib, inspect, json, os, re, shutil, sys, time
+import ast, base64, gzip, hashlib, html, importlib, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
@@ -592,10 +592,10 @@ def navigation(groups:dict, pages:dict, titles:dict, current:str, up:str, report
         return f"<details{is_open}><summary><h2>{head}</h2></summary>{items}</details>"
     return "".join(group(title, members) for title, members in groups.items() if members)
 
-def report_of(study, out:Path, results:Path) -> str|None:
-    "Address of the study's report from its stored results; None where `study` cannot write one from them."
-    if "from_results" not in inspect.signature(study).parameters: return None
-    study(out=out/"reports/study", from_results=results)
+def write_report(out:Path, results:Path) -> str:
+    "The study's report from its stored results; its address."
+    from gslrm_mouse.experiments.report import report_from
+    report_from(results, out/"reports/study", command="gslrm_mouse study --from-results nbs/results")
     return "reports/study/index.html"
 
 def turn_link(pages_made:list, k:int, kind:str, word:str, up:str) -> str:
@@ -638,7 +638,6 @@ def numbered_source(module:str) -> str: # markdown
 
 def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"build/pandoc") -> dict:
     "The whole site into `out`; returns how much of what."
-    from gslrm_mouse.cli import study
     groups = grouped(nbs)
     order = [p for members in groups.values() for p in members]
     pages = {form: page_of(p, nbs) for p in order for form in (p.resolve(), p)}
@@ -647,7 +646,7 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"build/pandoc") -> dict
     shutil.rmtree(out, ignore_errors=True)
     (out/"source").mkdir(parents=True)
     (out/"search.js").touch() # a build that stops half-way leaves a folder that the next one may replace
-    report = report_of(study, out, nbs/"results")
+    report = write_report(out, nbs/"results")
     made = [Page(p, nbs, out, pages) for p in order]
     titles = {page.path: page.title for page in made}
     frame = Template((here/"page.html").read_text(encoding="utf-8"))
