@@ -187,7 +187,8 @@ def _kalibr_poses(cameras, name) -> list: # of (4, 4) w2c
             if "T_cam_imu" in entry: poses.append(_rigid(entry["T_cam_imu"], where, "T_cam_imu"))
             else: poses.append(np.linalg.inv(_rigid(entry["T_imu_cam"], where, "T_imu_cam")))
         elif i == 0: poses.append(np.eye(4))
-        elif "T_cn_cnm1" not in entry: raise ValueError(f"{where}: T_cn_cnm1 missing, found {one_line(', '.join(map(str, entry)))}")
+        elif "T_cn_cnm1" not in entry:
+            raise ValueError(f"{where}: T_cn_cnm1 missing, found {one_line(', '.join(map(str, entry)))}")
         else: poses.append(_rigid(entry["T_cn_cnm1"], where, "T_cn_cnm1") @ poses[-1])
     return poses
 
