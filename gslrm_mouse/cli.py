@@ -311,8 +311,7 @@ def mesh(
     g, _ = load_in_unit(result_file(folder, frame))
     surface = mesh_of(g, LEVEL if level is None else level, cells)
     write_mesh(surface, out)
-    volume = f"{surface.volume/1000:.1f} cm³" if g.unit == "mm" else f"{surface.volume:.3g} cubic {g.unit} units"
-    print(f"written: {out} ({len(surface.faces):,} triangles, {volume})")
+    print(f"written: {out} ({len(surface.faces):,} triangles, {_volume_text(surface.volume, g.unit)})")
 
 # %% ../nbs/06_cli.ipynb #43a70e2a
 @with_argument_help
@@ -333,12 +332,15 @@ def track(
     print(_track_line(measured))
     print(f"written: {', '.join(str(folder/name) for name in TRACKS)}")
 
+def _volume_text(volume:float, unit:str) -> str: # volume in `unit` cubed
+    return f"{volume/1000:.1f} cm³" if unit == "mm" else f"{volume:.3g} cubic {unit} units"
+
 def _track_line(measured) -> str:
     import numpy as np
     unit = measured.unit
     return (f"{len(measured.frames)} frames at {measured.fps:g} a second: median speed "
             f"{np.median(measured.speed):.3g} {unit}/s, length {np.median(measured.length):.3g} {unit} (with tail "
-            f"{np.median(measured.length_with_tail):.3g}), volume {np.median(measured.volume):.4g} {unit}³, "
+            f"{np.median(measured.length_with_tail):.3g}), volume {_volume_text(np.median(measured.volume), unit)}, "
             f"confidence {measured.confidence.min():.2f} to {measured.confidence.max():.2f}")
 
 # %% ../nbs/06_cli.ipynb #c11a0006

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import math
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 import numpy as np
 import torch
@@ -74,18 +75,40 @@ def density_grid(
     return Density(field[0], field[1:], low.numpy(), cell)
 
 # %% ../../nbs/reconstruction/04_mesh.ipynb #60020009
-LEVEL = .5 # of the density, see "How large?"
-_GAP = 5 # cells: half the width of the gaps that are closed
+LEVEL = .6 # of the density, see "How large?"
+_LINES = np.array([d for d in product((-1, 0, 1), repeat=3) if any(d)]) # (26, 3) steps along axes and diagonals
+_FREE = 2 # lines that may leave the cavity
 _LEAST = 1/500 # volume of a part, of the largest
 _FEWEST_CELLS = 8 # along the longest side of a grid
 NEEDS_MESH = "meshes are made by scikit-image and trimesh, which are not installed: pip install 'gslrm_mouse[view]'"
+
+@njit(nogil=True, cache=True)
+def _leaves(shell, x, y, z, step) -> bool:
+    "Whether a straight line from a point leaves the grid without meeting the shell."
+    x, y, z = x + step[0], y + step[1], z + step[2]
+    while 0 <= x < shell.shape[0] and 0 <= y < shell.shape[1] and 0 <= z < shell.shape[2]:
+        if shell[x, y, z]: return False
+        x, y, z = x + step[0], y + step[1], z + step[2]
+    return True
+
+@njit(nogil=True, cache=True)
+def _enclosed(shell, steps, most): # (X, Y, Z) bool
+    "Empty points from which at most `most` lines leave the grid."
+    enclosed = np.zeros(shell.shape, np.bool_)
+    for x, y, z in np.ndindex(shell.shape):
+        if shell[x, y, z]: continue
+        n = 0
+        for step in steps:
+            n += _leaves(shell, x, y, z, step)
+            if n > most: break
+        enclosed[x, y, z] = n <= most
+    return enclosed
 
 def _inside(values:np.ndarray, level:float) -> np.ndarray: # (X, Y, Z) bool
     "The body: what exceeds the level, and the cavity that it surrounds."
     from scipy import ndimage
     shell = values > level/2
-    closed = ndimage.binary_closing(np.pad(shell, _GAP), iterations=_GAP)[(slice(_GAP, -_GAP),)*3]
-    cavity = ndimage.binary_fill_holes(closed) & ~closed
+    cavity = _enclosed(shell, _LINES, _FREE)
     if not cavity.any(): return ndimage.binary_fill_holes(values > level)
     outside = ~ndimage.binary_fill_holes(shell | cavity)
     to_cavity, to_outside = (ndimage.distance_transform_edt(~region) for region in (cavity, outside))

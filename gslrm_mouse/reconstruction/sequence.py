@@ -71,7 +71,7 @@ class Motion:
     rigidity:float = .1 # weight of `rigidity_energy` beside the squared error of the images
     rigid_size:int = 48 # of the crops of the rigid step, pixels
     rigid_steps:int = 20 # of Adam, with all views
-    rigid_lr:float = .016 # of rotation and shift (object radii); Adam moves up to about 9 of these, 16° or 0.14 radii
+    rigid_lr:float = .016 # of rotation and shift (object radii); Adam moves up to 8 of these: 15° or 0.13 radii
     size:int = 96 # of the crops, pixels
     steps:int = 50 # of Adam
     views:int = 2 # of each step
