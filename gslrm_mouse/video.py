@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 import av
-import av.sidedata.sidedata
+from av.sidedata.sidedata import SideDataContainer, Type
 import numpy as np
 import torch
 from .files import atomic_file
@@ -36,7 +36,8 @@ def open_video(path):
 
 # %% ../nbs/04_video.ipynb #d5da7fdf
 def _quarter_turns(frame, path) -> int: # counter-clockwise
-    matrices = [bytes(data) for data in frame.side_data if data.type == av.sidedata.sidedata.Type.DISPLAYMATRIX]
+    side_data = SideDataContainer(frame) # frame.side_data would hold the frame, and be held by it, until gc runs
+    matrices = [bytes(data) for data in side_data if data.type == Type.DISPLAYMATRIX]
     if not matrices: return 0
     (a, b), (c, d) = np.frombuffer(matrices[0], np.int32).reshape(3, 3)[:2, :2].tolist()
     is_mirrored = a*d - b*c < 0
