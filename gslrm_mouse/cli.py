@@ -167,7 +167,7 @@ def reconstruct(
     # recordings "distance", samples in model units as they are, when left out
     choose:Literal["distance", "size", "coverage", "object", "zoom", "equal_distances"]|None=None,
     up:str|None=None, # which way is up in the recording's world, as 0,0,1 (the default) or 0,-1,0
-    # many frames, 0,10,20 or 0:400:10: a folder each, a film of all; finished frames are kept when called again
+    # many frames, 0,10,20 or 0:400:10: a folder each, a video of all; finished frames are kept when called again
     frames:str|None=None,
     units:Literal["mm", "model"]|None=None, # of the PLY; those of the source when left out
     # which Gaussians are left out: "ours" drops the nearly transparent ones only, "facelift" is made for heads
