@@ -1,5 +1,6 @@
 # make test   tests: ruff, notebooks clean and in sync, nbdev_test, pytest      make study  the quick study, with a report
 # make docs   the documentation, in _docs/: by Quarto where it is on the PATH, by pandoc from pip otherwise; read it from _docs/index.html
+# make slow   what `make test` leaves out for its time: studies in cells and tests that are marked slow
 # make fuzz   10⁵ damaged and hostile files for all readers, half an hour; not part of `make test`. Interrupt it at will: run again,
 #             it goes on after the readers whose reports are in fuzz.txt
 # Everything runs in .venv, which is made here with the exact versions of constraints.txt.
@@ -10,7 +11,7 @@ STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
 export PATH := $(abspath $(BIN)):$(PATH)
 
-.PHONY: setup test lint sync nbtest pytest fuzz study docs readme clean
+.PHONY: setup test lint sync nbtest pytest slow fuzz study docs readme clean
 
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
@@ -35,7 +36,11 @@ nbtest: setup
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2
 
 pytest: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile --no-loadscope-reorder -m "not slow" tests
+
+slow: setup
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --flags slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile -m slow tests
 
 fuzz: setup
 	OMP_NUM_THREADS=1 nice $(BIN)/python tools/fuzz.py --cases 100000 --report fuzz.txt

@@ -25,6 +25,10 @@ LONGEST = ("docs/test_site", "training/test_loop", "reconstruction/test_pipeline
            "test_cli_interrupt", "preprocess/test_bound", "doctor/test_diagnose") # files, by the time they take
 
 
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes half a minute or more; `make slow` runs it, `make test` does not")
+
+
 def pytest_collection_modifyitems(items):
     "The longest files first, so that two workers, to which whole files go, end together."
     def rank(item):

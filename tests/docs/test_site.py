@@ -343,6 +343,7 @@ def test_nbdev_takes_the_copy(copied, tmp_path):
 
 COMMAND = re.compile(r"<code>(gslrm_mouse study --from-results) [^<]*</code>") # with the folders it was made in
 
+@pytest.mark.slow
 def test_the_report_is_the_one_of_the_command(site, tmp_path):
     "Written from the stored results by another process, which hashes strings otherwise."
     out = tmp_path/"study"
@@ -398,6 +399,7 @@ def home(site):
 LOADED = """Promise.all([...document.images].map(i => (i.loading = 'eager', i.decode())))
     .then(() => [...document.images].filter(i => !i.naturalWidth || !i.alt.trim()).length)"""
 
+@pytest.mark.slow
 def test_every_page_in_a_browser(site, browser, home):
     for page in pages(site):
         wrong, asked = browser.visit(home + page)

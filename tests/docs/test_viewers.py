@@ -44,7 +44,7 @@ def built(folder, monkeypatch, makers, name="example"):
     (folder/"nbs").mkdir()
     (folder/"nbs/index.ipynb").write_text(json.dumps(notebook(name)))
     monkeypatch.setattr(build, "viewer_makers", lambda: makers)
-    monkeypatch.setattr(build, "report_of", lambda *a: None)
+    monkeypatch.setattr(build, "write_report", lambda *a: None)
     build.build(folder/"site", folder/"nbs", folder/"cache")
     return folder/"site"
 

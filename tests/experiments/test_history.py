@@ -17,6 +17,7 @@ def short_arm():
         mice=1, heads=1, scenes=2)
 
 
+@pytest.mark.slow
 def test_a_killed_run_resumes_with_the_same_records(tmp_path):
     arm = short_arm()
     expected = history_run(arm, None, tmp_path/"whole")

@@ -284,6 +284,7 @@ def cache_hits_and_misses(folder, whole=True):
     return int(out[1]), int(out[2])
 
 
+@pytest.mark.slow
 def test_compiled_kernels_survive_a_reinstall(tmp_path):
     "Same sources with new time stamps: nothing is compiled again. Other sources: everything is."
     install(tmp_path)

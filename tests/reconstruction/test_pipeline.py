@@ -563,6 +563,7 @@ def memory_peaks(source, out, checkpoint, leaks, **options):
     return json.loads(done.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="this system has no /proc/self/status")
 def test_memory_is_steady(tiny_checkpoint, tmp_path):
     "After the third of twelve frames peak memory grows less than half as much as it does when views are kept."
