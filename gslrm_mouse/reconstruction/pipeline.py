@@ -465,7 +465,8 @@ def _reconstruct_many( # noqa: PLR0917
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
     todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
-    if write_sequence and todo: todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
+    if write_sequence and todo:
+        todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
     is_new, manifest = bool(todo), out/MANIFEST
     if is_new: write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
@@ -476,7 +477,8 @@ def _reconstruct_many( # noqa: PLR0917
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
-    if write_sequence and is_new: write_sequence([frame_folder(out, i) for i in numbers if i in finished])
+    if write_sequence and is_new:
+        write_sequence([frame_folder(out, i) for i in numbers if i in finished])
     if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))

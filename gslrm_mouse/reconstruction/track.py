@@ -66,7 +66,8 @@ def _nearest(points:Tensor, target:Tensor, n:int=_CLOSEST) -> Tensor: # (n,) ind
 def _rear(body:Tensor, direction:Tensor|None) -> Tensor: # (3,)
     "The last of the points (N, 3) along the body's first principal axis, which points where the animal moves."
     axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
-    if direction is not None and axis @ direction.double() < 0: axis = -axis
+    if direction is not None and axis @ direction.double() < 0:
+        axis = -axis
     return body[(body @ axis).argmin()]
 
 def _tail_base(tail:Tensor, center:Tensor, reach:float) -> Tensor: # (3,)

@@ -69,11 +69,15 @@ def video_before(
     for i in range(len(poses)):
         pose = poses[max(0, i - _REST)*3 if kind == "rests" else i]
         alpha, behind = pose.alpha[view].numpy(), floor
-        if kind == "shadow": behind = _with_shadow(floor, alpha)
-        if kind == "bedding": behind = _with_moving_bedding(floor, rng)
+        if kind == "shadow":
+            behind = _with_shadow(floor, alpha)
+        if kind == "bedding":
+            behind = _with_moving_bedding(floor, rng)
         image = pose.premultiplied[view].numpy() + (1 - alpha[..., None])*behind
-        if kind == "flicker": image = image*(1 + .06*np.sin(i*1.9))
-        if kind == "knocked" and i > len(poses)//2: image, alpha = (np.roll(a, _KNOCK, (0, 1)) for a in (image, alpha))
+        if kind == "flicker":
+            image = image*(1 + .06*np.sin(i*1.9))
+        if kind == "knocked" and i > len(poses)//2:
+            image, alpha = (np.roll(a, _KNOCK, (0, 1)) for a in (image, alpha))
         noisy = (image + rng.normal(size=image.shape)*noise).clip(0, 1)
         frames.append((noisy*255).round().astype(np.uint8))
         truth.append(alpha > .5)
