@@ -124,17 +124,18 @@ def bounds_from_voxel_centres(views, prepared, points): # (V,) at least what was
     return torch.tensor(bounds)
 
 
-def test_no_true_point_is_misplaced_by_more_than_the_bound(monkeypatch):
+@pytest.mark.parametrize("n_cases", [200, pytest.param(500, marks=pytest.mark.slow)])
+def test_no_true_point_is_misplaced_by_more_than_the_bound(monkeypatch, n_cases):
     monkeypatch.setattr(canonical, "hull_cover", partial(hull_cover, most=1000)) # fewer cubes, for speed
     rng, tightness = random.Random(0), []
-    for case in range(200):
+    for case in range(n_cases):
         views, points, options = random_case(rng)
         prepared = canonicalize(views, DOMAIN, **options)
         bound = torch.tensor([v.bound_px for v in prepared.certificate.views])
         error = misplacements(views, prepared, points)
         assert (error <= bound).all(), (case, options, error, bound)
         if bound.max() < math.inf: tightness.append((bound.max()/error.max()).item())
-    assert len(tightness) > 160
+    assert len(tightness) > .8*n_cases
     assert sorted(tightness)[len(tightness)//2] < 2 # the bound says something
 
 

@@ -132,7 +132,10 @@ def test_mesh_on_the_command_line(result, capsys):
     cli.main(["mesh", str(result), "--frame", "10", "--out", str(out), "--cells", "60"])
     assert re.fullmatch(r"written: .*mouse\.ply \([\d,]+ triangles, \d+\.\d cm³\)\n", capsys.readouterr().out)
     mesh = trimesh.load(out)
-    assert mesh.is_watertight and abs(mesh.centroid[0] - 10) < 1 # the frame's place along x
+    cli.main(["mesh", str(result), "--frame", "0", "--out", str(out), "--cells", "60"])
+    moved = mesh.centroid - trimesh.load(out).centroid
+    assert mesh.is_watertight and abs(moved - [10, 0, 0]).max() < .1 # mm, as the frames are apart
+    capsys.readouterr()
     wrong = {"--frame 3": "there is no frame_000003", "": "one has to be chosen", "--frame 0 --level 99": "nowhere"}
     for options, sentence in wrong.items():
         with pytest.raises(SystemExit): cli.main(["mesh", str(result), "--out", str(out), *options.split()])
