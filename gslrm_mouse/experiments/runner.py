@@ -112,6 +112,25 @@ def _interrupts_held_back():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
+class _Interrupts:
+    """Remembers Ctrl-C inside the block.
+
+    A library may replace the `KeyboardInterrupt` by an error of its own, which would be taken for a condition that
+    failed: torch raises ValueError where it comes while an element of a storage is read, as safetensors' files are.
+    """
+    def __enter__(self) -> _Interrupts:
+        self.came = False
+        self.handler = signal.getsignal(signal.SIGINT)
+        if callable(self.handler): signal.signal(signal.SIGINT, self._remember)
+        return self
+
+    def _remember(self, number, frame):
+        self.came = True
+        self.handler(number, frame)
+
+    def __exit__(self, *error):
+        if callable(self.handler): signal.signal(signal.SIGINT, self.handler)
+
 def run_arms(
     plan:Plan,
     results, # folder: a file of JSON lines for each experiment
@@ -133,13 +152,14 @@ def run_arms(
         f"{len(planned) - len(todo)} of them stored; {at_a_time} at a time")
     if not todo: return []
     progress, failed = _Progress(len(todo), say), []
-    with closing(_outcomes(todo, jobs, plan, cache, known, threads)) as outcomes:
+    with _Interrupts() as interrupts, closing(_outcomes(todo, jobs, plan, cache, known, threads)) as outcomes:
         for name, arm, result in outcomes:
             try:
                 records, seconds = result()
                 append_result(results/f"{name}.jsonl", arm, records, seconds)
                 outcome = duration_text(seconds)
             except Exception as e:
+                if interrupts.came: raise KeyboardInterrupt from e
                 failed.append((name, arm, "".join(traceback.format_exception(e))))
                 outcome = f"FAILED: {type(e).__name__}: {e}"
             progress.end(name, arm, outcome)

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.experiments.plan import Plan, records_of
@@ -135,6 +136,29 @@ def test_a_lost_process_costs_its_conditions_only(fakes, tiny_checkpoint, tmp_pa
     stored = load_results(tmp_path/"results/north.jsonl")
     assert failed and len(stored) + len(failed) == 6
     assert all("terminated abruptly" in message for *_, message in failed)
+
+
+def test_an_interrupt_that_torch_makes_an_error_ends_the_study(fakes, tiny_checkpoint, tmp_path, monkeypatch):
+    "Ctrl-C while torch reads an element of a storage becomes a ValueError there; no condition has failed for that."
+    def interrupted(storage, i):
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("the interrupt was ignored")
+
+    module = tmp_path/"fake_north.py"
+    reads = "torch.asarray(torch.UntypedStorage(8), dtype=torch.uint8)"
+    module.write_text("import torch" + module.read_text().replace("time.sleep(.3)", f"arm.seed == 1 and {reads}"))
+    monkeypatch.delitem(sys.modules, "fake_north", raising=False)
+    monkeypatch.setattr(torch.UntypedStorage, "__getitem__", interrupted)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(ValueError, match="could not determine the shape"):
+            torch.asarray(torch.UntypedStorage(8), dtype=torch.uint8)
+        plan = Plan(str(tiny_checkpoint), full=True, only=("north",))
+        with pytest.raises(KeyboardInterrupt):
+            run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=1, known=fakes, say=quiet)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally: signal.signal(signal.SIGINT, before)
+    assert [line["seed"] for line in load_results(tmp_path/"results/north.jsonl")] == [0, 0]
 
 
 def test_another_network_is_excluded_and_counted(tiny_checkpoint, tmp_path):
