@@ -13,13 +13,14 @@ export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup test lint sync nbtest pytest slow fuzz study docs readme clean
 
+# Without --no-compile, all modules of all packages would be compiled, which takes as long as installing them.
 setup: $(VENV)/.done
 $(VENV)/.done: constraints.txt settings.ini setup.py
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11, 5) else "Python 3.11.5 or newer is needed, this is " + sys.version.split()[0])'
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install -q --upgrade -c constraints.txt pip setuptools wheel
-	$(BIN)/python -m pip install -q -c constraints.txt torch
-	$(BIN)/python -m pip install -q -c constraints.txt --no-build-isolation -e ".[dev]"
+	$(BIN)/python -m pip install -q --no-compile --upgrade -c constraints.txt pip setuptools wheel
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt torch
+	$(BIN)/python -m pip install -q --no-compile -c constraints.txt --no-build-isolation -e ".[dev]"
 	touch $@
 
 test: setup

@@ -48,8 +48,8 @@ def test_demo_writes_nothing(tmp_path):
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_study_keeps_finished_conditions(tmp_path, jobs):
     "Also where processes of their own run the conditions."
-    results = tmp_path/"study/results/recipes.jsonl"
-    args = ["study", "--only", "recipes", "--out", "study", "--jobs", jobs]
+    results = tmp_path/"study/results/gap.jsonl"
+    args = ["study", "--full", "--only", "gap", "--out", "study", "--jobs", jobs]
     check(*interrupt(args, tmp_path, lambda log: results.exists()), "finished conditions are kept, and the same")
     assert results.read_text().endswith("\n")
 

@@ -351,9 +351,15 @@ def _training_trace(
     )
 
 # %% ../../nbs/experiments/08_history.ipynb #5de3b546
-@cache # reading settings takes a fifth of a second, and a report lists a hundred conditions
-def _deciding_hash(file:str, overrides:tuple, path:Path) -> str: # of all settings that decide the weights
-    return short_hash(weights_settings(settings_of(file, overrides, path)))
+@cache # reading settings takes a fifth of a second, and the hundred conditions of a report share a dozen
+def _shared_settings(file:str, overrides:tuple, path:Path) -> Settings:
+    return settings_of(file, overrides, path)
+
+def _deciding_hash(shared:Settings, lr:float, steps:int, seed:int) -> str: # of all settings that decide the weights
+    optimizer = replace(shared.training.optimizer, lr=lr)
+    schedule = replace(shared.training.schedule, max_fwdbwd_passes=steps)
+    training = replace(shared.training, optimizer=optimizer, schedule=schedule)
+    return short_hash(weights_settings(replace(shared, seed=seed, training=training)))
 
 def history_arm(
     experiment:str, # "history_a" or "history_b"
@@ -371,19 +377,19 @@ def history_arm(
 ) -> Arm:
     "One condition of experiment A or B."
     file = FILES[experiment[-1]]
-    overrides = [
-        *(LEARNERS[learner] if learner else ()),
-        *DATA[data].overrides,
+    of_many = [*(LEARNERS[learner] if learner else ()), *DATA[data].overrides]
+    of_this = [
         f"training.optimizer.lr={lr:g}",
         f"training.schedule.max_fwdbwd_passes={stops[-1]}",
         f"seed={777 + seed}",
     ]
-    if scenes: overrides += [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"]
+    fewer_scenes = [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"] if scenes else []
     path = checkpoint_path(checkpoint)
+    shared = _shared_settings(file, (*of_many, *fewer_scenes), path)
     settings = dict(
         file=file,
-        overrides=overrides,
-        decides=_deciding_hash(file, tuple(overrides), path),
+        overrides=[*of_many, *of_this, *fewer_scenes],
+        decides=_deciding_hash(shared, lr, stops[-1], 777 + seed),
         data=data,
         learner=learner or "everything",
         lr=lr,

@@ -9,7 +9,7 @@ sys.path.insert(0, str(ROOT/"tools"))
 import check_outputs as check
 
 
-@pytest.mark.parametrize("name", ["cameras/05_rays", pytest.param("pages/limits", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["cameras/01_pinhole", pytest.param("pages/limits", marks=pytest.mark.slow)])
 def test_stored_outputs_are_fresh(name):
     path, = check.paths([name])
     assert check.faults(path) == []

@@ -282,6 +282,7 @@ def test_recentred_images_are_named():
     assert found.name == "recentred" and "once the images are shifted back" in found.says, found
 
 
+@pytest.mark.slow
 def test_large_rigs_are_searched_in_seconds():
     "36 cameras, one of them moved; or one copied over another, which loses one view of many and costs nothing."
     views = ring(36, size=144)

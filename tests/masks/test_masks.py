@@ -450,6 +450,7 @@ def test_without_opencv(rec, monkeypatch):
     assert not (rec/MASKS).exists()
 
 
+@pytest.mark.slow
 def test_real_size(recording, tmp_path):
     "Against the stored masks of the rendered recording, one camera."
     (tmp_path/VIDEOS).mkdir()

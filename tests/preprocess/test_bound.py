@@ -124,7 +124,7 @@ def bounds_from_voxel_centres(views, prepared, points): # (V,) at least what was
     return torch.tensor(bounds)
 
 
-@pytest.mark.parametrize("n_cases", [200, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n_cases", [100, pytest.param(500, marks=pytest.mark.slow)])
 def test_no_true_point_is_misplaced_by_more_than_the_bound(monkeypatch, n_cases):
     monkeypatch.setattr(canonical, "hull_cover", partial(hull_cover, most=1000)) # fewer cubes, for speed
     rng, tightness = random.Random(0), []
