@@ -19,12 +19,13 @@ from ..models.lgm import spread_views
 from ..models.reconstructor import Reconstructor
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
+from ..reconstruction.prediction import QUALITIES, optimise_scene
 from ..scenes.bodies import canonical_scene
 from ..views.hull import Hull, visual_hull
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['VisualHull', 'MaskEllipsoid', 'mean_shape', 'MeanShape', 'FewerViews', 'with_views', 'copied_scores']
+__all__ = ['VisualHull', 'OptimisedHull', 'MaskEllipsoid', 'mean_shape', 'MeanShape', 'FewerViews', 'with_views', 'copied_scores']
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #ba5e0007
 def _no_gaussians(unit:str) -> Gaussians:
@@ -58,6 +59,17 @@ class VisualHull(Reconstructor):
             return visual_hull(views, n=self.voxels, rays=self.rays)
         except ValueError: # no point in front of all cameras: a failure that counts, not a refusal
             return Hull(torch.zeros(0, 3, dtype=torch.float64), 1., torch.zeros(len(views), dtype=torch.float64))
+
+@dataclass(frozen=True, kw_only=True)
+class OptimisedHull(VisualHull):
+    "Gaussians that begin on the visual hull and are optimised for the views, as `reconstruct` does it."
+    name:str = "per-scene optimisation"
+    quality:str = "draft" # one of `QUALITIES`
+
+    def predict(self, views:Views, seed:int=0) -> Gaussians:
+        "The optimised Gaussians; empty where the masks exclude each other."
+        start = super().predict(views, seed)
+        return optimise_scene(start, views, QUALITIES[self.quality], seed) if len(start) else start
 
 @dataclass(frozen=True, kw_only=True)
 class MaskEllipsoid(VisualHull):

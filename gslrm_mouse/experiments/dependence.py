@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
-from ..evaluation.baselines import MaskEllipsoid, MeanShape, VisualHull, copied_scores, with_views
+from ..evaluation.baselines import MaskEllipsoid, MeanShape, OptimisedHull, VisualHull
+from ..evaluation.baselines import copied_scores, with_views
 from ..evaluation.dependence import DOSES, GAUGE, TOLD, UNFAMILIAR, Dependence, Dose, half_dose_text
 from ..evaluation.dependence import is_told, measure_dependence, retentions, rig_trial, summarise_dependence
 from ..evaluation.dependence import with_retention
@@ -46,7 +47,9 @@ def _conditioned(key:str) -> Reconstructor:
 
 _CONDITIONED = tuple(f"{name}, {trained}" for trained in TRAININGS for name in CONDITIONINGS)
 NETWORKS = {"GS-LRM, one camera": "gslrm_64", "GS-LRM, varied cameras": "gslrm_any"}
-BASELINES = {"visual hull": VisualHull, "ellipsoid": MaskEllipsoid, "mean shape": MeanShape, "copied input": None}
+BASELINES = {
+    "visual hull": VisualHull, "per-scene optimisation": OptimisedHull, "ellipsoid": MaskEllipsoid,
+    "mean shape": MeanShape, "copied input": None}
 
 def conditioning_names() -> dict[str, Path]: # name in `conditioned_reconstructors`: checkpoint
     "The small networks, where all of their checkpoints exist; none otherwise."

@@ -25,6 +25,7 @@ EXPERIMENTS = { # in the order of the report
     "refine": ("gslrm_mouse.experiments.refine:REFINE_EXPERIMENT", True),
     "variety": ("gslrm_mouse.experiments.variety:VARIETY_EXPERIMENT", True),
     "dependence": ("gslrm_mouse.experiments.dependence:DEPENDENCE_EXPERIMENT", True),
+    "one_image": ("gslrm_mouse.experiments.one_image:ONE_IMAGE_EXPERIMENT", False),
 }
 RECORDING_EXPERIMENTS = { # those that run on any recording
     "doctor": ("gslrm_mouse.experiments.doctor:doctor_experiment", True),
@@ -78,6 +79,7 @@ TITLES = {
     "refine": "Per-scene optimisation",
     "variety": "One camera against many",
     "dependence": "Camera dependence",
+    "one_image": "A small generator",
     "recording_doctor": "Recording: diagnosis",
     "recording_recipes": "Recording: six preprocessing methods",
     "recording_control": "Recording: directly optimised 3DGS",
