@@ -218,6 +218,7 @@ def test_a_stored_mouse_of_the_factorial_is_measured_again(tmp_path):
     assert all(abs(record["iou"] - stored[record["cell"]]) < .02 for record in again)
 
 
+@pytest.mark.slow
 def test_a_recording_by_the_command(run_command, recording, tmp_path):
     "The exact camera beats millimetres; images of the recording lie in the report and in no stored line."
     out = tmp_path/"study"

@@ -196,7 +196,7 @@ print(json.dumps(dict(kills=kills, finished=finished, resumed=resumed, left=left
 """
 
 
-@pytest.mark.parametrize("n", [6, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [4, pytest.param(20, marks=pytest.mark.slow)])
 def test_kills(tmp_path, cache, n):
     "Killed at random steps, a run ends with the weights and losses of one that was left alone."
     printed = python("-c", KILLS, ROOT/"tests/training", tmp_path, cache, 3, n)
