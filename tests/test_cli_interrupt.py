@@ -66,7 +66,8 @@ def recording(tmp_path_factory):
 
 
 @pytest.mark.parametrize("args, finished, kept", [
-    (["reconstruct", "--frames", "0:10", "--quality", "draft", "--no-panels"], "frame_000000", "with --frames the finished ones are"),
+    (["reconstruct", "--frames", "0:10", "--quality", "draft", "--no-panels"], "frame_000000",
+     "with --frames the finished ones are"),
     (["preprocess", "--size", 64], "sample_000000", "finished samples are kept, and the same command goes on"),
 ])
 def test_finished_frames_are_kept(recording, tmp_path, args, finished, kept):

@@ -51,7 +51,9 @@ class VisualHull(Reconstructor):
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The hull's surface; empty where the masks exclude each other."
         hull = self.hull(views)
-        return surface_gaussians(views, hull=hull) if len(hull.points) else _no_gaussians(views.cameras.unit)
+        if not len(hull.points): return _no_gaussians(views.cameras.unit)
+        try: return surface_gaussians(views, hull=hull)
+        except ValueError: return _no_gaussians(views.cameras.unit) # its surface lies outside all silhouettes
 
     def hull(self, views:Views) -> Hull:
         "The hull of masks and cameras; without points where no body explains them."
@@ -64,7 +66,7 @@ class VisualHull(Reconstructor):
 class OptimisedHull(VisualHull):
     "Gaussians that begin on the visual hull and are optimised for the views, as `reconstruct` does it."
     name:str = "per-scene optimisation"
-    quality:str = "draft" # one of `QUALITIES`
+    quality:str = "good" # one of `QUALITIES`
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The optimised Gaussians; empty where the masks exclude each other."

@@ -25,6 +25,7 @@ EXPERIMENTS = { # in the order of the report
     "refine": ("gslrm_mouse.experiments.refine:REFINE_EXPERIMENT", True),
     "variety": ("gslrm_mouse.experiments.variety:VARIETY_EXPERIMENT", True),
     "dependence": ("gslrm_mouse.experiments.dependence:DEPENDENCE_EXPERIMENT", True),
+    "adaptation": ("gslrm_mouse.experiments.adaptation:ADAPTATION_EXPERIMENT", False),
     "one_image": ("gslrm_mouse.experiments.one_image:ONE_IMAGE_EXPERIMENT", False),
 }
 RECORDING_EXPERIMENTS = { # those that run on any recording
@@ -79,6 +80,7 @@ TITLES = {
     "refine": "Per-scene optimisation",
     "variety": "One camera against many",
     "dependence": "Camera dependence",
+    "adaptation": "What adapts better",
     "one_image": "A small generator",
     "recording_doctor": "Recording: diagnosis",
     "recording_recipes": "Recording: six preprocessing methods",
