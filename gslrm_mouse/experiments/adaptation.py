@@ -22,7 +22,7 @@ __all__ = ['ADAPTATION_EXPERIMENT', 'adaptation_arms', 'adaptation_run', 'mice_o
            'adaptation_table', 'adaptation_plot', 'adaptation_findings']
 
 # %% ../../nbs/experiments/21_adaptation.ipynb #71f6000b
-_RATES = (3e-4, 1e-3, 3e-3) # learning rates of the search
+_RATES = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2) # learning rates of the search
 _LONG = dict(steps=300, search_steps=60, scenes=60, mice=8, tuning_mice=4, heads=12)
 _SHORT = dict(steps=20, search_steps=5, scenes=4, mice=2, tuning_mice=1, heads=2)
 
