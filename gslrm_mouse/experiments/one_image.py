@@ -18,7 +18,7 @@ from ..metrics import image_scores, mean_scores
 from ..models.checkpoint import load_checkpoint, shipped_checkpoint
 from ..models.generator import GeneratorReconstructor
 from ..models.reconstructor import GSLRMReconstructor, Reconstructor
-from ..models.view_flow import ViewFlowGenerator
+from ..models.view_flow import ViewFlowConfig, ViewFlowGenerator
 from ..plotting import picture, save_figure, thumbnail
 from ..scenes.dataset import HELD_OUT
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
@@ -109,8 +109,9 @@ def one_image_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (no check
     training = GeneratorSettings() if full else GeneratorSettings(steps=20, warmup=5)
     every = 100 if full else 10
     stops = list(range(every, training.steps + 1, every))
-    settings = arm_settings(shipped_checkpoint(_RECONSTRUCTOR), training=asdict(training), stops=stops,
-                            scenes=12 if full else 2)
+    settings = arm_settings(
+        shipped_checkpoint(_RECONSTRUCTOR), training=asdict(training), network=asdict(ViewFlowConfig()), stops=stops,
+        scenes=12 if full else 2)
     return [Arm("one_image", "small generator", 0, settings)]
 
 def _pictures(network) -> list[dict]: # of the first scene of each kind
@@ -124,7 +125,8 @@ def _pictures(network) -> list[dict]: # of the first scene of each kind
 
 def _scored_at(step, arm, folder) -> list[dict]:
     settings, is_last = arm.settings, step == arm.settings["stops"][-1]
-    network = train_generator(folder, GeneratorSettings(**settings["training"]), until=step)
+    training, config = GeneratorSettings(**settings["training"]), ViewFlowConfig(**settings["network"])
+    network = train_generator(folder, training, config, until=step)
     records = score_answers(network, settings["scenes"], ANSWERS if is_last else ("conditional mean",))
     if is_last: records += rig_scores(network, settings["scenes"])
     return [dict(step=step, **record) for record in records] + (_pictures(network) if is_last else [])
