@@ -64,14 +64,16 @@ class VisualHull(Reconstructor):
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisedHull(VisualHull):
-    "Gaussians that begin on the visual hull and are optimised for the views, as `reconstruct` does it."
+    "Gaussians optimised for the views from the visual hull on; unlike `reconstruct`, never from a network."
     name:str = "per-scene optimisation"
-    quality:str = "good" # one of `QUALITIES`
+    quality:str = "good" # whose stages are used, one of `QUALITIES`
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "The optimised Gaussians; empty where the masks exclude each other."
         start = super().predict(views, seed)
-        return optimise_scene(start, views, QUALITIES[self.quality], seed) if len(start) else start
+        if not len(start): return start
+        try: return optimise_scene(start, views, QUALITIES[self.quality], seed)
+        except ValueError: return start # too few Gaussians to be optimised: the hull is the answer
 
 @dataclass(frozen=True, kw_only=True)
 class MaskEllipsoid(VisualHull):

@@ -352,7 +352,7 @@ def _training_trace(
 
 # %% ../../nbs/experiments/08_history.ipynb #5de3b546
 @cache # reading settings takes a fifth of a second, and the hundred conditions of a report share a dozen
-def _shared_settings(file:str, overrides:tuple, path:Path) -> Settings:
+def _shared_settings(file:str, overrides:tuple, path:Path, checkpoint:str) -> Settings: # noqa: ARG001 (a new file, a new key)
     return settings_of(file, overrides, path)
 
 def _deciding_hash(shared:Settings, lr:float, steps:int, seed:int) -> str: # of all settings that decide the weights
@@ -385,7 +385,8 @@ def history_arm(
     ]
     fewer_scenes = [f"training.dataset.n_scenes={scenes}", "training.schedule.warmup=5"] if scenes else []
     path = checkpoint_path(checkpoint)
-    shared = _shared_settings(file, (*of_many, *fewer_scenes), path)
+    checkpoint = checkpoint_hash(path)
+    shared = _shared_settings(file, (*of_many, *fewer_scenes), path, checkpoint)
     settings = dict(
         file=file,
         overrides=[*of_many, *of_this, *fewer_scenes],
@@ -396,7 +397,7 @@ def history_arm(
         stops=list(stops),
         mice=mice,
         heads=heads,
-        checkpoint=checkpoint_hash(path),
+        checkpoint=checkpoint,
         world=WORLD,
     )
     return Arm(experiment, name, seed, settings)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import os
 import signal
+import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -119,13 +120,14 @@ class _Interrupts:
     failed: torch raises ValueError where it comes while an element of a storage is read, as safetensors' files are.
     """
     def __enter__(self) -> _Interrupts:
-        self.came = False
-        self.handler = signal.getsignal(signal.SIGINT)
+        self.has_come = False
+        is_main = threading.current_thread() is threading.main_thread() # others cannot handle signals
+        self.handler = signal.getsignal(signal.SIGINT) if is_main else None
         if callable(self.handler): signal.signal(signal.SIGINT, self._remember)
         return self
 
     def _remember(self, number, frame):
-        self.came = True
+        self.has_come = True
         self.handler(number, frame)
 
     def __exit__(self, *error):
@@ -159,7 +161,7 @@ def run_arms(
                 append_result(results/f"{name}.jsonl", arm, records, seconds)
                 outcome = duration_text(seconds)
             except Exception as e:
-                if interrupts.came: raise KeyboardInterrupt from e
+                if interrupts.has_come: raise KeyboardInterrupt from e
                 failed.append((name, arm, "".join(traceback.format_exception(e))))
                 outcome = f"FAILED: {type(e).__name__}: {e}"
             progress.end(name, arm, outcome)

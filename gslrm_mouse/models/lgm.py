@@ -292,7 +292,7 @@ def spread_views(
     def unevenness(chosen):
         around = azimuths[list(chosen)].sort().values
         gaps = torch.cat([around, around[:1] + 360]).diff()
-        return (gaps - 360/n).square().sum().item()
+        return round((gaps - 360/n).square().sum().item(), 6) # a tie goes to the lowest numbers
     chosen = min(combinations(range(len(cameras)), n), key=unevenness)
     return sorted(chosen, key=lambda i: (azimuths[i] - azimuths[chosen[0]]).item() % 360)
 

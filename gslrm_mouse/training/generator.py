@@ -15,12 +15,12 @@ from tqdm import tqdm
 from ..cameras.domain import FACELIFT_DOMAIN
 from ..cameras.pinhole import orbit
 from ..models.generator import generator_input
-from ..models.view_flow import GENERATED_CAMERAS, ViewFlow, ViewFlowConfig, to_flow
+from ..models.view_flow import CAMERA_VERSION, ViewFlow, ViewFlowConfig, to_flow
 from ..models.zero123plus import zero123plus_cameras, zero123plus_domain
 from ..scenes.bodies import canonical_scene
-from ..scenes.dataset import HELD_OUT
+from ..scenes.dataset import HELD_OUT, WORLD
 from ..scenes.tracer import raytrace
-from .runs import checkpoints, load_state, remove_partial, save_state
+from .runs import checkpoints, load_state, remove_partial, save_state, truncate_log
 from .settings import diff_settings
 from .step import lr_factor, optimizers_for
 from ..views.views import Views
@@ -29,7 +29,7 @@ from ..views.views import Views
 __all__ = ['view_pair', 'training_batch', 'flow_loss', 'GeneratorSettings', 'train_generator']
 
 # %% ../../nbs/training/13_generator.ipynb #71f20006
-_FIELDS = 10., 50. # of view of the image's camera, degrees
+_FOVS = 10., 50. # fields of view of the image's camera, degrees
 _ELEVATIONS = -5., 50. # degrees
 
 def view_pair(
@@ -40,13 +40,13 @@ def view_pair(
     "An image and the six views that a generator should draw of it."
     rng = np.random.default_rng([i, 1230])
     scene = canonical_scene(kind, i)
-    fov = math.exp(rng.uniform(*np.log(_FIELDS)))
+    fov = math.exp(rng.uniform(*np.log(_FOVS)))
     distance = FACELIFT_DOMAIN.mean_visible/2/math.tan(math.radians(fov/2))
     camera = orbit([rng.uniform(0, 360)], rng.uniform(*_ELEVATIONS), distance, fov, 2*size)
     depth = camera.to_camera(scene.center[None].to(camera.w2c))[0, 0, 2].item()
     given = generator_input(
-        raytrace(scene, camera, 2), zero123plus_domain(GENERATED_CAMERAS), size=size, depth=depth)
-    six = zero123plus_cameras(GENERATED_CAMERAS, size=size)
+        raytrace(scene, camera, 2), zero123plus_domain(CAMERA_VERSION), size=size, depth=depth)
+    six = zero123plus_cameras(CAMERA_VERSION, size=size)
     return given.views, raytrace(scene.transform(given.to_source.inverse), six, 2)
 
 def training_batch(
@@ -64,8 +64,8 @@ def training_batch(
     return torch.stack(images), torch.stack(views)
 
 # %% ../../nbs/training/13_generator.ipynb #71f2000a
-_LAST_TIME = .9 # the division stops growing here
-_AT_START = 4 # every so many samples, one is at time 0
+_LAST_TIME = .9 # 1/(1 - t) is capped here
+_ZERO_TIME_EVERY = 4 # samples
 
 def flow_loss(
     model:ViewFlow,
@@ -74,12 +74,12 @@ def flow_loss(
     rng, # numpy's generator of times and noise
 ) -> Tensor: # ()
     "Mean squared error of the velocity."
-    t = torch.from_numpy(rng.uniform(size=len(image))).float()
-    t[::_AT_START] = 0.
-    noise = torch.from_numpy(rng.standard_normal(views.shape, dtype=np.float32))
-    share = t[:, None, None, None, None]
-    clean = model(image, (1 - share)*noise + share*views, t)
-    return ((clean - views)/(1 - share).clamp(min=1 - _LAST_TIME)).square().mean()
+    times = torch.from_numpy(rng.uniform(size=len(image))).to(image)
+    times[::_ZERO_TIME_EVERY] = 0.
+    noise = torch.from_numpy(rng.standard_normal(views.shape, dtype=np.float32)).to(image)
+    t = times[:, None, None, None, None]
+    clean = model(image, (1 - t)*noise + t*views, times)
+    return ((clean - views)/(1 - t).clamp(min=1 - _LAST_TIME)).square().mean()
 
 # %% ../../nbs/training/13_generator.ipynb #71f2000d
 @dataclass(frozen=True)
@@ -94,16 +94,16 @@ class GeneratorSettings:
     beta1:float = .9 # of AdamW
     beta2:float = .95
     clip:float = 1. # gradient norm
-    memory:float = .999 # of the running mean of the weights
+    ema_decay:float = .999 # of the running mean of the weights
     seed:int = 0
 
 def _train_step(model, optimizers, s:GeneratorSettings, step) -> dict: # what is logged
     rng = np.random.default_rng([s.seed, step])
     image, views = training_batch(rng, s.batch, model.config.image_size)
-    share = lr_factor(step, s.warmup, s.steps)
+    factor = lr_factor(step, s.warmup, s.steps)
     for optimizer in optimizers:
         peak = s.muon_lr if isinstance(optimizer, torch.optim.Muon) else s.lr
-        for group in optimizer.param_groups: group["lr"] = peak*share
+        for group in optimizer.param_groups: group["lr"] = peak*factor
     loss = flow_loss(model, image, views, rng)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
@@ -113,40 +113,44 @@ def _train_step(model, optimizers, s:GeneratorSettings, step) -> dict: # what is
     return dict(step=step, loss=loss.item(), norm=norm.item())
 
 @torch.no_grad()
-def _average(mean:dict, weights:dict, step:int, memory:float):
+def _update_ema(mean:dict, weights:dict, step:int, decay:float):
     "Moves the running mean, which forgets faster in the beginning."
-    keep = min(memory, (step + 1)/(step + 10))
+    keep = min(decay, (step + 1)/(step + 10))
     for name, value in weights.items(): mean[name].lerp_(value, 1 - keep)
 
-def _check_same(state, settings):
+def _check_same(out, state, settings):
     changed = diff_settings(state["settings"], settings)
-    if changed: raise ValueError(f"the run was begun with other settings: {'; '.join(changed)}")
+    if not changed: return
+    raise ValueError(f"the run in {out} was begun with other settings ({'; '.join(changed)}); pass those, or choose "
+                     "another folder")
 
 def train_generator(
     out, # folder of the run
     s:GeneratorSettings=GeneratorSettings(),
     config:ViewFlowConfig=ViewFlowConfig(),
-    until:int=None, # steps after which this call ends; all when None
+    until:int|None=None, # steps after which this call ends; all when None
 ) -> ViewFlow: # its weights are the running mean, in eval mode
     "Train, or go on with a run of the same settings; ValueError for a run of others."
-    out, until = Path(out), min(until or s.steps, s.steps)
+    out, until = Path(out), s.steps if until is None else min(until, s.steps)
     torch.manual_seed(s.seed)
-    model, settings, start = ViewFlow(config), asdict(s) | asdict(config), 0
+    model, settings, start = ViewFlow(config), asdict(s) | asdict(config) | dict(world=WORLD), 0
     optimizers = optimizers_for(model, s)
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     remove_partial(out)
     if found := checkpoints(out):
         weights, state = load_state(found[-1])
-        _check_same(state, settings)
+        _check_same(out, state, settings)
         model.load_state_dict(weights)
         mean, start = state["mean"], state["step"]
         for optimizer, moments in zip(optimizers, state["optimizers"]): optimizer.load_state_dict(moments)
-    if start > until: raise ValueError(f"the run in {out} has done {start} steps, {until} were asked for")
+        truncate_log(out, start)
+    if start > until:
+        raise ValueError(f"the run in {out} has done {start} steps, {until} were asked for; choose another folder")
     out.mkdir(parents=True, exist_ok=True)
     steps = range(start, until)
     for step in tqdm(steps, "generator", total=until, initial=start, disable=None):
         record = _train_step(model, optimizers, s, step)
-        _average(mean, model.state_dict(), step, s.memory)
+        _update_ema(mean, model.state_dict(), step, s.ema_decay)
         with open(out/"log.jsonl", "a") as log: log.write(json.dumps(record) + "\n")
     if len(steps):
         moments = [optimizer.state_dict() for optimizer in optimizers]
