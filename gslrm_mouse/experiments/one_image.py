@@ -125,13 +125,16 @@ def _pictures(network) -> list[dict]: # of the first scene of each kind
                     for name, views in rows.items()]
     return records
 
-def _scored_at(step, arm, folder) -> list[dict]:
-    settings, is_last = arm.settings, step == arm.settings["stops"][-1]
-    training, config = GeneratorSettings(**settings["training"]), ViewFlowConfig(**settings["network"])
-    network = train_generator(folder, training, config, until=step)
+def _scored(network, step, settings) -> list[dict]:
+    is_last = step == settings["stops"][-1]
     records = score_answers(network, settings["scenes"], ANSWERS if is_last else ("conditional mean",))
     if is_last: records += rig_scores(network, settings["scenes"])
     return [dict(step=step, **record) for record in records] + (_pictures(network) if is_last else [])
+
+def _scored_at(step, arm, folder) -> list[dict]:
+    settings = arm.settings
+    training, config = GeneratorSettings(**settings["training"]), ViewFlowConfig(**settings["network"])
+    return _scored(train_generator(folder, training, config, until=step), step, settings)
 
 def one_image_run(arm:Arm, checkpoint, cache) -> list[dict]: # noqa: ARG001
     "Train and score; what was scored is kept in the cache, so a killed run goes on."
