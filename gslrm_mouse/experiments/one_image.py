@@ -200,8 +200,8 @@ def one_image_plot(done, folder) -> list[tuple]: # (file name, caption)
     return [
         ("one_image_curve.png", "PSNR of the conditional mean in six views of held-out scenes, with 95 % intervals "
          "over scenes; dotted: the image copied to all views; black: the limit that was set for heads before the run."),
-        ("one_image_pictures.png", "Left: the image. Right: six views, true ones and those of the network; 32 colours in "
-         "each row.")]
+        ("one_image_pictures.png", "Left: the image. Right: six views, true ones and those of the network; 32 colours "
+         "in each row.")]
 
 # %% ../../nbs/experiments/20_one_image.ipynb #71f40012
 _CLAIM = "Can a small one-image generator be trained on a laptop? (not in the original report)"
