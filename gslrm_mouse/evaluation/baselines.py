@@ -52,8 +52,10 @@ class VisualHull(Reconstructor):
         "The hull's surface; empty where the masks exclude each other."
         hull = self.hull(views)
         if not len(hull.points): return _no_gaussians(views.cameras.unit)
-        try: return surface_gaussians(views, hull=hull)
-        except ValueError: return _no_gaussians(views.cameras.unit) # its surface lies outside all silhouettes
+        try:
+            return surface_gaussians(views, hull=hull)
+        except ValueError:
+            return _no_gaussians(views.cameras.unit) # its surface lies outside all silhouettes
 
     def hull(self, views:Views) -> Hull:
         "The hull of masks and cameras; without points where no body explains them."
@@ -72,8 +74,10 @@ class OptimisedHull(VisualHull):
         "The optimised Gaussians; empty where the masks exclude each other."
         start = super().predict(views, seed)
         if not len(start): return start
-        try: return optimise_scene(start, views, QUALITIES[self.quality], seed)
-        except ValueError: return start # too few Gaussians to be optimised: the hull is the answer
+        try:
+            return optimise_scene(start, views, QUALITIES[self.quality], seed)
+        except ValueError:
+            return start # too few Gaussians to be optimised: the hull is the answer
 
 @dataclass(frozen=True, kw_only=True)
 class MaskEllipsoid(VisualHull):

@@ -70,7 +70,8 @@ def mice_of(done:list, name:str, when:str, score:str="iou") -> dict: # scene: sc
     for arm in done:
         if arm["name"] != name: continue
         for r in arm["records"]:
-            if (r["kind"], r["when"]) == ("mouse", when): found.setdefault(r["scene"], []).append(r["novel"][score])
+            if (r["kind"], r["when"]) == ("mouse", when):
+                found.setdefault(r["scene"], []).append(r["novel"][score])
     return {scene: float(np.mean(values)) for scene, values in found.items()}
 
 def mouse_gain(done:list, name:str, score:str="iou") -> dict: # scene: gain
@@ -84,7 +85,8 @@ def head_change(done:list, name:str) -> float: # dB
                    if (r["kind"], r["when"]) == ("head", when)] for when in ("before", "after")}
     return float(np.mean(psnr["after"]) - np.mean(psnr["before"]))
 
-def _names(done) -> list[str]: return list(dict.fromkeys(arm["name"] for arm in done))
+def _names(done) -> list[str]:
+    return list(dict.fromkeys(arm["name"] for arm in done))
 
 def _rates(done, name) -> str:
     rates = {r["lr"] for arm in done if arm["name"] == name for r in arm["records"] if r.get("lr")}
@@ -135,7 +137,8 @@ def _untold_minus_told(done, training, values) -> Interval|None: # None where no
     common = sorted(set(told) & set(untold))
     return mean_ci([untold[scene] - told[scene] for scene in common]) if common else None
 
-def _reached(done, name) -> dict: return mice_of(done, name, "after")
+def _reached(done, name) -> dict:
+    return mice_of(done, name, "after")
 
 _MORE = "more than the other two", "less than the other two", "neither measurably more nor less than the other two"
 _HIGHER = "higher", "lower", "neither measurably higher nor lower"
@@ -157,8 +160,10 @@ def adaptation_findings(done) -> list[Finding]:
                f"minus told, canonical training: {difference}; change of PSNR on heads, in dB: {heads}"
     if gain.n < ENOUGH: return [Finding(_CLAIM, measured, "open", "too few mice")]
     verdict = "not reproduced"
-    if gain.low > 0: verdict = "partly"
-    if gain.low > 0 and level.low > 0: verdict = "reproduced"
+    if gain.low > 0:
+        verdict = "partly"
+    if gain.low > 0 and level.low > 0:
+        verdict = "reproduced"
     gained, ended = _order(gain, *_MORE), _order(level, *_HIGHER)
     why = f"the two networks that are not told the cameras gain {gained}, and end {ended}"
     return [Finding(_CLAIM, measured, verdict, why)]

@@ -352,7 +352,7 @@ def _training_trace(
 
 # %% ../../nbs/experiments/08_history.ipynb #5de3b546
 @cache # reading settings takes a fifth of a second, and the hundred conditions of a report share a dozen
-def _shared_settings(file:str, overrides:tuple, path:Path, checkpoint:str) -> Settings: # noqa: ARG001 (a new file, a new key)
+def _shared_settings(file:str, overrides:tuple, path:Path, checkpoint:str) -> Settings: # noqa: ARG001 (for the cache)
     return settings_of(file, overrides, path)
 
 def _deciding_hash(shared:Settings, lr:float, steps:int, seed:int) -> str: # of all settings that decide the weights

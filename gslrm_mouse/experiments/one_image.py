@@ -128,7 +128,8 @@ def _pictures(network) -> list[dict]: # of the first scene of each kind
 def _scored(network, step, settings) -> list[dict]:
     is_last = step == settings["stops"][-1]
     records = score_answers(network, settings["scenes"], ANSWERS if is_last else ("conditional mean",))
-    if is_last: records += rig_scores(network, settings["scenes"])
+    if is_last:
+        records += rig_scores(network, settings["scenes"])
     return [dict(step=step, **record) for record in records] + (_pictures(network) if is_last else [])
 
 def _scored_at(step, arm, folder) -> list[dict]:
@@ -229,9 +230,12 @@ def _on_rig(done) -> Finding:
     measured += f"; six views minus one {signed_ci(more_views, 3)}"
     if alone.n < ENOUGH: return Finding(_ON_RIG, measured, "open", "too few mice")
     why = "it is not measurably better than GS-LRM with one view"
-    if alone.low > 0: why = "it is better than GS-LRM with one view"
-    if alone.high < 0: why = "it is worse than GS-LRM with one view"
-    if gains["GS-LRM, six views"].high < 0 and more_views.low > 0: why += ", and six views are better than both"
+    if alone.low > 0:
+        why = "it is better than GS-LRM with one view"
+    if alone.high < 0:
+        why = "it is worse than GS-LRM with one view"
+    if gains["GS-LRM, six views"].high < 0 and more_views.low > 0:
+        why += ", and six views are better than both"
     return Finding(_ON_RIG, measured, "answered", why)
 
 def one_image_findings(done) -> list[Finding]:
@@ -248,8 +252,10 @@ def _learnt(done) -> Finding:
                f"that of the copied image: {'; '.join(cells)}"
     if heads.n < ENOUGH: return Finding(_CLAIM, measured, "open", "too few scenes")
     reached = f"the limit of {ENOUGH_FOR_HEADS:g} dB was reached"
-    if heads.low <= ENOUGH_FOR_HEADS: reached = f"whether the limit of {ENOUGH_FOR_HEADS:g} dB was reached is uncertain"
-    if heads.high < ENOUGH_FOR_HEADS: reached = f"the limit of {ENOUGH_FOR_HEADS:g} dB was missed"
+    if heads.low <= ENOUGH_FOR_HEADS:
+        reached = f"whether the limit of {ENOUGH_FOR_HEADS:g} dB was reached is uncertain"
+    if heads.high < ENOUGH_FOR_HEADS:
+        reached = f"the limit of {ENOUGH_FOR_HEADS:g} dB was missed"
     seen, unseen = (_beats_copying(gains[subject]["conditional mean"], what)
                     for subject, what in (("head", "heads"), ("mouse", "mice, which it never saw,")))
     return Finding(_CLAIM, measured, "answered", f"{reached}; {seen}; {unseen}")

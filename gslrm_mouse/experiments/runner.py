@@ -123,7 +123,8 @@ class _Interrupts:
         self.has_come = False
         is_main = threading.current_thread() is threading.main_thread() # others cannot handle signals
         self.handler = signal.getsignal(signal.SIGINT) if is_main else None
-        if callable(self.handler): signal.signal(signal.SIGINT, self._remember)
+        if callable(self.handler):
+            signal.signal(signal.SIGINT, self._remember)
         return self
 
     def _remember(self, number, frame):
@@ -131,7 +132,8 @@ class _Interrupts:
         self.handler(number, frame)
 
     def __exit__(self, *error):
-        if callable(self.handler): signal.signal(signal.SIGINT, self.handler)
+        if callable(self.handler):
+            signal.signal(signal.SIGINT, self.handler)
 
 def run_arms(
     plan:Plan,

@@ -77,7 +77,8 @@ class ViewFlow(nn.Module):
         places = (self.slot_embeddings + self.position_embeddings).flatten(0, 1)
         time = self.time_embedder(_time_features(t, c.d))
         tokens = tokens + places + time[:, None]
-        for layer in self.transformer_layers: tokens = layer(tokens)
+        for layer in self.transformer_layers:
+            tokens = layer(tokens)
         pixels = self.decoder(tokens[:, c.n_patches:]).reshape(len(tokens), -1, 4)
         return to_raster_order(pixels, c.image_size, c.image_size, c.patch_size)
 
@@ -134,6 +135,8 @@ class ViewFlowGenerator(Generator):
     def generate(self, view:Views, seed:int=0) -> Views:
         "Six views of the object."
         image = to_flow(view).to(self.network.position_embeddings.device)
-        if self.steps: x = sample_views(self.network, image, seed, self.steps)
-        else: x = conditional_mean(self.network, image, seed)
+        if self.steps:
+            x = sample_views(self.network, image, seed, self.steps)
+        else:
+            x = conditional_mean(self.network, image, seed)
         return from_flow(x[0].cpu(), self.cameras(view))

@@ -103,7 +103,8 @@ def _train_step(model, optimizers, s:GeneratorSettings, step) -> dict: # what is
     factor = lr_factor(step, s.warmup, s.steps)
     for optimizer in optimizers:
         peak = s.muon_lr if isinstance(optimizer, torch.optim.Muon) else s.lr
-        for group in optimizer.param_groups: group["lr"] = peak*factor
+        for group in optimizer.param_groups:
+            group["lr"] = peak*factor
     loss = flow_loss(model, image, views, rng)
     loss.backward()
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), s.clip)
@@ -116,13 +117,16 @@ def _train_step(model, optimizers, s:GeneratorSettings, step) -> dict: # what is
 def _update_ema(mean:dict, weights:dict, step:int, decay:float):
     "Moves the running mean, which forgets faster in the beginning."
     keep = min(decay, (step + 1)/(step + 10))
-    for name, value in weights.items(): mean[name].lerp_(value, 1 - keep)
+    for name, value in weights.items():
+        mean[name].lerp_(value, 1 - keep)
 
 def _check_same(out, state, settings):
     changed = diff_settings(state["settings"], settings)
     if not changed: return
     raise ValueError(f"the run in {out} was begun with other settings ({'; '.join(changed)}); pass those, or choose "
                      "another folder")
+
+_SAVE_EVERY = 100 # optimisation steps: what a killed run loses at most
 
 def train_generator(
     out, # folder of the run
@@ -142,7 +146,8 @@ def train_generator(
         _check_same(out, state, settings)
         model.load_state_dict(weights)
         mean, start = state["mean"], state["step"]
-        for optimizer, moments in zip(optimizers, state["optimizers"]): optimizer.load_state_dict(moments)
+        for optimizer, moments in zip(optimizers, state["optimizers"]):
+            optimizer.load_state_dict(moments)
         truncate_log(out, start)
     if start > until:
         raise ValueError(f"the run in {out} has done {start} steps, {until} were asked for; choose another folder")
@@ -151,9 +156,11 @@ def train_generator(
     for step in tqdm(steps, "generator", total=until, initial=start, disable=None):
         record = _train_step(model, optimizers, s, step)
         _update_ema(mean, model.state_dict(), step, s.ema_decay)
-        with open(out/"log.jsonl", "a") as log: log.write(json.dumps(record) + "\n")
-    if len(steps):
-        moments = [optimizer.state_dict() for optimizer in optimizers]
-        save_state(out, until, model.state_dict(), dict(step=until, mean=mean, optimizers=moments, settings=settings))
+        with open(out/"log.jsonl", "a") as log:
+            log.write(json.dumps(record) + "\n")
+        done = step + 1
+        if done % _SAVE_EVERY == 0 or done == until:
+            moments = [optimizer.state_dict() for optimizer in optimizers]
+            save_state(out, done, model.state_dict(), dict(step=done, mean=mean, optimizers=moments, settings=settings))
     model.load_state_dict(mean)
     return model.eval()
