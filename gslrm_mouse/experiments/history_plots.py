@@ -115,15 +115,24 @@ def _kinds(done): # kinds of data
 _FILMSTRIP_CAPTION = ("Mouse 0 in a novel view (left) and an input view (right) during training; the first column "
                       "shows the true images.")
 
-def _plot_filmstrip_row(axs, x, columns):
+_GAP, _FRAME = 8, 150 # pixels between the images, grey of their frames
+
+def _images_of(x) -> dict: # "truth" or the stop: (H, W, 3) uint8
     images = {r["step"]: r["png"] for r in x["records"] if r["split"] == "picture"}
     images |= {"truth": r["png"] for r in x["records"] if r["split"] == "truth"}
-    axs[0].set_ylabel(x["name"].replace(", ", "\n"), fontsize=6, rotation=0, ha="right", va="center")
-    for ax, column in zip(axs, columns):
-        ax.set_xticks([])
-        ax.set_yticks([])
-        for spine in ax.spines.values(): spine.set_visible(column in images)
-        if column in images: ax.imshow(picture(images[column]))
+    return {column: picture(png) for column, png in images.items()}
+
+def _mosaic(rows:list, columns:list) -> np.ndarray: # rows: dicts of images. (H, W, 3) uint8
+    "The images of a filmstrip in one image, white where there is none: hundreds of axes would take seconds to draw."
+    height, width, _ = next(iter(rows[0].values())).shape
+    mosaic = np.full((len(rows)*(height + _GAP), len(columns)*(width + _GAP), 3), 255, np.uint8)
+    for i, images in enumerate(rows):
+        for j, column in enumerate(columns):
+            if column not in images: continue
+            y, x = i*(height + _GAP) + _GAP//2, j*(width + _GAP) + _GAP//2
+            mosaic[y - 1:y + height + 1, x - 1:x + width + 1] = _FRAME
+            mosaic[y:y + height, x:x + width] = images[column]
+    return mosaic
 
 def _plot_filmstrip(done, names, folder, file):
     "A row per condition (first seed), a column per stop: a novel view and an input view of mouse 0."
@@ -131,9 +140,16 @@ def _plot_filmstrip(done, names, folder, file):
     rows = [x for name in names for x in done if x["name"] == name and x["seed"] == 0]
     stops = sorted({step for x in rows for step in x["settings"]["stops"]})
     n_rows, n_columns = max(1, len(rows)), len(stops) + 1
-    fig, axs = plt.subplots(n_rows, n_columns, figsize=(1.7*n_columns, .98*len(rows) + .3), squeeze=False)
-    for row, x in zip(axs, rows): _plot_filmstrip_row(row, x, ["truth", *stops])
-    for ax, title in zip(axs[0], ["truth", *(f"step {step}" for step in stops)]): ax.set_title(title, fontsize=7)
+    fig, ax = plt.subplots(figsize=(1.7*n_columns + 1, .98*n_rows + .3))
+    for spine in ax.spines.values(): spine.set_visible(False)
+    ax.tick_params(length=0, labelsize=6, top=False, labeltop=True, labelbottom=False)
+    if rows:
+        mosaic = _mosaic([_images_of(x) for x in rows], ["truth", *stops])
+        height, width, _ = mosaic.shape
+        ax.imshow(mosaic)
+        columns = ["truth", *(f"step {step}" for step in stops)]
+        ax.set_xticks((np.arange(n_columns) + .5)*width/n_columns, columns)
+        ax.set_yticks((np.arange(n_rows) + .5)*height/n_rows, [x["name"].replace(", ", "\n") for x in rows])
     return _saved(fig, folder, file)
 
 # %% ../../nbs/experiments/09_history_plots.ipynb #d24ac431

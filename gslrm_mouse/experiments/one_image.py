@@ -22,7 +22,8 @@ from ..models.view_flow import ViewFlowConfig, ViewFlowGenerator
 from ..plotting import picture, save_figure, thumbnail
 from ..scenes.dataset import HELD_OUT
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
-from ..training.generator import GeneratorSettings, train_generator, view_pair
+from ..training.generator import GENERATOR_RUN, train_generator, view_pair
+from ..training.small_run import SmallRunSettings
 from ..views.views import Views
 
 # %% auto #0
@@ -108,7 +109,7 @@ def rig_scores(
 # %% ../../nbs/experiments/20_one_image.ipynb #71f4000e
 def one_image_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (no checkpoint is used but the shipped one)
     "One run: an hour of one core, or twenty steps."
-    training = GeneratorSettings() if full else GeneratorSettings(steps=20, warmup=5)
+    training = GENERATOR_RUN if full else replace(GENERATOR_RUN, steps=20, warmup=5)
     every = 100 if full else 10
     stops = list(range(every, training.steps + 1, every))
     settings = arm_settings(
@@ -134,7 +135,7 @@ def _scored(network, step, settings) -> list[dict]:
 
 def _scored_at(step, arm, folder) -> list[dict]:
     settings = arm.settings
-    training, config = GeneratorSettings(**settings["training"]), ViewFlowConfig(**settings["network"])
+    training, config = SmallRunSettings(**settings["training"]), ViewFlowConfig(**settings["network"])
     return _scored(train_generator(folder, training, config, until=step), step, settings)
 
 def one_image_run(arm:Arm, checkpoint, cache) -> list[dict]: # noqa: ARG001
