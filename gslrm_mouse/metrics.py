@@ -5,10 +5,11 @@
 # %% ../nbs/05_metrics.ipynb #7f632b40
 from __future__ import annotations
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['psnr', 'iou', 'ssim', 'image_scores', 'mean_scores', 'reconstruction_loss']
+__all__ = ['psnr', 'iou', 'channels_first', 'ssim_map', 'ssim', 'image_scores', 'mean_scores', 'reconstruction_loss']
 
 # %% ../nbs/05_metrics.ipynb #57645053
 def psnr(
@@ -30,15 +31,44 @@ def iou(
     rendered, true = alpha > .5, truth > .5
     return (rendered & true).sum((-2, -1))/(rendered | true).sum((-2, -1))
 
+# %% ../nbs/05_metrics.ipynb #55110002
+_WINDOW, _SIGMA = 11, 1.5 # pixels
+_C1, _C2 = .01**2, .03**2 # for values in [0, 1]
+
+def _window_means(x:Tensor) -> Tensor: # (N, H, W) → (N, H - 10, W - 10)
+    "Means under the window, for each place where it lies inside the image."
+    offsets = torch.arange(_WINDOW, device=x.device, dtype=x.dtype) - _WINDOW//2
+    weights = (-offsets.square()/(2*_SIGMA**2)).softmax(0)
+    window = weights.expand(len(x), 1, 1, -1) # each image is a channel with a window of its own
+    by_row = F.conv2d(x[None], window, groups=len(x))
+    return F.conv2d(by_row, window.mT, groups=len(x))[0]
+
+def channels_first(images:Tensor) -> Tensor: # (..., H, W, 3) → (N, 3, H, W)
+    return images.flatten(0, -4).movedim(-1, 1)
+
+def ssim_map(
+    image:Tensor, # (..., H, W, 3), values of about [0, 1]
+    truth:Tensor, # (..., H, W, 3)
+) -> Tensor: # (..., H - 10, W - 10, 3)
+    "Structural similarity (Wang et al. 2004) of each window inside the image, and each colour."
+    x, y = (channels_first(z).flatten(0, 1) for z in (image, truth))
+    means = _window_means(torch.cat([x, y, x*x, y*y, x*y]))
+    mean_x, mean_y, mean_xx, mean_yy, mean_xy = means.chunk(5)
+    var_x = (mean_xx - mean_x.square()).clamp(min=0)
+    var_y = (mean_yy - mean_y.square()).clamp(min=0)
+    covariance = mean_xy - mean_x*mean_y
+    luminance = (2*mean_x*mean_y + _C1)/(mean_x.square() + mean_y.square() + _C1)
+    structure = (2*covariance + _C2)/(var_x + var_y + _C2)
+    return (luminance*structure).unflatten(0, (*image.shape[:-3], 3)).movedim(-3, -1)
+
 def ssim(
     image:Tensor, # (..., H, W, 3) clipped to [0, 1] here
     truth:Tensor, # (..., H, W, 3)
 ) -> Tensor: # (...)
-    "Structural similarity (Wang et al. 2004; Gaussian window 11, σ 1.5) of each image, by torchmetrics."
-    from torchmetrics.functional.image import structural_similarity_index_measure
-    channels_first = [x.flatten(0, -4).movedim(-1, 1) for x in (image.clamp(0, 1), truth)]
-    values = structural_similarity_index_measure(*channels_first, data_range=1., reduction="none")
-    return values.view(image.shape[:-3])
+    "Mean structural similarity of each image, which goes on mirrored beyond its border."
+    border = [_WINDOW//2]*4
+    x, y = (F.pad(channels_first(z), border, mode="reflect") for z in (image.clamp(0, 1), truth))
+    return ssim_map(x.movedim(1, -1), y.movedim(1, -1)).mean((-3, -2, -1)).view(image.shape[:-3])
 
 # %% ../nbs/05_metrics.ipynb #f60059a5
 def image_scores(

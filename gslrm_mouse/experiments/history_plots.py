@@ -140,7 +140,7 @@ def _plot_filmstrip(done, names, folder, file):
     rows = [x for name in names for x in done if x["name"] == name and x["seed"] == 0]
     stops = sorted({step for x in rows for step in x["settings"]["stops"]})
     n_rows, n_columns = max(1, len(rows)), len(stops) + 1
-    fig, ax = plt.subplots(figsize=(1.7*n_columns + 1, .98*n_rows + .3))
+    fig, ax = plt.subplots(figsize=(1.7*n_columns + 1, .9*n_rows + .3))
     for spine in ax.spines.values(): spine.set_visible(False)
     ax.tick_params(length=0, labelsize=6, top=False, labeltop=True, labelbottom=False)
     if rows:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..files import check_torch_file, one_line
+from ..metrics import channels_first, ssim_map
 from .settings import LossSettings
 
 # %% auto #0
@@ -36,16 +37,10 @@ def background_loss(image:Tensor, mask:Tensor, color=(1., 1., 1.)) -> Tensor:
     "Mean squared distance to `color` outside the mask."
     return l2_loss(image, torch.tensor(color, device=image.device).expand_as(image), ~mask)
 
-def _channels_first(images:Tensor) -> Tensor: # (…, H, W, 3) to (N, 3, H, W)
-    return images.flatten(0, -4).movedim(-1, 1)
-
 def ssim_loss(image:Tensor, truth:Tensor, mask:Tensor=None) -> Tensor:
     "1 - SSIM (window 11, σ 1.5). A mask makes everything else grey in both and clamps the SSIM to [0, 1] (the fork)."
-    from torchmetrics.functional.image import structural_similarity_index_measure
     if mask is not None: image, truth = (torch.where(mask[..., None], x, .5) for x in (image, truth))
-    _, ssim_map = structural_similarity_index_measure(
-        _channels_first(image), _channels_first(truth), data_range=1., return_full_image=True)
-    ssim = ssim_map[..., 5:-5, 5:-5].mean() # whole windows only, as in pytorch-msssim
+    ssim = ssim_map(image, truth).mean()
     return 1 - (ssim if mask is None else ssim.clamp(0, 1))
 
 # %% ../../nbs/training/01_losses.ipynb #be6ce47b
@@ -178,7 +173,7 @@ class Perceptual(nn.Module):
         return [x, *self.vgg(x)]
 
     def forward(self, image, truth): # (…, H, W, 3)
-        a, b = (self.features(_channels_first(x)) for x in (image, truth))
+        a, b = (self.features(channels_first(x)) for x in (image, truth))
         return sum(w*(p - q).abs().mean() for w, p, q in zip(self.LAYER_WEIGHTS, a, b))/255
 
 # %% ../../nbs/training/01_losses.ipynb #41aa0929
@@ -207,7 +202,7 @@ class LPIPS(nn.Module):
         return [f/(f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in features]
 
     def forward(self, image, truth): # (…, H, W, 3)
-        a, b = (self.features(_channels_first(x)) for x in (image, truth))
+        a, b = (self.features(channels_first(x)) for x in (image, truth))
         layers = [F.conv2d((p - q).square(), getattr(self, f"lin{i}")) for i, (p, q) in enumerate(zip(a, b))]
         return sum(layer.mean((1, 2, 3)) for layer in layers).mean()
 
