@@ -218,7 +218,7 @@ def _declared_cameras(cams, domain, choose, z) -> Cameras:
 def _result(steps, domain, residual_px) -> Canonical|Approximate:
     "What `canonicalize` returns, with its report."
     choose, z = steps.choose, steps.z
-    size_px = (steps.views.alpha > .5).double().sum((1, 2)).sqrt().mean().item()
+    size_px = (steps.views.alpha > .5).sum((1, 2)).double().sqrt().mean().item()
     report = Certificate(_view_reports(steps), domain, residual_px, choose, residual=residual_px/max(size_px, 1.))
     to_source = steps.sim.inverse
     if choose == "zoom": to_source = to_source @ Similarity(1/z[0].item(), source="model", target="model")
@@ -271,12 +271,16 @@ def _share_outside(alpha, to_virtual, size) -> float:
 
 def _share_at_border(alpha) -> float:
     "Share of the silhouette's outline that lies on the border of the image."
-    inside = torch.nn.functional.pad((alpha > .5).float(), (1, 1, 1, 1))
-    beside_background = torch.nn.functional.max_pool2d(1 - inside[None, None], 3, 1, 1)[0, 0]
-    outline = (inside*beside_background)[1:-1, 1:-1] > 0
-    border = torch.ones_like(outline)
-    border[1:-1, 1:-1] = False
-    return ((outline & border).sum()/outline.sum().clamp(min=1)).item()
+    silhouette = alpha > .5
+    rows, columns = (silhouette.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    if not len(rows): return 0.
+    (top, bottom), (left, right) = (x[[0, -1]].tolist() for x in (rows, columns))
+    inside = silhouette[top:bottom + 1, left:right + 1]
+    padded = torch.nn.functional.pad(inside.float(), (1, 1, 1, 1))
+    beside_background = torch.nn.functional.max_pool2d(1 - padded[None], 3, 1)[0] > 0
+    outline = (inside & beside_background).nonzero() + torch.tensor([top, left])
+    at_border = (outline == 0) | (outline == torch.tensor(alpha.shape) - 1)
+    return at_border.any(1).float().mean().item()
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #94811950
 def _errors(steps) -> list[dict]: # per view

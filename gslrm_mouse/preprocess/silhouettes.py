@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..cameras.similarity import Similarity
 from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views, border_pixels
+from ..views.views import Views
 
 # %% auto #0
 __all__ = ['ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']
@@ -64,7 +64,11 @@ def com_offsets(views:Views) -> np.ndarray: # (V,)
     return np.linalg.norm(com - sizes/2, axis=1)*512/sizes[:, 0]
 
 # %% ../../nbs/preprocess/00_silhouettes.ipynb #c29299ff
+def _outermost(image:Tensor) -> Tensor: # (H, W) → (N,) the pixels on the border
+    return torch.cat([image[0], image[-1], image[1:-1, 0], image[1:-1, -1]])
+
 def border_share(views:Views) -> np.ndarray: # (V,)
     "Share of each image's outermost ring of pixels that is foreground."
-    mask, ring = views.alpha > FOREGROUND_ALPHA, border_pixels(views.cameras)
-    return ((mask & ring).sum((1, 2)).double()/ring.sum((1, 2))).numpy()
+    sizes = views.cameras.image_sizes.tolist()
+    rings = [_outermost(alpha[:height, :width]) for alpha, (width, height) in zip(views.alpha, sizes)]
+    return np.array([(ring > FOREGROUND_ALPHA).double().mean().item() for ring in rings])
