@@ -13,7 +13,7 @@ from .cloud import Gaussians
 from .fit import Fit, gaussians_to_parameters, parameters_to_gaussians
 from .rasterize import render
 from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views
+from ..views.views import Views, mask_box
 from ..views.warp import warp_views
 
 # %% auto #0
@@ -24,15 +24,12 @@ _MARGIN = 1.08 # side of a crop over the longer side of its silhouette
 
 def _crop_to_source(alpha:Tensor, size:int) -> Tensor: # (3, 3) float64, crop pixel → source pixel
     "The square around the silhouette of one view, (H, W)."
-    is_object = alpha > FOREGROUND_ALPHA
-    rows, columns = is_object.any(1).nonzero()[:, 0], is_object.any(0).nonzero()[:, 0]
-    if not len(rows): raise ValueError("a view shows nothing of the object (its mask is empty), so it cannot be fitted")
-    low = torch.stack([columns[0], rows[0]]).double()
-    high = torch.stack([columns[-1], rows[-1]]).double() + 1
-    side = _MARGIN*(high - low).max()
-    to_source = torch.diag(torch.stack([side/size, side/size, torch.ones_like(side)]))
-    to_source[:2, 2] = (low + high - side)/2
-    return to_source
+    x0, x1, y0, y1 = mask_box(alpha > FOREGROUND_ALPHA)
+    if x0 == x1: raise ValueError("a view shows nothing of the object (its mask is empty), so it cannot be fitted")
+    side = _MARGIN*max(x1 - x0, y1 - y0)
+    left, top = (x0 + x1 - side)/2, (y0 + y1 - side)/2
+    rows = [side/size, 0., left], [0., side/size, top], [0., 0., 1.]
+    return torch.tensor(rows, dtype=torch.float64, device=alpha.device)
 
 def _crops(views:Views, size:int) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
     "The crop of each view and the cameras of the crops."

@@ -6,6 +6,7 @@
 from __future__ import annotations
 from dataclasses import dataclass
 import numpy as np
+from ..views.views import mask_box
 
 # %% auto #0
 __all__ = ['NOISE', 'import_cv2', 'Background', 'odd_size', 'disk_kernel', 'block_means', 'match_lighting', 'slightly_blurred',
@@ -120,9 +121,9 @@ def color_distance(a, b):
 
 def bounding_slices(mask, margin) -> tuple: # slices of rows and columns
     "Slices around what is set, with a margin; None where nothing is."
-    ys, xs = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(ys): return None
-    return tuple(slice(max(s[0] - margin, 0), s[-1] + margin + 1) for s in (ys, xs))
+    x0, x1, y0, y1 = mask_box(mask)
+    if x0 == x1: return None
+    return slice(max(y0 - margin, 0), y1 + margin), slice(max(x0 - margin, 0), x1 + margin)
 
 def _thresholds(samples, plate, keep, noise) -> np.ndarray:
     "3.5 times the mean difference of the samples that belong to the plate, within `noise` and 4 times the usual."

@@ -16,7 +16,7 @@ from .certificate import misplacement_bounds, view_ratios, visible_width
 from .silhouettes import ModelInput
 from ..views.hull import hull_cover
 from ..views.triangulation import centred, triangulate
-from ..views.views import Views, check_views, unpad_views
+from ..views.views import Views, check_views, mask_box, unpad_views
 from ..views.warp import warp_views
 
 # %% auto #0
@@ -272,10 +272,9 @@ def _share_outside(alpha, to_virtual, size) -> float:
 def _share_at_border(alpha) -> float:
     "Share of the silhouette's outline that lies on the border of the image."
     silhouette = alpha > .5
-    rows, columns = (silhouette.any(axis).nonzero()[:, 0] for axis in (1, 0))
-    if not len(rows): return 0.
-    (top, bottom), (left, right) = (x[[0, -1]].tolist() for x in (rows, columns))
-    inside = silhouette[top:bottom + 1, left:right + 1]
+    left, right, top, bottom = mask_box(silhouette)
+    if left == right: return 0.
+    inside = silhouette[top:bottom, left:right]
     padded = torch.nn.functional.pad(inside.float(), (1, 1, 1, 1))
     beside_background = torch.nn.functional.max_pool2d(1 - padded[None], 3, 1)[0] > 0
     outline = (inside & beside_background).nonzero() + torch.tensor([top, left])

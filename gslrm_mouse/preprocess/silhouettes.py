@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from ..cameras.similarity import Similarity
 from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views
+from ..views.views import Views, mask_box
 
 # %% auto #0
 __all__ = ['ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']
@@ -45,12 +45,8 @@ def foreground_stats(views:Views) -> tuple[Tensor, Tensor, Tensor]: # (V,), (V, 
     y, x = torch.arange(h) + .5, torch.arange(w) + .5
     area = mask.sum((1, 2)).double()
     com = torch.stack([(mask*x).sum((1, 2)), (mask*y[:, None]).sum((1, 2))], -1).double()/area[:, None]
-    box = torch.stack([_box(m) for m in mask])
-    return area, com, box
-
-def _box(mask) -> Tensor: # (4,) x0 y0 x1 y1 of (H, W)
-    columns, rows = mask.any(0).nonzero()[:, 0], mask.any(1).nonzero()[:, 0]
-    return torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).double()
+    x0, x1, y0, y1 = torch.tensor([mask_box(m) for m in mask], dtype=torch.float64).T
+    return area, com, torch.stack([x0, y0, x1, y1], -1)
 
 def size_ratios(views:Views) -> Tensor: # (V,) float64
     "Relative object size: square root of the share of foreground pixels."

@@ -10,7 +10,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..cameras.pinhole import Cameras
 from .triangulation import triangulate
-from .views import Views, border_pixels
+from .views import Views, border_pixels, mask_box
 
 # %% auto #0
 __all__ = ['FOREGROUND_ALPHA', 'MAX_RAYS', 'MOST_CUBES', 'Hull', 'hull_reach', 'Cover', 'hull_cover', 'visual_hull']
@@ -90,9 +90,9 @@ def hull_reach(
     extents = []
     centers, depths = cams.project(center[None])[:, 0], cams.to_camera(center[None])[:, 0, 2]
     for K, (u, v), depth, mask in zip(cams.K, centers, depths, inside):
-        rows, columns = (mask.any(i).nonzero()[:, 0].double() for i in (1, 0))
-        x = (columns[[0, -1]] + .5 - u).abs().max()/K[0, 0]
-        y = (rows[[0, -1]] + .5 - v).abs().max()/K[1, 1]
+        x0, x1, y0, y1 = mask_box(mask)
+        x = max(abs(x0 + .5 - u), abs(x1 - .5 - u))/K[0, 0]
+        y = max(abs(y0 + .5 - v), abs(y1 - .5 - v))/K[1, 1]
         extents.append(depth*(x*x + y*y).sqrt())
     return 1.25*torch.stack(extents).max().item()
 

@@ -19,7 +19,7 @@ from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
-from .views import MaskError, Views, check_views
+from .views import MaskError, Views, check_views, mask_box
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
@@ -265,9 +265,14 @@ def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twi
     "Image on white and alpha of one camera, undistorted; None where the mask is empty."
     brightness = mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2]
     is_inside = torch.from_numpy(brightness > 3*MASK_THRESHOLD)
+    x0, x1, y0, y1 = mask_box(is_inside)
+    if x0 == x1: return None
     image = torch.from_numpy(image)
-    if not is_inside.any(): return None
-    if rig.lens is None: return torch.where(is_inside[..., None], image, 255).float()/255, is_inside.float()
+    if rig.lens is None:
+        colour = torch.ones(image.shape) # most of it stays white
+        inside = is_inside[y0:y1, x0:x1, None]
+        colour[y0:y1, x0:x1] = torch.where(inside, image[y0:y1, x0:x1], 255).float()/255
+        return colour, is_inside.float()
     rgba = torch.cat([image.float()/255, is_inside.float()[..., None]], -1)
     colour, alpha = undistort_rgba(rgba, rig, v).split([3, 1], -1)
     return (colour + 1 - alpha).clamp(0, 1), alpha[..., 0]

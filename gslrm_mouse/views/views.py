@@ -17,8 +17,9 @@ from ..cameras.pinhole import Cameras, check_cameras
 from ..files import describe_folder, one_line, open_image
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'is_inverted', 'check_views', 'show_views', 'pad_images', 'pad_views',
-           'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white', 'path_inside']
+__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'mask_box', 'is_inverted', 'check_views', 'show_views', 'pad_images',
+           'pad_views', 'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white',
+           'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -87,6 +88,16 @@ def _check_values(x, where): # `where` names camera and kind of image
     if not (low.isfinite() and high.isfinite()): raise ValueError(f"{where} holds NaN or infinity")
     if low < -1e-4 or high > 1 + 1e-4:
         raise ValueError(f"{where} should lie in [0, 1], found {low:.3g} to {high:.3g}")
+
+def mask_box(
+    mask, # (H, W) bool, of numpy or torch
+) -> tuple[int, int, int, int]: # x0, x1, y0, y1, the ends excluded; all 0 where nothing is set
+    "The smallest box around what is set."
+    if isinstance(mask, Tensor):
+        mask = mask.cpu().numpy() # whose `any` is 20 times as fast as torch's
+    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    if not len(columns): return 0, 0, 0, 0
+    return int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
 
 def is_inverted(
     alpha:Tensor, # (H, W)

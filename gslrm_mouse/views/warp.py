@@ -11,7 +11,7 @@ from numba import njit
 from torch import Tensor
 from torch.nn.functional import grid_sample
 from ..threads import run_jobs
-from .views import Views
+from .views import Views, mask_box
 
 # %% auto #0
 __all__ = ['downscale_factor', 'warp_reference', 'warp_views']
@@ -103,11 +103,6 @@ def _warp(source, left, top, H, n, x0, x1, y0, y1, out):
             for k in range(4): out[y, x, k] = total[k]/(n*n)
 
 # %% ../../nbs/views/05_warp.ipynb #39550924
-def _mask_box(mask:np.ndarray) -> tuple: # (x0, x1, y0, y1); empty where the mask is
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
-    if not len(columns): return 0, 0, 0, 0
-    return columns[0], columns[-1] + 1, rows[0], rows[-1] + 1
-
 def _corners(x0, x1, y0, y1): return np.array([[x, y, 1.] for x in (x0, x1) for y in (y0, y1)])
 
 def _target_box(H, box, width, height) -> tuple:
@@ -122,13 +117,13 @@ def _target_box(H, box, width, height) -> tuple:
 
 def _warp_view(image, alpha, H, n, out):
     "One view (h, w, 3) on white with its alpha, into `out` (height, width, 4)."
-    x0, x1, y0, y1 = box = _mask_box(alpha > 0)
+    x0, x1, y0, y1 = box = mask_box(alpha > 0)
     if x0 == x1: return
     inside = alpha[y0:y1, x0:x1, None]
     source = np.concatenate([image[y0:y1, x0:x1] - 1 + inside, inside], -1)
     height, width = out.shape[:2]
     left, right, top, bottom = _target_box(H, box, width, height)
-    if left < right and top < bottom: _warp(source, int(x0), int(y0), H, n, left, right, top, bottom, out)
+    if left < right and top < bottom: _warp(source, x0, y0, H, n, left, right, top, bottom, out)
 
 # %% ../../nbs/views/05_warp.ipynb #040615be
 def warp_views(
