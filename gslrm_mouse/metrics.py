@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['psnr', 'iou', 'channels_first', 'ssim_map', 'ssim', 'image_scores', 'mean_scores', 'reconstruction_loss']
+__all__ = ['psnr', 'iou', 'to_channels_first', 'ssim_map', 'ssim', 'image_scores', 'mean_scores', 'reconstruction_loss']
 
 # %% ../nbs/05_metrics.ipynb #57645053
 def psnr(
@@ -43,7 +43,7 @@ def _window_means(x:Tensor) -> Tensor: # (N, H, W) → (N, H - 10, W - 10)
     by_row = F.conv2d(x[None], window, groups=len(x))
     return F.conv2d(by_row, window.mT, groups=len(x))[0]
 
-def channels_first(images:Tensor) -> Tensor: # (..., H, W, 3) → (N, 3, H, W)
+def to_channels_first(images:Tensor) -> Tensor: # (..., H, W, 3) → (N, 3, H, W)
     return images.flatten(0, -4).movedim(-1, 1)
 
 def ssim_map(
@@ -51,7 +51,10 @@ def ssim_map(
     truth:Tensor, # (..., H, W, 3)
 ) -> Tensor: # (..., H - 10, W - 10, 3)
     "Structural similarity (Wang et al. 2004) of each window inside the image, and each colour."
-    x, y = (channels_first(z).flatten(0, 1) for z in (image, truth))
+    if image.shape != truth.shape or min(image.shape[-3:-1]) < _WINDOW:
+        raise ValueError(f"SSIM compares two images of at least {_WINDOW} × {_WINDOW} pixels and of one shape, got "
+                         f"{tuple(image.shape)} and {tuple(truth.shape)}")
+    x, y = (to_channels_first(z).flatten(0, 1) for z in (image, truth))
     means = _window_means(torch.cat([x, y, x*x, y*y, x*y]))
     mean_x, mean_y, mean_xx, mean_yy, mean_xy = means.chunk(5)
     var_x = (mean_xx - mean_x.square()).clamp(min=0)
@@ -65,9 +68,9 @@ def ssim(
     image:Tensor, # (..., H, W, 3) clipped to [0, 1] here
     truth:Tensor, # (..., H, W, 3)
 ) -> Tensor: # (...)
-    "Mean structural similarity of each image, which goes on mirrored beyond its border."
+    "Mean structural similarity of each image, padded by reflection, see `ssim_map`."
     border = [_WINDOW//2]*4
-    x, y = (F.pad(channels_first(z), border, mode="reflect") for z in (image.clamp(0, 1), truth))
+    x, y = (F.pad(to_channels_first(z), border, mode="reflect") for z in (image.clamp(0, 1), truth))
     return ssim_map(x.movedim(1, -1), y.movedim(1, -1)).mean((-3, -2, -1)).view(image.shape[:-3])
 
 # %% ../nbs/05_metrics.ipynb #f60059a5

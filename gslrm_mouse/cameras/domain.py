@@ -65,6 +65,11 @@ def mean_visible(self:CameraDomain) -> float:
     return 2*self.mean_distance*math.tan(math.radians(self.mean_fov)/2)
 
 @patch
+def distance_for(self:CameraDomain, fov:float) -> float: # fov: horizontal, degrees
+    "The distance from which a camera of this field of view sees as wide as the domain's, model units."
+    return self.mean_visible/2/math.tan(math.radians(fov/2))
+
+@patch
 def to_dict(self:CameraDomain) -> dict:
     "Its fields, those of varied cameras only where it has them: stored settings of other domains stay the same."
     values = asdict(self)

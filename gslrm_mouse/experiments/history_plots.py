@@ -124,7 +124,7 @@ def _images_of(x) -> dict: # "truth" or the stop: (H, W, 3) uint8
 
 def _mosaic(rows:list, columns:list) -> np.ndarray: # rows: dicts of images. (H, W, 3) uint8
     "The images of a filmstrip in one image, white where there is none: hundreds of axes would take seconds to draw."
-    height, width, _ = next(iter(rows[0].values())).shape
+    height, width, _ = next(image for images in rows for image in images.values()).shape
     mosaic = np.full((len(rows)*(height + _GAP), len(columns)*(width + _GAP), 3), 255, np.uint8)
     for i, images in enumerate(rows):
         for j, column in enumerate(columns):
@@ -143,8 +143,10 @@ def _plot_filmstrip(done, names, folder, file):
     fig, ax = plt.subplots(figsize=(1.7*n_columns + 1, .9*n_rows + .3))
     for spine in ax.spines.values(): spine.set_visible(False)
     ax.tick_params(length=0, labelsize=6, top=False, labeltop=True, labelbottom=False)
-    if rows:
-        mosaic = _mosaic([_images_of(x) for x in rows], ["truth", *stops])
+    images = [_images_of(x) for x in rows]
+    if not any(images): ax.axis("off")
+    else:
+        mosaic = _mosaic(images, ["truth", *stops])
         height, width, _ = mosaic.shape
         ax.imshow(mosaic)
         columns = ["truth", *(f"step {step}" for step in stops)]

@@ -183,7 +183,7 @@ SHIPPED = ("gslrm_64", "gslrm_128", "gslrm_any", "gslrm_any_128")
 FOR_RIGS = "gslrm_any_128" # what `reconstruct` uses and the doctor judges by, where no checkpoint is named
 
 def shipped_checkpoint(name:str="gslrm_64") -> Path:
-    "A checkpoint in this package, of `SHIPPED`."
+    "Weights in this package: those of `SHIPPED`, and those of comparisons, which other modules name."
     return Path(str(files("gslrm_mouse")))/"weights"/f"{name}.safetensors"
 
 def checkpoint_path(

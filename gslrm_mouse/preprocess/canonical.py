@@ -277,8 +277,8 @@ def _share_at_border(alpha) -> float:
     inside = silhouette[top:bottom, left:right]
     padded = torch.nn.functional.pad(inside.float(), (1, 1, 1, 1))
     beside_background = torch.nn.functional.max_pool2d(1 - padded[None], 3, 1)[0] > 0
-    outline = (inside & beside_background).nonzero() + torch.tensor([top, left])
-    at_border = (outline == 0) | (outline == torch.tensor(alpha.shape) - 1)
+    outline = (inside & beside_background).nonzero() + torch.tensor([top, left], device=alpha.device)
+    at_border = (outline == 0) | (outline == torch.tensor(alpha.shape, device=alpha.device) - 1)
     return at_border.any(1).float().mean().item()
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #94811950

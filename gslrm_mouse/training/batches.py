@@ -15,7 +15,7 @@ from .settings import DatasetSettings, Settings
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['Batch', 'view_counts', 'BatchStream', 'prefetch']
+__all__ = ['Batch', 'view_counts', 'stacked_views', 'BatchStream', 'prefetch']
 
 # %% ../../nbs/training/04_batches.ipynb #bf21754e
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def _overlapping_first(order:np.ndarray, centers:Tensor, n_in:int) -> np.ndarray
 # %% ../../nbs/training/04_batches.ipynb #13985484
 def _resized(v:Views, size:int) -> Views: return v if v.cameras.width == size else v.resized(size, size)
 
-def _stacked(views:list) -> tuple[Tensor, Tensor, Cameras]: # images, alpha, cameras
+def stacked_views(
+    views:list, # `Views` of as many cameras each
+) -> tuple[Tensor, Tensor, Cameras]: # (B, V, H, W, 3) images, (B, V, H, W) alpha, (B, V) cameras
+    "The views of several scenes as one batch."
     cams = [v.cameras for v in views]
     cameras = replace(cams[0], K=torch.stack([c.K for c in cams]), w2c=torch.stack([c.w2c for c in cams]))
     return torch.stack([v.images for v in views]), torch.stack([v.alpha for v in views]), cameras
@@ -135,8 +138,8 @@ class BatchStream:
         views, names, camera_names = zip(*parts)
         in_size = self.s.model.image_tokenizer.image_size
         first_target = 0 if self.d.target_has_input else n_in - self.d.target_inputs
-        images, input_alpha, cameras = _stacked([_resized(v[:n_in], in_size) for v in views])
-        truth, truth_alpha, target_cameras = _stacked([v[first_target:] for v in views])
+        images, input_alpha, cameras = stacked_views([_resized(v[:n_in], in_size) for v in views])
+        truth, truth_alpha, target_cameras = stacked_views([v[first_target:] for v in views])
         samples = [dict(name=name, inputs=cams[:n_in], targets=cams[first_target:])
                    for name, cams in zip(names, camera_names)]
         return Batch(

@@ -21,11 +21,11 @@ from .small_run import SmallRunSettings, train_small
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['GENERATOR_RUN', 'view_pair', 'training_batch', 'flow_loss', 'train_generator']
+__all__ = ['ELEVATIONS', 'GENERATOR_RUN', 'view_pair', 'training_batch', 'flow_loss', 'train_generator']
 
 # %% ../../nbs/training/14_generator.ipynb #71f20006
 _FOVS = 10., 50. # fields of view of the image's camera, degrees
-_ELEVATIONS = -5., 50. # degrees
+ELEVATIONS = -5., 50. # of cameras, degrees
 
 def view_pair(
     kind:str, # "head", "object" or "mouse"
@@ -36,8 +36,8 @@ def view_pair(
     rng = np.random.default_rng([i, 1230])
     scene = canonical_scene(kind, i)
     fov = math.exp(rng.uniform(*np.log(_FOVS)))
-    distance = FACELIFT_DOMAIN.mean_visible/2/math.tan(math.radians(fov/2))
-    camera = orbit([rng.uniform(0, 360)], rng.uniform(*_ELEVATIONS), distance, fov, 2*size)
+    distance = FACELIFT_DOMAIN.distance_for(fov)
+    camera = orbit([rng.uniform(0, 360)], rng.uniform(*ELEVATIONS), distance, fov, 2*size)
     depth = camera.to_camera(scene.center[None].to(camera.w2c))[0, 0, 2].item()
     given = generator_input(
         raytrace(scene, camera, 2), zero123plus_domain(CAMERA_VERSION), size=size, depth=depth)

@@ -23,7 +23,7 @@ from .freeze import apply_trainable, distillation_teacher
 from .guard import check_gradient, describe_skip, skip_event
 from .losses import ForwardOutput, Losses, rank_weights
 from .record import Record, save_sheet
-from .runs import checkpoints, last_checkpoint, read_log
+from .runs import checkpoints, last_checkpoint, learning_curve, read_log, steps_of
 from .settings import Settings, load_settings, settings_from, to_plain_dict
 from .sources import SceneDataset, build_dataset, picture_size
 from .state import Run, initial_network, load_run, load_run_weights
@@ -271,19 +271,9 @@ def load_trained(path) -> tuple: # network or PeftModel in eval mode, Settings, 
     load_run_weights(model, weights, path)
     return model.eval(), s, state
 
-def _steps(log:list) -> list: return [r for r in log if "event" not in r]
-
-def _mean(records:list, key:str) -> float|None: # over the records that have it
-    values = [r[key] for r in records if r.get(key) is not None]
-    return round(sum(values)/len(values), 5) if values else None
-
-def _history(log:list, points:int=60) -> dict: # of a card
-    "The training curve in about `points` averages, and the changes of the schedule."
-    steps = _steps(log)
-    n = max(1, len(steps)//points)
-    parts = [steps[i:i + n] for i in range(0, len(steps), n)]
-    curve = dict(step=[part[-1]["step"] + 1 for part in parts])
-    for key in ("l2", "psnr_fg", "psnr_white"): curve[key] = [_mean(part, key) for part in parts]
+def _history(log:list) -> dict: # of a card
+    "The training curve, and the changes of the schedule."
+    curve = learning_curve(steps_of(log), ("l2", "psnr_fg", "psnr_white"))
     turns = [r for r in log if r.get("event") == "resumed" and r.get("changed")]
     if not turns: return dict(curve=curve)
     first = next((r for r in log if r.get("event") == "manifest"), {})
@@ -293,7 +283,7 @@ def _history(log:list, points:int=60) -> dict: # of a card
 
 def _card_facts(log:list, s:Settings, state:dict, command:str) -> dict:
     validations = [r for r in log if r.get("event") == "validation"]
-    last_l2 = [r["l2"] for r in _steps(log)[-500:] if r["l2"] is not None]
+    last_l2 = [r["l2"] for r in steps_of(log)[-500:] if r["l2"] is not None]
     facts = dict(
         command=command, **_history(log), world=WORLD, steps=state["step"], seconds=round(state["seconds"]),
         l2_last_500=sum(last_l2)/max(1, len(last_l2)), skipped=state["guard"]["skipped"],
@@ -394,5 +384,5 @@ def train_in_stages(
         for i, step in enumerate(at):
             with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
                 path = run_training(s, out, resume=i > 0, stop_at=step, cache=Path(cache)/"moments")
-            steps = _steps(read_log(out))
+            steps = steps_of(read_log(out))
             yield step, load_trained(path)[0], sum(r["skipped"] for r in steps)/max(1, len(steps))

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from ..files import check_torch_file, one_line
-from ..metrics import channels_first, ssim_map
+from ..metrics import to_channels_first, ssim_map
 from .settings import LossSettings
 
 # %% auto #0
@@ -173,7 +173,7 @@ class Perceptual(nn.Module):
         return [x, *self.vgg(x)]
 
     def forward(self, image, truth): # (…, H, W, 3)
-        a, b = (self.features(channels_first(x)) for x in (image, truth))
+        a, b = (self.features(to_channels_first(x)) for x in (image, truth))
         return sum(w*(p - q).abs().mean() for w, p, q in zip(self.LAYER_WEIGHTS, a, b))/255
 
 # %% ../../nbs/training/01_losses.ipynb #41aa0929
@@ -202,7 +202,7 @@ class LPIPS(nn.Module):
         return [f/(f.square().sum(1, keepdim=True).sqrt() + 1e-10) for f in features]
 
     def forward(self, image, truth): # (…, H, W, 3)
-        a, b = (self.features(channels_first(x)) for x in (image, truth))
+        a, b = (self.features(to_channels_first(x)) for x in (image, truth))
         layers = [F.conv2d((p - q).square(), getattr(self, f"lin{i}")) for i, (p, q) in enumerate(zip(a, b))]
         return sum(layer.mean((1, 2, 3)) for layer in layers).mean()
 

@@ -21,7 +21,7 @@ from ..files import check_torch_file, one_line, read_jsonl, write_atomic
 
 # %% auto #0
 __all__ = ['CheckpointWriteError', 'checkpoints', 'last_checkpoint', 'save_state', 'remove_partial', 'load_state', 'manifest',
-           'read_log', 'truncate_log', 'plot_runs']
+           'read_log', 'steps_of', 'learning_curve', 'truncate_log', 'plot_runs']
 
 # %% ../../nbs/training/06_runs.ipynb #9a84788b
 class CheckpointWriteError(ValueError):
@@ -133,6 +133,25 @@ def read_log(run) -> list[dict]: # run: its folder, or a log file
     path = Path(run)/"log.jsonl" if Path(run).is_dir() else Path(run)
     if not path.is_file(): raise FileNotFoundError(f"no log at {path}")
     return read_jsonl(path)
+
+def steps_of(log:list) -> list: # records of a log
+    "The records of its optimisation steps."
+    return [r for r in log if "event" not in r]
+
+def _mean_of(records:list, key:str) -> float|None: # over the records that have it
+    values = [r[key] for r in records if r.get(key) is not None]
+    return round(sum(values)/len(values), 5) if values else None
+
+def learning_curve(
+    steps:list, # records of optimisation steps, in their order
+    keys, # of the records
+    points:int=60, # about how many averages
+) -> dict: # "step": numbers of steps done; each key: means of the steps since the point before
+    "A training curve, short enough for a model card."
+    n = max(1, len(steps)//points)
+    parts = [steps[i:i + n] for i in range(0, len(steps), n)]
+    return dict(step=[part[-1]["step"] + 1 for part in parts]) | {
+        key: [_mean_of(part, key) for part in parts] for key in keys}
 
 def truncate_log(run, step:int):
     "Remove what was logged from `step` on."

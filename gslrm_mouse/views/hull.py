@@ -91,6 +91,7 @@ def hull_reach(
     centers, depths = cams.project(center[None])[:, 0], cams.to_camera(center[None])[:, 0, 2]
     for K, (u, v), depth, mask in zip(cams.K, centers, depths, inside):
         x0, x1, y0, y1 = mask_box(mask)
+        if x0 == x1: raise ValueError("a silhouette is empty, so it has no extent")
         x = max(abs(x0 + .5 - u), abs(x1 - .5 - u))/K[0, 0]
         y = max(abs(y0 + .5 - v), abs(y1 - .5 - v))/K[1, 1]
         extents.append(depth*(x*x + y*y).sqrt())

@@ -261,6 +261,12 @@ def open_recording(
 # %% ../../nbs/views/03_recordings.ipynb #59cb8180
 MASK_THRESHOLD = 127 # of 255: the codec blurs what was 0 and 255
 
+def _on_white(image, is_inside, box): # (H, W, 3) uint8, (H, W) → (H, W, 3) in [0, 1]
+    "The image where it is inside, white elsewhere; only what lies in the box, slices of rows and columns, is touched."
+    colour = torch.ones(image.shape)
+    colour[box] = torch.where(is_inside[box][..., None], image[box], 255).float()/255
+    return colour
+
 def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twice -> (h, w, 3), (h, w)
     "Image on white and alpha of one camera, undistorted; None where the mask is empty."
     brightness = mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2]
@@ -268,11 +274,7 @@ def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twi
     x0, x1, y0, y1 = mask_box(is_inside)
     if x0 == x1: return None
     image = torch.from_numpy(image)
-    if rig.lens is None:
-        colour = torch.ones(image.shape) # most of it stays white
-        inside = is_inside[y0:y1, x0:x1, None]
-        colour[y0:y1, x0:x1] = torch.where(inside, image[y0:y1, x0:x1], 255).float()/255
-        return colour, is_inside.float()
+    if rig.lens is None: return _on_white(image, is_inside, (slice(y0, y1), slice(x0, x1))), is_inside.float()
     rgba = torch.cat([image.float()/255, is_inside.float()[..., None]], -1)
     colour, alpha = undistort_rgba(rgba, rig, v).split([3, 1], -1)
     return (colour + 1 - alpha).clamp(0, 1), alpha[..., 0]

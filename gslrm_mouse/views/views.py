@@ -43,8 +43,8 @@ def __len__(self:Views): return len(self.images)
 @patch
 def __getitem__(self:Views, i) -> Views:
     "The views that `i` picks (int, slice, list, mask); an int keeps the dimension, a slice or all copies nothing."
-    if isinstance(i, list) and i == list(range(len(self))):
-        i = slice(None) # a list would copy the images
+    if isinstance(i, list) and [(type(j), j) for j in i] == [(int, j) for j in range(len(self))]:
+        i = slice(None) # a list would copy the images; one of bools is a mask
     if isinstance(i, int):
         i = range(len(self))[i]
         i = slice(i, i + 1)

@@ -5,16 +5,15 @@ import re
 from dataclasses import replace
 
 import numpy as np
-import pynwb
 import pytest
 import torch
-import xarray
 
 from gslrm_mouse import cli
 from gslrm_mouse.cameras.rotations import matrix_to_quat, quaternion_product, rotvec_to_matrix
 from gslrm_mouse.reconstruction.sequence import SEQUENCE, Sequence, save_sequence
-from gslrm_mouse.reconstruction.track import measure, track_table
+from gslrm_mouse.reconstruction.track import NEEDS_TRACK, measure, track_table
 
+pynwb, xarray = (pytest.importorskip(name, reason=NEEDS_TRACK) for name in ("pynwb", "xarray"))
 FRAMES = 4
 CELLS = 48
 

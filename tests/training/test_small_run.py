@@ -1,5 +1,6 @@
 "The run of a small network that is killed between two checkpoints ends as one that was left alone."
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -24,15 +25,16 @@ def test_killed_between_checkpoints(tmp_path, monkeypatch, train, settings, netw
     whole = train(tmp_path/"whole", settings, network)
     train_step = small_run._train_step
 
-    def killed(model, optimizers, s, step, loss_of):
-        if step == 5: raise KeyboardInterrupt
+    def killed(model, optimizers, s, step, loss_of, at):
+        if step == at: raise KeyboardInterrupt
         return train_step(model, optimizers, s, step, loss_of)
 
     monkeypatch.setattr(small_run, "_SAVE_EVERY", 2)
-    monkeypatch.setattr(small_run, "_train_step", killed)
-    with pytest.raises(KeyboardInterrupt): train(tmp_path/"killed", settings, network)
+    for at in (1, 5): # before the first checkpoint, and after the second
+        monkeypatch.setattr(small_run, "_train_step", partial(killed, at=at))
+        with pytest.raises(KeyboardInterrupt): train(tmp_path/"killed", settings, network)
+        assert len(read_log(tmp_path/"killed")) == at
     assert [path.name for path in checkpoints(tmp_path/"killed")] == ["step_00000002", "step_00000004"]
-    assert len(read_log(tmp_path/"killed")) == 5
 
     monkeypatch.setattr(small_run, "_train_step", train_step)
     resumed = train(tmp_path/"killed", settings, network)
