@@ -141,11 +141,10 @@ def _plot_filmstrip(done, names, folder, file):
     stops = sorted({step for x in rows for step in x["settings"]["stops"]})
     n_rows, n_columns = max(1, len(rows)), len(stops) + 1
     fig, ax = plt.subplots(figsize=(1.7*n_columns + 1, .9*n_rows + .3))
-    for spine in ax.spines.values(): spine.set_visible(False)
+    ax.spines[:].set_visible(False)
     ax.tick_params(length=0, labelsize=6, top=False, labeltop=True, labelbottom=False)
     images = [_images_of(x) for x in rows]
-    if not any(images): ax.axis("off")
-    else:
+    if any(images):
         mosaic = _mosaic(images, ["truth", *stops])
         height, width, _ = mosaic.shape
         ax.imshow(mosaic)

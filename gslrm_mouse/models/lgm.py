@@ -22,8 +22,8 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['LGM_CONFIGS', 'IN_CHANNELS', 'OUT_CHANNELS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LGM_DISTANCE', 'LGM_DOMAIN',
-           'LGMConfig', 'ResidualBlock', 'MultiViewAttention', 'LGMUNet', 'posed_images', 'first_camera_frame',
-           'lgm_gaussians', 'LGM', 'load_lgm', 'spread_views', 'lgm_input']
+           'LAPTOP_LGM', 'LGMConfig', 'ResidualBlock', 'MultiViewAttention', 'LGMUNet', 'posed_images',
+           'first_camera_frame', 'lgm_gaussians', 'LGM', 'load_lgm', 'spread_views', 'lgm_input']
 
 # %% ../../nbs/models/04_lgm.ipynb #8f404f70
 @dataclass(frozen=True)
@@ -313,3 +313,8 @@ def lgm_input(
     sim = first_camera_frame(cameras, cameras.centers[0].norm().item())
     moved = replace(prepared.views, cameras=sim.cameras(cameras))
     return ModelInput(moved, prepared.to_source @ sim.inverse, prepared.statement, exact=True)
+
+# %% ../../nbs/models/04_lgm.ipynb #55130002
+LAPTOP_LGM = LGMConfig(
+    down=(32, 32, 64, 128), down_attention=(False, False, False, True),
+    up=(128, 64, 32), up_attention=(True, False, False), image_size=64)

@@ -4,41 +4,52 @@
 
 # %% ../../nbs/training/15_lgm.ipynb #71f60003
 from __future__ import annotations
-import math
-from dataclasses import asdict, replace
+import json
+from dataclasses import asdict, fields, replace
+from pathlib import Path
 import numpy as np
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 from ..cameras.domain import FACELIFT_DOMAIN
 from ..cameras.pinhole import Cameras, orbit
+from ..files import atomic_file
 from ..gaussians.rasterize import render
-from ..models.lgm import LGM, LGM_DISTANCE, LGM_DOMAIN, LGMConfig, first_camera_frame
+from ..metrics import image_scores, mean_scores, reconstruction_loss
+from ..models.checkpoint import open_safetensors
+from ..models.lgm import LAPTOP_LGM, LGM, LGM_DISTANCE, LGM_DOMAIN, LGMConfig, first_camera_frame
 from ..scenes.bodies import canonical_scene
 from ..scenes.dataset import HELD_OUT
 from ..scenes.tracer import raytrace
+from .batches import stacked_views
+from .generator import ELEVATIONS
+from .runs import last_checkpoint, learning_curve, load_state, read_log
 from .small_run import SmallRunSettings, train_small
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['LAPTOP_LGM', 'LGM_RUN', 'lgm_views', 'lgm_batch', 'lgm_loss', 'untrained_lgm', 'train_lgm']
+__all__ = ['N_TARGETS', 'LGM_RUN', 'lgm_views', 'lgm_batch', 'lgm_loss', 'untrained_lgm', 'train_lgm', 'lgm_scores', 'export_lgm',
+           'lgm_facts']
 
 # %% ../../nbs/training/15_lgm.ipynb #71f60007
-_ELEVATIONS = -5., 50. # degrees
 _JITTER = 20. # degrees, of the azimuths of the inputs, to both sides
+
+N_TARGETS = 2 # views that are drawn beside the inputs
 
 def lgm_views(
     kind:str, # "head", "object" or "mouse"
     i:int, # number of the scene
-    n_targets:int=2, # views beside the inputs
+    n_targets:int=N_TARGETS, # views beside the inputs
     size:int=64, # of the images, pixels
 ) -> Views: # the inputs, then the targets, in the frame of the first camera
     "What LGM is given of a procedural scene, and what it should answer."
     rng = np.random.default_rng([i, 1231])
-    n_inputs, fov = LGM_DOMAIN.n_views[0], LGM_DOMAIN.fov[0]
+    n_inputs = LGM_DOMAIN.n_views[0]
+    fov = LGM_DOMAIN.fov[0]
     around = rng.uniform(0, 360) + 360/n_inputs*np.arange(n_inputs) + rng.uniform(-_JITTER, _JITTER, n_inputs)
     azimuths = np.concatenate([around, rng.uniform(0, 360, n_targets)])
-    elevations = torch.from_numpy(rng.uniform(*_ELEVATIONS, len(azimuths)))
-    distance = FACELIFT_DOMAIN.mean_visible/2/math.tan(math.radians(fov/2))
+    elevations = torch.from_numpy(rng.uniform(*ELEVATIONS, len(azimuths)))
+    distance = FACELIFT_DOMAIN.distance_for(fov)
     views = raytrace(canonical_scene(kind, i), orbit(azimuths.tolist(), elevations, distance, fov, size), 2)
     return replace(views, cameras=first_camera_frame(views.cameras, distance).cameras(views.cameras))
 
@@ -50,14 +61,9 @@ def lgm_batch(
 ) -> tuple[Tensor, Tensor, Cameras]: # (B, V, H, W, 3) on white, (B, V, H, W), (B, V)
     "Views of scenes, half of them heads, half objects."
     kinds = ["head" if rng.random() < .5 else "object" for _ in range(batch)]
-    views = [lgm_views(kind, int(rng.integers(HELD_OUT)), n_targets, size) for kind in kinds]
-    K, w2c = (torch.stack([getattr(v.cameras, name) for v in views]) for name in ("K", "w2c"))
-    cameras = replace(views[0].cameras, K=K, w2c=w2c)
-    return torch.stack([v.images for v in views]), torch.stack([v.alpha for v in views]), cameras
+    return stacked_views([lgm_views(kind, int(rng.integers(HELD_OUT)), n_targets, size) for kind in kinds])
 
 # %% ../../nbs/training/15_lgm.ipynb #71f6000b
-_ALPHA_WEIGHT = .2
-
 def lgm_loss(
     model:LGM,
     images:Tensor, # (B, V, H, W, 3) on white, the inputs first
@@ -69,22 +75,18 @@ def lgm_loss(
     inputs = replace(cameras, K=cameras.K[:, :n], w2c=cameras.w2c[:, :n])
     drawn = replace(cameras, K=cameras.K[:, n - 1:], w2c=cameras.w2c[:, n - 1:])
     colours, opacity = render(model(images[:, :n], inputs), drawn)
-    error = (colours - images[:, n - 1:]).square().mean()
-    return error + _ALPHA_WEIGHT*(opacity - alpha[:, n - 1:]).square().mean()
+    return reconstruction_loss(colours, opacity, images[:, n - 1:], alpha[:, n - 1:])["loss"]
 
 # %% ../../nbs/training/15_lgm.ipynb #71f6000e
-LAPTOP_LGM = LGMConfig(
-    down=(32, 32, 64, 128), down_attention=(False, False, False, True),
-    up=(128, 64, 32), up_attention=(True, False, False), image_size=64)
 LGM_RUN = SmallRunSettings(steps=5000, batch=2, lr=1e-3)
 
-_TARGETS = 2 # views beside the inputs
-_SMALL_SPLATS = -1.5 # added to the numbers of the sizes: Gaussians begin 0.02 wide instead of 0.07
+_SIZE_OFFSET = -1.5 # added to the network's numbers of the sizes: Gaussians begin 0.02 wide instead of 0.07
 
 def untrained_lgm(config:LGMConfig=LAPTOP_LGM) -> LGM:
     "A network whose Gaussians begin small, with the layout of memory that its convolutions are fastest in."
     model = LGM(config).to(memory_format=torch.channels_last)
-    with torch.no_grad(): model.conv.bias[4:7] += _SMALL_SPLATS
+    with torch.no_grad():
+        model.conv.bias[4:7] += _SIZE_OFFSET
     return model
 
 def train_lgm(
@@ -95,5 +97,53 @@ def train_lgm(
 ) -> LGM: # its weights are the running mean, in eval mode
     "Train, or go on with a run of the same settings; ValueError for a run of others."
     def loss_of(model, rng):
-        return lgm_loss(model, *lgm_batch(rng, s.batch, _TARGETS, config.image_size))
+        return lgm_loss(model, *lgm_batch(rng, s.batch, N_TARGETS, config.image_size))
     return train_small(out, lambda: untrained_lgm(config), loss_of, s, asdict(config), until)
+
+# %% ../../nbs/training/15_lgm.ipynb #71f60011
+_SCORES = ("iou", "psnr_fg", "psnr", "psnr_white")
+
+@torch.no_grad()
+def lgm_scores(
+    model:LGM,
+    kind:str, # "head", "object" or "mouse"
+    n:int, # held-out scenes
+) -> dict: # means
+    "Scores in four novel views of each scene."
+    rows = []
+    for i in range(HELD_OUT, HELD_OUT + n):
+        views = lgm_views(kind, i, n_targets=4, size=model.config.image_size)
+        n_inputs = model.config.n_views
+        inputs, targets = views[:n_inputs], views[n_inputs:]
+        image, alpha = render(model(inputs.images[None], inputs.cameras.batch()).scene(0), targets.cameras)
+        scores = mean_scores(image_scores(image, alpha, targets.images, targets.alpha))
+        rows.append([scores[name] for name in _SCORES])
+    return {name: float(x) for name, x in zip(_SCORES, np.mean(rows, 0).round(4))}
+
+def _facts(model:LGM, state:dict, log:list, n:int) -> dict:
+    held_out = {kind: lgm_scores(model, kind, n) for kind in ("head", "object", "mouse")}
+    curve = learning_curve(log, ("loss",))
+    return dict(settings=state["settings"], steps=state["step"], curve=curve, held_out=held_out, scenes=n)
+
+def export_lgm(
+    out, # folder of a run
+    path, # *.safetensors to write
+    n:int=32, # held-out scenes of each kind
+) -> Path:
+    "Write the running mean of the last checkpoint in half precision, with its curve and its scores as stored."
+    _, state = load_state(last_checkpoint(out))
+    config = LGMConfig(**{field.name: state["settings"][field.name] for field in fields(LGMConfig)})
+    weights = {name: x.half().contiguous() for name, x in state["mean"].items()}
+    model = LGM(config).eval()
+    model.load_state_dict(weights) # as float32
+    facts = _facts(model, state, read_log(out), n)
+    with atomic_file(path) as part:
+        save_file(weights, part, metadata=dict(facts=json.dumps(facts)))
+    return Path(path)
+
+def lgm_facts(
+    path, # of `export_lgm`
+) -> dict: # settings, steps, curve (step, loss), held_out, scenes
+    "What stands beside the weights."
+    with open_safetensors(path) as f:
+        return json.loads(f.metadata()["facts"])

@@ -150,8 +150,10 @@ def learning_curve(
     "A training curve, short enough for a model card."
     n = max(1, len(steps)//points)
     parts = [steps[i:i + n] for i in range(0, len(steps), n)]
-    return dict(step=[part[-1]["step"] + 1 for part in parts]) | {
-        key: [_mean_of(part, key) for part in parts] for key in keys}
+    curve = dict(step=[part[-1]["step"] + 1 for part in parts])
+    for key in keys:
+        curve[key] = [_mean_of(part, key) for part in parts]
+    return curve
 
 def truncate_log(run, step:int):
     "Remove what was logged from `step` on."

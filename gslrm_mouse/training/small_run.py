@@ -75,9 +75,12 @@ def train_small(
     until:int|None=None, # steps after which this call ends; all when None
 ) -> nn.Module: # its weights are the running mean, in eval mode
     "Train, or go on with a run of the same settings; ValueError for a run of others."
-    out, until = Path(out), s.steps if until is None else min(until, s.steps)
+    out = Path(out)
+    until = s.steps if until is None else min(until, s.steps)
+    settings = asdict(s) | facts | dict(world=WORLD)
     torch.manual_seed(s.seed)
-    model, settings, start = make(), asdict(s) | facts | dict(world=WORLD), 0
+    model = make()
+    start = 0
     optimizers = optimizers_for(model, s)
     mean = {name: value.clone() for name, value in model.state_dict().items()}
     remove_partial(out)
@@ -85,7 +88,8 @@ def train_small(
         weights, state = load_state(found[-1])
         _check_same(out, state, settings)
         model.load_state_dict(weights)
-        mean, start = state["mean"], state["step"]
+        mean = state["mean"]
+        start = state["step"]
         for optimizer, moments in zip(optimizers, state["optimizers"]):
             optimizer.load_state_dict(moments)
     truncate_log(out, start)

@@ -274,7 +274,9 @@ def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twi
     x0, x1, y0, y1 = mask_box(is_inside)
     if x0 == x1: return None
     image = torch.from_numpy(image)
-    if rig.lens is None: return _on_white(image, is_inside, (slice(y0, y1), slice(x0, x1))), is_inside.float()
+    if rig.lens is None:
+        box = slice(y0, y1), slice(x0, x1)
+        return _on_white(image, is_inside, box), is_inside.float()
     rgba = torch.cat([image.float()/255, is_inside.float()[..., None]], -1)
     colour, alpha = undistort_rgba(rgba, rig, v).split([3, 1], -1)
     return (colour + 1 - alpha).clamp(0, 1), alpha[..., 0]

@@ -43,8 +43,9 @@ def __len__(self:Views): return len(self.images)
 @patch
 def __getitem__(self:Views, i) -> Views:
     "The views that `i` picks (int, slice, list, mask); an int keeps the dimension, a slice or all copies nothing."
-    if isinstance(i, list) and [(type(j), j) for j in i] == [(int, j) for j in range(len(self))]:
-        i = slice(None) # a list would copy the images; one of bools is a mask
+    is_list_of_all = isinstance(i, list) and i == list(range(len(self))) and bool not in map(type, i)
+    if is_list_of_all:
+        i = slice(None) # a list would copy the images
     if isinstance(i, int):
         i = range(len(self))[i]
         i = slice(i, i + 1)
@@ -95,7 +96,8 @@ def mask_box(
     "The smallest box around what is set."
     if isinstance(mask, Tensor):
         mask = mask.cpu().numpy() # whose `any` is 20 times as fast as torch's
-    columns, rows = np.flatnonzero(mask.any(0)), np.flatnonzero(mask.any(1))
+    columns = np.flatnonzero(mask.any(0))
+    rows = np.flatnonzero(mask.any(1))
     if not len(columns): return 0, 0, 0, 0
     return int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
 

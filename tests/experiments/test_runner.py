@@ -157,7 +157,8 @@ def test_an_interrupt_that_torch_makes_an_error_ends_the_study(fakes, tiny_check
         with pytest.raises(KeyboardInterrupt):
             run_arms(plan, tmp_path/"results", tmp_path/"cache", jobs=1, known=fakes, say=quiet)
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally: signal.signal(signal.SIGINT, before)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert [line["seed"] for line in load_results(tmp_path/"results/north.jsonl")] == [0, 0]
 
 

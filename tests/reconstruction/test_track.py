@@ -118,7 +118,8 @@ def test_the_files_of_the_command_agree(points, tmp_path, capsys):
 
 
 def refused(capsys, *arguments):
-    with pytest.raises(SystemExit) as stop: cli.main(["track", *map(str, arguments)])
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["track", *map(str, arguments)])
     assert stop.value.code == 2
     lines = capsys.readouterr().err.splitlines()
     assert len(lines) == 1

@@ -26,17 +26,20 @@ def test_killed_between_checkpoints(tmp_path, monkeypatch, train, settings, netw
     train_step = small_run._train_step
 
     def killed(model, optimizers, s, step, loss_of, at):
-        if step == at: raise KeyboardInterrupt
+        if step == at:
+            raise KeyboardInterrupt
         return train_step(model, optimizers, s, step, loss_of)
 
     monkeypatch.setattr(small_run, "_SAVE_EVERY", 2)
     for at in (1, 5): # before the first checkpoint, and after the second
         monkeypatch.setattr(small_run, "_train_step", partial(killed, at=at))
-        with pytest.raises(KeyboardInterrupt): train(tmp_path/"killed", settings, network)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path/"killed", settings, network)
         assert len(read_log(tmp_path/"killed")) == at
     assert [path.name for path in checkpoints(tmp_path/"killed")] == ["step_00000002", "step_00000004"]
 
     monkeypatch.setattr(small_run, "_train_step", train_step)
     resumed = train(tmp_path/"killed", settings, network)
     assert read_log(tmp_path/"killed") == read_log(tmp_path/"whole")
-    for name, value in whole.state_dict().items(): assert torch.equal(resumed.state_dict()[name], value)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value)
