@@ -22,18 +22,29 @@ __all__ = ['ADAM_EPS', 'crop_cameras', 'foreground_crops', 'split_longest', 'Fit
 # %% ../../nbs/gaussians/08_coarse_to_fine.ipynb #5f080007
 _MARGIN = 1.08 # side of a crop over the longer side of its silhouette
 
-def _crop_to_source(alpha:Tensor, size:int) -> Tensor: # (3, 3) float64, crop pixel → source pixel
-    "The square around the silhouette of one view, (H, W)."
+def _inside(start:float, side:float, length:int) -> float:
+    "Where a square begins that is moved into an image of this length; where it was if it is longer."
+    return min(max(start, 0.), length - side) if side <= length else start
+
+def _crop_to_source(
+    alpha:Tensor, # (H, W)
+    image_size:list, # width and height of the camera's image, pixels
+    size:int, # of the crop
+) -> Tensor: # (3, 3) float64, crop pixel → source pixel
+    "The square around the silhouette of one view, inside its image."
     x0, x1, y0, y1 = mask_box(alpha > FOREGROUND_ALPHA)
     if x0 == x1: raise ValueError("a view shows nothing of the object (its mask is empty), so it cannot be fitted")
     side = _MARGIN*max(x1 - x0, y1 - y0)
-    left, top = (x0 + x1 - side)/2, (y0 + y1 - side)/2
+    width, height = image_size
+    left = _inside((x0 + x1 - side)/2, side, width)
+    top = _inside((y0 + y1 - side)/2, side, height)
     rows = [side/size, 0., left], [0., side/size, top], [0., 0., 1.]
     return torch.tensor(rows, dtype=torch.float64, device=alpha.device)
 
 def _crops(views:Views, size:int) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
     "The crop of each view and the cameras of the crops."
-    to_source = torch.stack([_crop_to_source(alpha, size) for alpha in views.alpha])
+    sizes = views.cameras.image_sizes.tolist()
+    to_source = torch.stack([_crop_to_source(alpha, each, size) for alpha, each in zip(views.alpha, sizes)])
     K = torch.linalg.inv(to_source) @ views.cameras.K.double()
     return to_source, replace(views.cameras, K=K, width=size, height=size, sizes=None)
 

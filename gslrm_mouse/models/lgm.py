@@ -23,7 +23,7 @@ from ..views.views import Views
 # %% auto #0
 __all__ = ['LGM_CONFIGS', 'IN_CHANNELS', 'OUT_CHANNELS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LGM_DISTANCE', 'LGM_DOMAIN',
            'LAPTOP_LGM', 'LGMConfig', 'ResidualBlock', 'MultiViewAttention', 'LGMUNet', 'posed_images',
-           'first_camera_frame', 'lgm_gaussians', 'LGM', 'load_lgm', 'spread_views', 'lgm_input']
+           'first_camera_frame', 'lgm_gaussians', 'ray_middles', 'LGM', 'load_lgm', 'spread_views', 'lgm_input']
 
 # %% ../../nbs/models/04_lgm.ipynb #8f404f70
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ class LGMConfig:
     image_size:int = 256 # pixels, square
     n_views:int = 4 # input views of a scene
     unit_quats:bool = True # False: rotations are the identity, as weights from before the fix were trained with
+    from_rays:bool = False # True: positions count from `ray_middles`; the released networks' are in the world
 
     def __post_init__(self):
         if len(self.down) != len(self.down_attention) or len(self.up) != len(self.up_attention):
@@ -229,6 +230,17 @@ def lgm_gaussians(
         means=means.clamp(-1, 1), quats=quats, scales=.1*F.softplus(scales), opacities=torch.sigmoid(opacity[..., 0]),
         sh=((rgb - .5)/C0)[..., None, :])
 
+# %% ../../nbs/models/04_lgm.ipynb #55130011
+def ray_middles(
+    posed:Tensor, # (B, V, 9, H, W) of `posed_images`
+    size:int, # of the maps, pixels
+) -> Tensor: # (B, V, 3, size, size)
+    "The points of the pixels' rays that are closest to the world's origin, d × (o × d), averaged in larger pixels."
+    moment, direction = posed[:, :, 3:].split(3, 2)
+    middles = torch.linalg.cross(direction, moment, dim=2)
+    return F.adaptive_avg_pool2d(middles.flatten(0, 1), size).unflatten(0, middles.shape[:2])
+
+# %% ../../nbs/models/04_lgm.ipynb #55130013
 class LGM(nn.Module):
     "`LGM(config)(images, cameras) -> Gaussians`, called like `GSLRM`."
     def __init__(self, config:LGMConfig=LGMConfig()):
@@ -256,7 +268,11 @@ class LGM(nn.Module):
         if cameras.unit != "model":
             raise ValueError(f"LGM takes cameras in model units, these are in {cameras.unit!r}; "
                              "lgm_input brings views there")
-        return lgm_gaussians(self.raw(posed_images(images, cameras)), c.unit_quats)
+        posed = posed_images(images, cameras)
+        raw = self.raw(posed)
+        if c.from_rays:
+            raw = torch.cat([raw[:, :, :3] + ray_middles(posed, c.splat_size), raw[:, :, 3:]], 2)
+        return lgm_gaussians(raw, c.unit_quats)
 
 # %% ../../nbs/models/04_lgm.ipynb #bcf3eebd
 _PERCEPTUAL = "lpips_loss." # prefix of tensors that are not part of the network
@@ -317,4 +333,4 @@ def lgm_input(
 # %% ../../nbs/models/04_lgm.ipynb #55130002
 LAPTOP_LGM = LGMConfig(
     down=(32, 32, 64, 128), down_attention=(False, False, False, True),
-    up=(128, 64, 32), up_attention=(True, False, False), image_size=64)
+    up=(128, 64, 32), up_attention=(True, False, False), image_size=64, from_rays=True)

@@ -172,9 +172,9 @@ SEQUENCE_QUALITIES = dict(
 class Followed:
     "Where a sequence stands after a frame: all that the next one needs."
     gaussians:Gaussians # in the world of the views
-    point:tuple # in which the rays through the silhouettes' centroids meet
-    shift:tuple # of that point since the frame before
-    cameras:tuple # numbers of those that show all of the animal, see `_whole`
+    point:tuple # in which the rays through the silhouettes' centroids meet, of `cameras`
+    shift:tuple # of the middle of the Gaussians since the frame before
+    cameras:tuple # numbers of those that show all of the animal; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
     open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
@@ -185,14 +185,26 @@ def _score(g:Gaussians, crops:Views) -> dict:
     image, alpha = render(g, crops.cameras, eps2d=0.)
     return mean_scores(image_scores(image, alpha, crops.images, crops.alpha))
 
-_LEAST_WHOLE = 3
+_LEAST_WHOLE = 3 # views
+_LEAST_SHARE = .1 # of the Gaussians' means
 
 def _whole(views:Views) -> tuple: # numbers of views
-    "Those whose silhouette does not touch the image's border; all where they are fewer than three."
+    "Those whose silhouette does not touch the image's border; none where they are fewer than three."
     whole = tuple((border_share(views) == 0).nonzero()[0].tolist())
-    return whole if len(whole) >= _LEAST_WHOLE else tuple(range(len(views)))
+    return whole if len(whole) >= _LEAST_WHOLE else ()
 
-def _place(views:Views) -> tuple: return tuple(triangulate(views).point.tolist())
+def _place(views:Views, cameras:tuple) -> tuple: # (x, y, z); none where there are no cameras
+    "Where the rays through the centroids of these cameras' silhouettes meet."
+    return tuple(triangulate(views[list(cameras)]).point.tolist()) if cameras else ()
+
+def _seen_in(g:Gaussians, views:Views) -> Views:
+    "Those in whose image at least a tenth of the Gaussians lies: what a smaller part shows would pull at the whole."
+    pixels = views.cameras.to(torch.float64).project(g.means.double())
+    inside = ((pixels > 0) & (pixels < views.cameras.image_sizes[:, None])).all(-1)
+    return views[(inside.double().mean(1) >= _LEAST_SHARE).tolist()]
+
+def _shift_of(before:Gaussians, after:Gaussians) -> tuple: # (x, y, z)
+    return tuple((after.means - before.means).mean(0).tolist())
 
 def start_sequence(
     g:Gaussians, # of the first frame, in the world of the views
@@ -202,11 +214,10 @@ def start_sequence(
     kind:str="first",
 ) -> Followed:
     "A sequence of one frame."
+    score = _score(g, foreground_crops(_seen_in(g, views), motion.size))
     cameras = _whole(views)
-    views = views[list(cameras)]
-    score = _score(g, foreground_crops(views, motion.size))
     return Followed(
-        gaussians=g, point=_place(views), shift=(0., 0., 0.), cameras=cameras, psnr_fg=score["psnr_fg"],
+        gaussians=g, point=_place(views, cameras), shift=(0., 0., 0.), cameras=cameras, psnr_fg=score["psnr_fg"],
         open_frames=motion.settling, iou=score["iou"], kind=kind, key=number)
 
 def follow(
@@ -218,21 +229,23 @@ def follow(
     motion:Motion=Motion(),
 ) -> Followed:
     "The same Gaussians, one frame later."
-    cameras, every_view = _whole(views), views
-    views = views[list(cameras)]
-    point, shift = _place(views), before.shift
-    if cameras == before.cameras: shift = tuple(b - a for a, b in zip(before.point, point))
-    g = replace(before.gaussians, means=before.gaussians.means + torch.tensor(shift))
-    g = _rigid_step(g, foreground_crops(views, motion.rigid_size), motion)
-    crops = foreground_crops(views, motion.size)
+    cameras = _whole(views)
+    point = _place(views, cameras)
+    shift = torch.tensor(before.shift)
+    if cameras and cameras == before.cameras:
+        shift = torch.tensor(point) - torch.tensor(before.point)
+    g = replace(before.gaussians, means=before.gaussians.means + shift)
+    seen = _seen_in(g, views)
+    g = _rigid_step(g, foreground_crops(seen, motion.rigid_size), motion)
+    crops = foreground_crops(seen, motion.size)
     is_open = before.open_frames > 0
     g = _local_step(g, crops, neighbours, motion, is_open)
     score = _score(g, crops)
     if score["iou"] < motion.lost*before.iou:
-        return start_sequence(_from_hull(g, every_view, quality), every_view, number, motion, "anew")
+        return start_sequence(_from_hull(g, views, quality), views, number, motion, "anew")
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
     return replace(
-        before, gaussians=g, point=point, shift=shift, cameras=cameras,
+        before, gaussians=g, point=point, shift=_shift_of(before.gaussians, g), cameras=cameras,
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
         kind="appearance" if is_open else "followed")

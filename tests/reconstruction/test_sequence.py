@@ -12,12 +12,13 @@ from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.ply import load_ply
 from gslrm_mouse.gaussians.surface import surface_gaussians
+from gslrm_mouse.preprocess.silhouettes import border_share
 from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
-from gslrm_mouse.reconstruction.prediction import QUALITIES, quality_of
+from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
-    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, find_neighbours, follow, load_sequence, rigidity_energy,
-    start_sequence)
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _seen_in, find_neighbours, follow, load_sequence,
+    rigidity_energy, start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
@@ -146,3 +147,33 @@ def test_the_appearance_closes_and_opens_after_a_loss():
     assert has_same_looks(1, 2) and has_same_looks(2, 3)
     assert not has_same_looks(0, 1) and not has_same_looks(3, 4)
     assert made[4].gaussians.sh.mean() < made[3].gaussians.sh.mean() # it became darker
+
+
+def walking(seed, frames):
+    return [raytrace(mouse_scene(seed, i/20), mouse_rig().resized(288, 256), 2) for i in frames]
+
+
+def test_an_animal_that_walks_out_of_most_images_is_followed():
+    frames = range(26, 31)
+    views, quality = walking(31, frames), quality_of("draft")
+    assert (border_share(views[0]) > 0).sum() == 4
+    first = optimise_scene(surface_gaussians(views[0], 40), views[0], quality)
+    followed, neighbours = start_sequence(first, views[0], 0), find_neighbours(first)
+    assert followed.cameras == followed.point == () # two whole silhouettes are too few
+    for i, frame in enumerate(views[1:], 1):
+        followed = follow(followed, frame, i, neighbours, quality)
+    moved = (followed.gaussians.means - first.means).mean(0)
+    true = [mouse_scene(31, i/20).center for i in (frames[0], frames[-1])]
+    assert (true[1] - true[0]).norm() > 14
+    assert (moved - (true[1] - true[0])).norm() < 1
+
+
+def test_an_image_with_a_sliver_of_the_animal_does_not_count():
+    views = walking(102, [0])[0]
+    g = surface_gaussians(views, 30)
+    K = views.cameras.K.clone()
+    u = views.cameras.project(g.means.double())[1, :, 0].quantile(.95) # a twentieth of them lies right of it
+    K[1, 0, 2] -= u
+    without = replace(views, cameras=replace(views.cameras, K=K))
+    assert len(_seen_in(g, views)) == 6
+    assert _seen_in(g, without).names == tuple(name for i, name in enumerate(views.names) if i != 1)
