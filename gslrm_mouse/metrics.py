@@ -4,6 +4,7 @@
 
 # %% ../nbs/05_metrics.ipynb #7f632b40
 from __future__ import annotations
+import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -89,10 +90,14 @@ def image_scores(
     rows = [{name: float(values[i]) for name, values in columns.items()} for i in range(len(truth))]
     return [dict(row, width=width, height=height) for row in rows]
 
+def _known_mean(values:list[float]) -> float:
+    known = [x for x in values if not math.isnan(x)]
+    return sum(known)/len(known) if known else math.nan
+
 def mean_scores(records:list[dict]) -> dict:
-    "Means of the scores of all images."
+    "Means over all images; one that shows nothing of the object has no `psnr_fg` (NaN) and does not count for it."
     names = ("psnr", "psnr_fg", "ssim", "iou", "psnr_white")
-    return {name: sum(record[name] for record in records)/len(records) for name in names}
+    return {name: _known_mean([record[name] for record in records]) for name in names}
 
 # %% ../nbs/05_metrics.ipynb #d3f84618
 def reconstruction_loss(

@@ -146,7 +146,7 @@ _WORDS = { # camera dependence / adaptation, in the original report
 _NOT_MEASURED = { # released models whose weights are not part of the package
     "LGM": "it is given rays (a fixed rig's in its demo)",
     "Zero123++": "cannot be misinformed",
-    "SV3D": "it is given angles",
+    "SV3D": "it is given angles (sv3d_p) or nothing",
 }
 
 def _share(x:Interval|None) -> str:
@@ -279,21 +279,38 @@ def _training_sentence(less:Interval, lost:Interval) -> str: # U varied minus U 
     if less.low > 0: return "unfamiliar cameras cost more after training with varied ones"
     return "unfamiliar cameras cost both networks alike, as far as can be measured"
 
+_UNTRAINED = "visual hull", "per-scene optimisation", "ellipsoid" # baselines that every image and camera enters
+
+def _untrained_sentence(more:Interval) -> str: # U of the network of one camera minus U of per-scene optimisation
+    if more.n < ENOUGH: return "whether models without training lose less was not measured"
+    untrained = "per-scene optimisation, which has no training"
+    if more.low > 0: return f"unfamiliar cameras cost it more than {untrained}"
+    if more.high < 0: return f"unfamiliar cameras cost it less than {untrained}"
+    return f"unfamiliar cameras do not cost it measurably more than {untrained}"
+
+def _minus_untrained(done, name, way) -> str:
+    baselines = [other for other in _UNTRAINED if other in _names(done)]
+    differences = [_difference(_losses(done, other, way), _losses(done, name, way)) for other in baselines]
+    return ", ".join(f"minus {other} {signed_ci(x, 3)}" for other, x in zip(baselines, differences)) or "no baseline"
+
 def _ranking_finding(done) -> Finding:
     one, many = NETWORKS
     if not {one, many} <= set(_names(done)): return Finding(_RANKING, "nothing", "open", "the networks were not run")
     less = _difference(*(_losses(done, name, "consistent") for name in NETWORKS))
     more = _difference(*(_losses(done, name, "told") for name in ("ellipsoid", one)))
     halves = "; ".join(f"{name} {half_dose_text(dependence_of(done, name))}" for name in NETWORKS)
-    wrong = _levels(done, (*NETWORKS, "ellipsoid"), _told)
-    measured = f"share of novel IoU lost under wrong cameras: {wrong}; with the frame left " \
+    measured = f"share of novel IoU lost under wrong cameras: {_levels(done, NETWORKS, _told)}; the first of them " \
+               f"{_minus_untrained(done, one, 'told')}; with the frame left " \
                f"as they state it: {_levels(done, NETWORKS, _as_told)}; contradiction that halves the IoU: " \
                f"{halves}; lost under unfamiliar cameras that are given correctly: " \
-               f"{_levels(done, NETWORKS, _unfamiliar)}, difference {signed_ci(less, 3)}"
+               f"{_levels(done, NETWORKS, _unfamiliar)}, difference {signed_ci(less, 3)}; the first of them " \
+               f"{_minus_untrained(done, one, 'consistent')}"
     if less.n < ENOUGH: return Finding(_RANKING, measured, "open", "too few scenes")
     numbers = dependence_of(done, one)
     verdict, why = _wrong_cameras_sentence(numbers.told, more)
-    return Finding(_RANKING, measured, verdict, f"{why}; {_training_sentence(less, numbers.unfamiliar)}")
+    beside = _difference(*(_losses(done, name, "consistent") for name in ("per-scene optimisation", one)))
+    sentences = why, _training_sentence(less, numbers.unfamiliar), _untrained_sentence(beside)
+    return Finding(_RANKING, measured, verdict, "; ".join(sentences))
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0026
 @dataclass(frozen=True)
@@ -302,21 +319,30 @@ class _Conditionings:
     told:Interval # D, mean over those that are given the cameras
     as_told:Interval # D of the others, with the frame that the wrong cameras state
     unfamiliar:Interval # U of those that are not given the cameras, trained in canonical cameras
-    more:Interval # the same minus U of those that are given them
+    more:dict # subject: the same minus U of those that are given them
     gain:Interval # U after canonical minus U after varied training, mean over conditionings
     gain_stable:Interval # without relative encodings
 
     @property
     def is_enough(self) -> bool:
         "Whether there are enough scenes for a verdict."
-        return min(x.n for x in (self.told, self.as_told, self.unfamiliar, self.more, self.gain_stable)) >= ENOUGH
+        needed = self.told, self.as_told, self.unfamiliar, self.gain_stable, *self.more.values()
+        return min(x.n for x in needed) >= ENOUGH
 
 def _mean_or_none(losses:dict) -> Interval:
     return mean_ci(list(losses.values())) if losses else Interval(np.nan, np.nan, np.nan, 0)
 
 def _gain_of_variety(done, conditionings) -> Interval: # canonical minus varied training
-    trained = [[f"{name}, {training}" for name in conditionings] for training in reversed(TRAININGS)]
-    return _difference(*(_mean_loss(done, names, "consistent") for names in trained))
+    canonical, varied = TRAININGS
+    after_canonical = _mean_loss(done, [f"{name}, {canonical}" for name in conditionings], "consistent")
+    after_varied = _mean_loss(done, [f"{name}, {varied}" for name in conditionings], "consistent")
+    return _difference(after_varied, after_canonical)
+
+def _of_subject(losses:dict, subject:str) -> dict: # those of (scene, subject)
+    return {key: loss for key, loss in losses.items() if key[1] == subject}
+
+def _more_by_subject(told:dict, untold:dict) -> dict: # subject: U of those that are not given the cameras minus U
+    return {subject: _difference(_of_subject(told, subject), _of_subject(untold, subject)) for subject in SUBJECTS}
 
 def _conditionings(done) -> _Conditionings:
     given = {name: _scenes(done, name)[0][0]["is_told"] for name in _names(done) if name in _CONDITIONED}
@@ -329,7 +355,7 @@ def _conditionings(done) -> _Conditionings:
         told=_mean_or_none(_mean_loss(done, told, "told")),
         as_told=min(as_told, key=_lower_end, default=_mean_or_none({})),
         unfamiliar=_mean_or_none(untold_loss),
-        more=_difference(told_loss, untold_loss),
+        more=_more_by_subject(told_loss, untold_loss),
         gain=_gain_of_variety(done, CONDITIONINGS),
         gain_stable=_gain_of_variety(done, [name for name in CONDITIONINGS if name != _UNSTABLE]))
 
@@ -342,11 +368,17 @@ def _frame_sentence(as_told:Interval) -> str:
     if as_told.low > 0: return f"{shape}, but wrong cameras still put the answer in a wrong place"
     return f"{shape}, and the wrong place in which wrong cameras put it costs nothing measurable"
 
-def _unfamiliar_sentence(lost:Interval, more:Interval) -> str:
+_SUBJECT_WORDS = {"head": "on heads", "mouse": "on mice"}
+
+def _more_or_less(more:Interval) -> str:
+    if more.high < 0: return "less"
+    if more.low > 0: return "more"
+    return "not measurably more or less"
+
+def _unfamiliar_sentence(lost:Interval, more:dict) -> str: # more: subject → Interval
     if not lost.low > 0: return "unfamiliar cameras cost it nothing measurable"
-    if more.high < 0: return "unfamiliar cameras cost it less than networks that are given the cameras"
-    if more.low > 0: return "unfamiliar cameras cost it more than networks that are given the cameras"
-    return "unfamiliar cameras cost it IoU, not measurably less than networks that are given the cameras"
+    parts = [f"{_more_or_less(x)} {_SUBJECT_WORDS[subject]}" for subject, x in more.items()]
+    return f"compared with networks that are given the cameras, unfamiliar ones cost it {' and '.join(parts)}"
 
 def _variety_sentence(gain:Interval, stable:Interval) -> str:
     if gain.low > 0 and stable.low > 0: return "varied cameras in training lower that"
@@ -364,10 +396,11 @@ def _conditioning_finding(done) -> Finding:
             verdict="open",
             why="the networks of different conditioning have not been run")
     found = _conditionings(done)
-    wrong, as_told, unfamiliar = (_levels(done, names, pick) for pick in (_told, _as_told, _unfamiliar))
-    measured = f"one small network, four conditionings, two trainings, one training run each; lost under wrong " \
-               f"cameras: {wrong}; with the frame left as they state it: {as_told}; under unfamiliar ones: " \
-               f"{unfamiliar}; after canonical training, not given minus given them {signed_ci(found.more, 3)}; " \
+    differences = ", ".join(f"{_SUBJECT_WORDS[subject]} {signed_ci(x, 3)}" for subject, x in found.more.items())
+    measured = f"one small network, four conditionings, two trainings, one training run each; share of novel IoU " \
+               f"lost under wrong cameras: {ci_text(found.told, 2)} by those that are given them, 0 by construction " \
+               f"by the others, with the frame left as stated {ci_text(found.as_told, 2)} by the least of these; " \
+               f"under unfamiliar ones after canonical training, not given minus given them: {differences}; " \
                f"canonical minus varied training, mean of conditionings {signed_ci(found.gain, 3)}, without relative " \
                f"encodings {signed_ci(found.gain_stable, 3)}; the released models were not run"
     if not found.is_enough: return Finding(_USABLE, measured, "open", "too few scenes")

@@ -212,10 +212,15 @@ def _gain(done, subject, answer) -> Interval: # IoU minus that of the copied ima
     ours, copied = (_scores(done, subject, name, "iou") for name in (answer, "copied image"))
     return mean_ci([ours[i] - copied[i] for i in ours])
 
-def _beats_copying(gain:Interval, what:str) -> str:
-    if gain.low > 0: return f"on {what} it is better than copying the image"
-    if gain.high < 0: return f"on {what} it is worse than copying the image"
-    return f"on {what} it is not measurably better than copying the image"
+_SUBJECT_WORDS = {"head": "heads", "object": "objects", "mouse": "mice, which it never saw"}
+
+def _better_or_worse(gain:Interval) -> str:
+    if gain.low > 0: return "better"
+    if gain.high < 0: return "worse"
+    return "not measurably better"
+
+def _against_copying(gains:dict) -> str: # subject: IoU minus that of the copied image
+    return ", ".join(f"{_better_or_worse(gain)} on {_SUBJECT_WORDS[subject]}" for subject, gain in gains.items())
 
 _ON_RIG = "Does a generator that sees one image help on a mouse of the rig? (not in the original report)"
 
@@ -257,9 +262,11 @@ def _learnt(done) -> Finding:
         reached = f"whether the limit of {ENOUGH_FOR_HEADS:g} dB was reached is uncertain"
     if heads.high < ENOUGH_FOR_HEADS:
         reached = f"the limit of {ENOUGH_FOR_HEADS:g} dB was missed"
-    seen, unseen = (_beats_copying(gains[subject]["conditional mean"], what)
-                    for subject, what in (("head", "heads"), ("mouse", "mice, which it never saw,")))
-    return Finding(_CLAIM, measured, "answered", f"{reached}; {seen}; {unseen}")
+    of_mean, of_sample = (_against_copying({subject: gains[subject][answer] for subject in SUBJECTS})
+                          for answer in ("conditional mean", "sample"))
+    why = f"{reached}; beside a copy of the image, its conditional mean is {of_mean}; its samples, which a " \
+          f"reconstructor would be given, are {of_sample}"
+    return Finding(_CLAIM, measured, "answered", why)
 
 ONE_IMAGE_EXPERIMENT = Experiment(
     name="one_image",

@@ -40,7 +40,7 @@ MODELS = dict(
         told="nothing", weights="the released folder of Zero123++", variants=("1.1", "1.2")),
     sv3d=NamedModel(
         title="SV3D", fewest=1, needs="one calibrated view, the floor at height 0, and the up direction",
-        told="the elevation (sv3d_p) or nothing (sv3d_u)", weights="sv3d_p.safetensors or sv3d_u.safetensors"),
+        told="elevation and azimuths (sv3d_p) or nothing (sv3d_u)", weights="sv3d_p.safetensors or sv3d_u.safetensors"),
 )
 
 def usable_models(

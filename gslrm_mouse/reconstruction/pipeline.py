@@ -12,7 +12,6 @@ import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -26,7 +25,7 @@ from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply, ply_world, save_ply
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
-from ..metrics import image_scores
+from ..metrics import image_scores, mean_scores
 from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, read_card
 from ..models.named import open_model
 from ..models.reconstructor import Reconstructor
@@ -487,12 +486,9 @@ def _reconstruct_many( # noqa: PLR0917
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4
-def _mean_scores(records:list[dict]) -> dict: # by split
-    means = {}
-    for split in dict.fromkeys(r["split"] for r in records):
-        rows = [r for r in records if r["split"] == split]
-        means[split] = {k: float(np.mean([r[k] for r in rows])) for k in ("psnr", "psnr_fg", "iou", "psnr_white")}
-    return means
+def _means_by_split(records:list[dict]) -> dict: # mean scores of each split
+    splits = dict.fromkeys(r["split"] for r in records)
+    return {split: mean_scores([r for r in records if r["split"] == split]) for split in splits}
 
 def reconstruct(
     source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
@@ -566,4 +562,4 @@ def reconstruct(
         records = _reconstruct_many(
             numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
             view=view, write_sequence=write_sequence)
-    return _mean_scores(records)
+    return _means_by_split(records)
