@@ -22,23 +22,24 @@ __all__ = ['ADAM_EPS', 'crop_cameras', 'foreground_crops', 'split_longest', 'Fit
 # %% ../../nbs/gaussians/08_coarse_to_fine.ipynb #5f080007
 _MARGIN = 1.08 # side of a crop over the longer side of its silhouette
 
-def _inside(start:float, side:float, length:int) -> float:
-    "Where a square begins that is moved into an image of this length; where it was if it is longer."
-    return min(max(start, 0.), length - side) if side <= length else start
+def _within(middle:float, side:float, length:int) -> tuple[float, float]: # begin, side
+    "A side of a square, moved into an image of this length, and shortened where it is longer than that."
+    side = min(side, length)
+    return min(max(middle - side/2, 0.), length - side), side
 
 def _crop_to_source(
     alpha:Tensor, # (H, W)
     image_size:list, # width and height of the camera's image, pixels
     size:int, # of the crop
 ) -> Tensor: # (3, 3) float64, crop pixel → source pixel
-    "The square around the silhouette of one view, inside its image."
+    "The square around the silhouette of one view; what of it lies outside the image is left out."
     x0, x1, y0, y1 = mask_box(alpha > FOREGROUND_ALPHA)
     if x0 == x1: raise ValueError("a view shows nothing of the object (its mask is empty), so it cannot be fitted")
     side = _MARGIN*max(x1 - x0, y1 - y0)
     width, height = image_size
-    left = _inside((x0 + x1 - side)/2, side, width)
-    top = _inside((y0 + y1 - side)/2, side, height)
-    rows = [side/size, 0., left], [0., side/size, top], [0., 0., 1.]
+    left, wide = _within((x0 + x1)/2, side, width)
+    top, high = _within((y0 + y1)/2, side, height)
+    rows = [wide/size, 0., left], [0., high/size, top], [0., 0., 1.]
     return torch.tensor(rows, dtype=torch.float64, device=alpha.device)
 
 def _crops(views:Views, size:int) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
@@ -87,7 +88,7 @@ _ALPHA_WEIGHT = 2. # of the alpha's squared error in `reconstruction_loss`
 ADAM_EPS = 1e-5 # of Adam, about the gradient of a colour in full view: what is hidden moves less than what is seen
 
 def _random_views(n:int, per_step:int, rng:torch.Generator): # yields lists of view numbers, without end
-    "Each view as often as the others; all of them where `per_step` is not smaller than their number."
+    "Each view about as often as the others; all of them where `per_step` is not smaller than their number."
     waiting = []
     while True:
         if len(waiting) < per_step: waiting = torch.randperm(n, generator=rng).tolist()

@@ -17,9 +17,9 @@ __all__ = ['hull_surface', 'surface_colors', 'thin_parts', 'surface_gaussians']
 
 # %% ../../nbs/gaussians/07_surface.ipynb #5f000007
 def _occupancy(hull:Hull) -> tuple[Tensor, Tensor]: # (X, Y, Z) bool with an empty border, (N, 3) cells of the voxels
-    "The voxels of a hull as a grid, and where each of them is in it."
-    cells = ((hull.points - hull.points.amin(0))/hull.voxel).round().long() + 1
-    grid = torch.zeros(tuple((cells.amax(0) + 2).tolist()), dtype=torch.bool)
+    "The voxels of a hull as a grid of at least 5³ cells, and where each of them is in it."
+    cells = ((hull.points - hull.points.amin(0))/hull.voxel).round().long() + 2
+    grid = torch.zeros(tuple((cells.amax(0) + 3).tolist()), dtype=torch.bool)
     grid[tuple(cells.T)] = True
     return grid, cells
 

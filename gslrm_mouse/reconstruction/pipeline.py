@@ -419,11 +419,17 @@ def _write_view(folder:Path, views:Views, options):
     inputs = _input_views(views, options)
     write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
 
-def _continue(views:Views, number:int, *, out:Path, numbers:list, quality, motion) -> Followed|None: # None: the first
-    "The Gaussians of the last frame before `number`, in this one."
-    earlier = [i for i in numbers[:numbers.index(number)] if (frame_folder(out, i)/MOTION).is_file()]
-    if not earlier: return None
-    before = load_followed(frame_folder(out, earlier[-1]))
+def _is_finished(out:Path, number:int, settings:dict) -> bool:
+    return load_finished(frame_folder(out, number), settings) is not None
+
+def _continue(
+    views:Views, number:int, *, out:Path, settings:dict, numbers:list, quality, motion,
+) -> Followed|None: # None: the first
+    "The Gaussians of the last finished frame before `number`, in this one."
+    earlier = reversed(numbers[:numbers.index(number)])
+    last = next((i for i in earlier if _is_finished(out, i, settings)), None)
+    if last is None: return None
+    before = load_followed(frame_folder(out, last))
     key = load_followed(frame_folder(out, before.key))
     return follow(before, views, number, find_neighbours(key.gaussians), quality, motion)
 
@@ -434,15 +440,27 @@ def _write_sequence(folders:list, out:Path, film:bool, turntable:bool):
     if film: write_follow_film(sequence, out/"follow.mp4")
     _write_turntable(out, sequence.gaussians(0), torch.from_numpy(sequence.up), turntable)
 
-def _sequence_steps(make, out:Path, numbers:list, options, *, film, turntable) -> tuple: # function of a frame, of all
+def _outdated(numbers:list, out:Path, settings:dict) -> list: # numbers
+    "The finished frames of a sequence from the first on that did not begin in the finished frame before it."
+    finished = [i for i in numbers if _is_finished(out, i, settings)]
+    for k, number in enumerate(finished):
+        before = finished[k - 1] if k else None
+        if load_followed(frame_folder(out, number)).before != before: return finished[k:]
+    return []
+
+def _sequence_steps(
+    make, out:Path, settings:dict, numbers:list, options, *, film, turntable,
+) -> tuple: # function of a frame, of all
     if not options.sequence: return make, None
     chosen = SEQUENCE_QUALITIES[options.quality]
-    quality = quality_of(chosen.first, options.pixels, options.gaussians)
-    make = partial(make, continued=partial(_continue, out=out, numbers=numbers, quality=quality, motion=chosen.motion))
+    continued = partial(
+        _continue, out=out, settings=settings, numbers=numbers, motion=chosen.motion,
+        quality=quality_of(chosen.first, options.pixels, options.gaussians))
+    make = partial(make, continued=continued)
     return make, partial(_write_sequence, out=out, film=film, turntable=turntable)
 
-def _check_sequence(sequence, frames, fit):
-    if sequence and (frames is None or fit is not None):
+def _check_sequence(sequence, frames, fit, quality):
+    if sequence and (frames is None or fit is not None or quality is None):
         raise ValueError("a sequence needs frames, and a quality instead of a fit from the network")
 
 class _FramesPerMinute(tqdm):
@@ -456,6 +474,12 @@ class _FramesPerMinute(tqdm):
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {per_minute}, {remaining} left"
 
+def _is_complete(manifest:Path) -> bool: # also of what belongs to all frames
+    return manifest.is_file() and json.loads(manifest.read_bytes()).get("complete", False)
+
+def _write_incomplete(manifest:Path, settings:dict):
+    write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
+
 def _reconstruct_many( # noqa: PLR0917
     numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad,
     view, # writes the viewer, from `out` and the views of the first frame; None for no viewer
@@ -463,15 +487,20 @@ def _reconstruct_many( # noqa: PLR0917
 ) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
-    todo = [i for i in numbers if overwrite or load_finished(frame_folder(out, i), settings) is None]
-    if write_sequence and todo:
-        todo = numbers[numbers.index(todo[0]):] # each frame begins with the one before
-    is_new, manifest = bool(todo), out/MANIFEST
-    if is_new: write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
+    manifest = out/MANIFEST
+    todo = [i for i in numbers if overwrite or not _is_finished(out, i, settings)]
+    was_complete = _is_complete(manifest)
+    if todo: _write_incomplete(manifest, settings)
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
                           bar_format=_BAR) as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
+        outdated = _outdated(numbers, out, settings) if write_sequence else []
+        if outdated:
+            _write_incomplete(manifest, settings)
+            bar.total += len(outdated)
+            skipped |= _make_frames(read, out, make, outdated, bar, skip_bad)
 
+    is_new = not was_complete or not {*todo, *outdated} <= skipped.keys()
     finished = {i: load_finished(frame_folder(out, i), settings) for i in _frame_numbers(out)}
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
@@ -482,7 +511,7 @@ def _reconstruct_many( # noqa: PLR0917
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
     complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
-    if is_new: write_atomic(manifest, json.dumps(complete, indent=1))
+    if is_new or todo: write_atomic(manifest, json.dumps(complete, indent=1))
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4
@@ -527,7 +556,7 @@ def reconstruct(
 
     gaussians.ply, view.html, turntable.mp4, views.png, cameras.png, cameras.txt (canonicalisation report) and
     results.jsonl. A sequence has sequence.npz, follow.mp4 and turntable.mp4 once, instead of images of each frame."""
-    _check_sequence(sequence, frames, fit)
+    _check_sequence(sequence, frames, fit, quality)
     options = ReconstructOptions(
         inputs=inputs, choose=choose, up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units,
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
@@ -548,7 +577,7 @@ def reconstruct(
     if weights is not None:
         settings |= dict(weights=_hashes(weights), variant=variant)
     if unit: settings["unit"] = unit
-    if rig_file is not None: settings["rig_file"] = str(rig_file)
+    if rig_file is not None: settings["rig_file"] = str(Path(rig_file).resolve())
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
     make = partial(_make_frame, reconstructor=reconstructor, options=options, tag=tag)
@@ -558,7 +587,7 @@ def reconstruct(
             if viewer: _write_view(folder, views, options)
     else:
         view = partial(_write_view, options=options) if viewer else None
-        make, write_sequence = _sequence_steps(make, out, numbers, options, film=film, turntable=turntable)
+        make, write_sequence = _sequence_steps(make, out, settings, numbers, options, film=film, turntable=turntable)
         records = _reconstruct_many(
             numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
             view=view, write_sequence=write_sequence)

@@ -44,7 +44,8 @@ class Neighbours:
 
 def find_neighbours(g:Gaussians, k:int=20) -> Neighbours:
     "The `k` nearest Gaussians of each; all others where there are fewer."
-    distances, index = torch.cdist(g.means, g.means).topk(min(k + 1, len(g)), largest=False)
+    means = g.means.double() # single precision would lose the neighbours of an animal that is far from the origin
+    distances, index = torch.cdist(means, means).float().topk(min(k + 1, len(g)), largest=False)
     distances, index = distances[:, 1:], index[:, 1:]
     length = distances.median()
     weights = torch.exp(-.5*(distances/length).square())
@@ -81,7 +82,7 @@ class Motion:
     tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
 
-_ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the fit
+_ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the optimisation from coarse to fine
 
 def _image_loss(g:Gaussians, crops:Views, step:int, n:int) -> Tensor:
     "Of `n` views, which take turns."
@@ -138,7 +139,7 @@ def _local_step(g:Gaussians, crops:Views, neighbours:Neighbours, motion:Motion, 
 
 def _assign(points:Tensor, targets:Tensor) -> Tensor: # (N,) number of each point's target
     "The closest target that is free, the closest pairs first; all are free again when all are taken."
-    distances = torch.cdist(points, targets)
+    distances = torch.cdist(points.double(), targets.double())
     numbers, taken = torch.zeros(len(points), dtype=torch.long), torch.zeros(len(targets), dtype=torch.bool)
     for i in distances.amin(1).argsort().tolist():
         if taken.all(): taken[:] = False
@@ -172,8 +173,10 @@ SEQUENCE_QUALITIES = dict(
 class Followed:
     "Where a sequence stands after a frame: all that the next one needs."
     gaussians:Gaussians # in the world of the views
+    number:int # of the frame
+    before:int|None # number of the frame that it began in; None for the first
     point:tuple # in which the rays through the silhouettes' centroids meet, of `cameras`
-    shift:tuple # of the middle of the Gaussians since the frame before
+    shift:tuple # of the middle of the Gaussians in the time of one frame
     cameras:tuple # numbers of those that show all of the animal; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
     open_frames:int # for how many frames to come it is open
@@ -199,26 +202,29 @@ def _place(views:Views, cameras:tuple) -> tuple: # (x, y, z); none where there a
 
 def _seen_in(g:Gaussians, views:Views) -> Views:
     "Those in whose image at least a tenth of the Gaussians lies: what a smaller part shows would pull at the whole."
-    pixels = views.cameras.to(torch.float64).project(g.means.double())
-    inside = ((pixels > 0) & (pixels < views.cameras.image_sizes[:, None])).all(-1)
+    cameras = views.cameras.to(torch.float64)
+    pixels = cameras.project(g.means.double())
+    is_in_front = cameras.to_camera(g.means.double())[..., 2] > 0
+    inside = ((pixels > 0) & (pixels < cameras.image_sizes[:, None])).all(-1) & is_in_front
     return views[(inside.double().mean(1) >= _LEAST_SHARE).tolist()]
 
-def _shift_of(before:Gaussians, after:Gaussians) -> tuple: # (x, y, z)
-    return tuple((after.means - before.means).mean(0).tolist())
+def _begin_anew(before:Followed, views:Views, number:int, quality:Quality, motion:Motion) -> Followed:
+    "A frame in which the animal was not found where the one before lets it expect."
+    g = _from_hull(before.gaussians, views, quality)
+    return replace(start_sequence(g, views, number, motion), before=before.number, kind="anew")
 
 def start_sequence(
     g:Gaussians, # of the first frame, in the world of the views
     views:Views,
     number:int, # of the frame
     motion:Motion=Motion(),
-    kind:str="first",
 ) -> Followed:
     "A sequence of one frame."
     score = _score(g, foreground_crops(_seen_in(g, views), motion.size))
     cameras = _whole(views)
     return Followed(
-        gaussians=g, point=_place(views, cameras), shift=(0., 0., 0.), cameras=cameras, psnr_fg=score["psnr_fg"],
-        open_frames=motion.settling, iou=score["iou"], kind=kind, key=number)
+        gaussians=g, number=number, before=None, point=_place(views, cameras), shift=(0., 0., 0.), cameras=cameras,
+        psnr_fg=score["psnr_fg"], open_frames=motion.settling, iou=score["iou"], kind="first", key=number)
 
 def follow(
     before:Followed, # the frame before
@@ -228,24 +234,28 @@ def follow(
     quality:Quality, # of a frame that has to be made anew
     motion:Motion=Motion(),
 ) -> Followed:
-    "The same Gaussians, one frame later."
+    "The same Gaussians, in a later frame."
+    elapsed = number - before.number
     cameras = _whole(views)
     point = _place(views, cameras)
-    shift = torch.tensor(before.shift)
+    shift = elapsed*torch.tensor(before.shift)
     if cameras and cameras == before.cameras:
         shift = torch.tensor(point) - torch.tensor(before.point)
     g = replace(before.gaussians, means=before.gaussians.means + shift)
     seen = _seen_in(g, views)
+    if not len(seen): return _begin_anew(before, views, number, quality, motion)
     g = _rigid_step(g, foreground_crops(seen, motion.rigid_size), motion)
     crops = foreground_crops(seen, motion.size)
     is_open = before.open_frames > 0
     g = _local_step(g, crops, neighbours, motion, is_open)
     score = _score(g, crops)
     if score["iou"] < motion.lost*before.iou:
-        return start_sequence(_from_hull(g, views, quality), views, number, motion, "anew")
+        return _begin_anew(replace(before, gaussians=g), views, number, quality, motion)
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
+    moved = (g.means - before.gaussians.means).mean(0)
     return replace(
-        before, gaussians=g, point=point, shift=_shift_of(before.gaussians, g), cameras=cameras,
+        before, gaussians=g, number=number, before=before.number, point=point, shift=tuple((moved/elapsed).tolist()),
+        cameras=cameras,
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
         kind="appearance" if is_open else "followed")
@@ -274,7 +284,8 @@ def load_followed(
         content = json.loads(read_bytes(path))
         content |= {name: tuple(content[name]) for name in ("point", "shift", "cameras")}
         return Followed(gaussians=load_in_unit(folder/"gaussians.ply")[0], **content)
-    except (TypeError, KeyError, json.JSONDecodeError) as e: raise ValueError(f"{path}: it is damaged ({e})") from None
+    except (TypeError, KeyError, json.JSONDecodeError) as e:
+        raise ValueError(f"{path}: it is damaged, or of another version ({e})") from None
 
 @dataclass(frozen=True)
 class Sequence:
@@ -365,7 +376,7 @@ def follow_pictures(
     height:int=384, # pixels
 ): # yields (H, 2H, 3)
     "Each frame from a camera that stands and sees the whole way, and from one that follows."
-    up, radius = torch.from_numpy(sequence.up), 0.
+    up = torch.from_numpy(sequence.up)
     centers = torch.stack([cloud_center(sequence.gaussians(i)) for i in range(len(sequence))])
     radius = cloud_radius(sequence.gaussians(0), centers[0])
     middle = (centers.amin(0) + centers.amax(0))/2

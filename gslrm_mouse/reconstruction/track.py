@@ -20,7 +20,8 @@ from ..files import one_line, read_bytes, write_atomic
 from ..gaussians.cloud import Gaussians
 from .mesh import mesh_of
 from .sequence import Sequence, find_neighbours, load_sequence
-from ..views.recordings import open_recording
+from ..video import video_info
+from ..views.recordings import camera_videos, folder_layout
 
 # %% auto #0
 __all__ = ['TRACKS', 'NEEDS_TRACK', 'Parts', 'find_parts', 'Track', 'heading_of', 'spread_points', 'measure', 'track_table',
@@ -322,7 +323,8 @@ def recorded_fps(
     manifest = Path(folder)/"reconstruct.json"
     try:
         source = Path(json.loads(read_bytes(manifest))["settings"]["source"])
-        info = next(iter(open_recording(source).infos.values()))
+        videos, _ = folder_layout(source)
+        info = video_info(next(iter(camera_videos(videos).values())))
         return (info.frames - 1)/info.duration
     except (OSError, ValueError, KeyError, ZeroDivisionError) as e:
         raise ValueError(f"{folder}: frames per second of its recording are not known ({one_line(e)}); "

@@ -19,7 +19,7 @@ from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
-from .views import MaskError, Views, check_views, mask_box
+from .views import MaskError, Views, check_views, mask_box, path_inside
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
@@ -408,7 +408,6 @@ def iter_moments(
 _BLOCK = 2**20 # bytes that are hashed at once
 _RIG_FOLDERS = ("", "calibration", "calibrations", "sparse", "sparse/0", "colmap") # in which rigs are looked for
 _RIG_TEXTS = ("cameras", "images", "unit", "extrinsics", "intrinsics") # stems of .txt and .bin files of a rig
-_IMAGE_SUFFIXES = ("", ".png", ".jpg", ".jpeg", ".PNG", ".JPG") # that a `file_path` may leave out
 
 def fingerprint_of_file(path) -> str:
     "Size and BLAKE2b hash of the content of a file."
@@ -432,14 +431,18 @@ def _recording_files(path:Path) -> list[Path]:
     found = [p for folder in (videos, masks) if folder.is_dir() for p in camera_videos(folder).values()]
     return found + _rig_files(path)
 
+def _named_image(folder:Path, name) -> Path|None: # None for what the reader will refuse
+    try: return path_inside(folder, name, folder)
+    except ValueError: return None
+
 def _sample_files(folder:Path) -> list[Path]:
     "The camera file of a sample, and the images and masks that it names."
     files = [folder/name for name in SAMPLES if (folder/name).is_file()]
     try: frames = json.loads(files[0].read_bytes())["frames"]
     except (ValueError, KeyError, TypeError, RecursionError): return files # its reader says what is wrong
     named = [frame.get(key) for frame in frames if isinstance(frame, dict) for key in ("file_path", "mask_path")]
-    paths = [folder/f"{name}{suffix}" for name in named if isinstance(name, str) for suffix in _IMAGE_SUFFIXES]
-    return files + [p for p in dict.fromkeys(paths) if p.is_file()]
+    paths = dict.fromkeys(_named_image(folder, name) for name in named)
+    return files + [p for p in paths if p is not None and p.is_file()]
 
 def _fingerprints(folder:Path, files) -> dict:
     return {os.path.relpath(path, folder): fingerprint_of_file(path) for path in sorted(set(files))}

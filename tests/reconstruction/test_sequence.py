@@ -17,7 +17,7 @@ from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
 from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
-    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _seen_in, find_neighbours, follow, load_sequence,
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _seen_in, find_neighbours, follow, load_followed, load_sequence,
     rigidity_energy, start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
@@ -177,3 +177,70 @@ def test_an_image_with_a_sliver_of_the_animal_does_not_count():
     without = replace(views, cameras=replace(views.cameras, K=K))
     assert len(_seen_in(g, views)) == 6
     assert _seen_in(g, without).names == tuple(name for i, name in enumerate(views.names) if i != 1)
+
+
+def test_a_run_that_was_killed_behind_its_last_frame_writes_the_rest(recording, whole, tmp_path):
+    out = tmp_path/"out"
+    shutil.copytree(whole, out)
+    manifest = json.loads((out/MANIFEST).read_text())
+    (out/MANIFEST).write_text(json.dumps(dict(settings=manifest["settings"], complete=False)))
+    (out/SEQUENCE).unlink()
+    reconstruct(recording, out, frames=range(N))
+    assert json.loads((out/MANIFEST).read_text())["complete"]
+    assert np.array_equal(load_sequence(out).positions, load_sequence(whole).positions)
+
+
+def without_frame(number, make_frame):
+    "The frame cannot be made, as one whose masks are empty."
+    def make(folder, views, i, **kwargs):
+        if i == number: raise ValueError("the mask is empty")
+        return make_frame(folder, views, i, **kwargs)
+    return make
+
+
+def test_a_bad_frame_is_tried_again_and_those_after_it_stay(recording, tmp_path, monkeypatch):
+    out, make_frame = tmp_path/"out", pipeline._make_frame
+    monkeypatch.setattr(pipeline, "_make_frame", without_frame(1, make_frame))
+    reconstruct(recording, out, frames=range(N), skip_bad=True)
+
+    def times():
+        return [(frame_folder(out, i)/"gaussians.ply").stat().st_mtime_ns for i in (0, 2, 3)]
+
+    before = times()
+    assert load_followed(frame_folder(out, 2)).before == 0
+    reconstruct(recording, out, frames=range(N), skip_bad=True)
+    assert times() == before
+    monkeypatch.setattr(pipeline, "_make_frame", make_frame)
+    reconstruct(recording, out, frames=range(N), skip_bad=True) # frame 1 can be made now, so 2 and 3 begin elsewhere
+    assert times()[0] == before[0] and all(a > b for a, b in zip(times()[1:], before[1:]))
+    assert [load_followed(frame_folder(out, i)).before for i in range(N)] == [None, 0, 1, 2]
+
+
+def test_a_sequence_does_not_go_on_from_a_frame_of_other_settings(recording, whole, tmp_path, monkeypatch):
+    out = tmp_path/"out"
+    shutil.copytree(whole, out)
+    monkeypatch.setattr(pipeline, "_make_frame", without_frame(1, pipeline._make_frame))
+    reconstruct(recording, out, frames=range(N), gaussians=200, overwrite=True, skip_bad=True)
+    assert load_followed(frame_folder(out, 2)).before == 0
+    assert len(load_sequence(out).positions[0]) == len(load_ply(frame_folder(out, 0)/"gaussians.ply"))
+
+
+def test_an_animal_that_is_nowhere_near_is_made_anew():
+    views = walking(102, [0])[0]
+    g = surface_gaussians(views, 30)
+    lost = replace(start_sequence(g, views, 0), shift=(0., 0., 5000.), cameras=())
+    found = follow(lost, views, 3, find_neighbours(g), quality_of("draft", 32, 100))
+    assert (found.kind, found.number, found.before, found.key) == ("anew", 3, 0, 3)
+
+
+def test_neighbours_are_the_same_far_from_the_origin():
+    rng = torch.Generator().manual_seed(0)
+    near = cloud(20*torch.randn(1500, 3, generator=rng))
+    far = replace(near, means=near.means + torch.tensor([0., 0, 5000]))
+    same = (find_neighbours(near, 5).index == find_neighbours(far, 5).index).float().mean()
+    assert same > .99 # single precision has 0.5 µm there
+
+
+def test_a_sequence_needs_a_quality(recording, tmp_path):
+    with pytest.raises(ValueError, match="a sequence needs frames, and a quality"):
+        reconstruct(recording, tmp_path/"out", frames=[0], quality=None)

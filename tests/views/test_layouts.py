@@ -290,3 +290,19 @@ def test_images_where_videos_belong(raw, tmp_path):
     import_masks(raw, raw/"masks", raw/"mask_videos")
     recording = open_recording(raw)
     assert {Path(file).parent.name for file in recording.masks.values()} == {"mask_videos"}
+
+
+def test_every_image_that_a_sample_names_is_part_of_its_fingerprint(tmp_path):
+    (tmp_path/"images").mkdir()
+    images = [tmp_path/"images"/name for name in ("a.webp", "b.png", "c.jpg")]
+    for image in images: Image.new("RGB", (4, 4)).save(image)
+    names = ["images/a", "images\\b.png", "images/c.jpg", "../elsewhere.png", None, "images/none.png"]
+    frames = [dict(file_path=name) for name in names]
+    (tmp_path/"opencv_cameras.json").write_text(json.dumps(dict(frames=frames)))
+    before = fingerprint_of_source(tmp_path)
+    assert set(before) == {"opencv_cameras.json", "images/a.webp", "images/b.png", "images/c.jpg"}
+    for image in images:
+        Image.new("RGB", (4, 4), "red").save(image)
+        after = fingerprint_of_source(tmp_path)
+        name = f"images/{image.name}"
+        assert after[name] != before[name]
