@@ -16,7 +16,7 @@ from .fit import pixel_at
 from .rasterize import render
 from ..metrics import iou
 from ..views.triangulation import triangulate
-from ..views.views import Views
+from ..views.views import Views, image_pixels
 
 # %% auto #0
 __all__ = ['LEAST_OPACITY', 'RegistrationSettings', 'Registration', 'register_silhouettes']
@@ -74,12 +74,16 @@ def _about_up(degrees:float, up:Tensor|None) -> Tensor: # (3, 3) float64
     about_z = torch.tensor([[math.cos(a), -math.sin(a), 0.], [math.sin(a), math.cos(a), 0.], [0., 0., 1.]])
     return level.T @ about_z.double() @ level
 
+def _silhouettes(g:Gaussians, cameras:Cameras) -> Tensor: # (V, H, W) alpha, nothing beside smaller images
+    _, alpha = render(g, cameras)
+    return alpha*image_pixels(cameras)
+
 def _aligned(g:Gaussians, views:Views, target:_Frame) -> Similarity:
     "The similarity without rotation that gives Gaussians the middle and the size of the masks."
     source, unit = _cloud_frame(g), g.unit
     scale = target.radius/max(source.radius, 1e-9)
     moved = Similarity(scale, None, target.center - scale*source.center, unit, unit)
-    alpha = render(g.transform(moved), views.cameras)[1]
+    alpha = _silhouettes(g.transform(moved), views.cameras)
     seen = _ball_radius(alpha, views.cameras, target.center)
     if seen == 0: return moved
     factor = target.radius/seen
@@ -131,7 +135,7 @@ def _descend(g:Gaussians, frame:_Frame, stage:_Stage) -> tuple[Similarity, float
     best, kept = math.inf, torch.zeros(7)
     for step in range(stage.steps + 1):
         adam.zero_grad()
-        alpha = render(_corrected(g, parameters, frame), stage.views.cameras)[1]
+        alpha = _silhouettes(_corrected(g, parameters, frame), stage.views.cameras)
         error = (alpha - stage.views.alpha).square().mean()
         if error.item() < best:
             best, kept = error.item(), parameters.detach().clone()
@@ -165,7 +169,7 @@ def _thinned(g:Gaussians) -> Gaussians:
     return replace(some, scales=some.scales*(len(g)/n)**.5)
 
 def _silhouette_iou(g:Gaussians, views:Views) -> float:
-    return iou(render(g, views.cameras)[1], views.alpha).mean().item()
+    return iou(_silhouettes(g, views.cameras), views.alpha).mean().item()
 
 def register_silhouettes(
     gaussians:Gaussians, # in the unit of the views, in any frame

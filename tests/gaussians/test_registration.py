@@ -10,7 +10,7 @@ from gslrm_mouse.cameras.similarity import Similarity
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.rasterize import render
 from gslrm_mouse.gaussians.registration import RegistrationSettings, register_silhouettes
-from gslrm_mouse.views.views import Views
+from gslrm_mouse.views.views import Views, pad_views
 
 torch.set_num_threads(1)
 RIG = orbit([20, 110, 200, 320], [10., 40, 0, 25], size=48)
@@ -80,3 +80,13 @@ def test_the_frame_of_a_rig_in_millimetres():
     assert (found.similarity.source, found.similarity.target) == ("mm", "mm")
     assert found.iou > .9
     assert np.isclose(found.similarity.scale, 1/1.2, rtol=.03)
+
+
+def test_a_smaller_image_that_cuts_the_object_counts_as_far_as_it_goes():
+    g, half = hook(), RIG.width//2
+    views = [views_of(g, RIG[[i]]) for i in range(len(RIG))]
+    cut = replace(views[0], images=views[0].images[:, :, :half], alpha=views[0].alpha[:, :, :half],
+                  cameras=replace(views[0].cameras, width=half))
+    assert (cut.alpha[0, :, -1] > .5).any() # the object goes on beside it
+    short = RegistrationSettings(azimuths=0, coarse_steps=(1,), fine_steps=1)
+    assert register_silhouettes(g, pad_views([cut, *views[1:]]), short).iou_before > .99
