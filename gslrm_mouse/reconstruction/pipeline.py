@@ -108,11 +108,9 @@ def _settings_hash(settings:dict) -> str: # first 12 digits of the SHA-256
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #998761d7
-def _unchanged(views:Views, size:int) -> ModelInput:
-    views = views.resized(size, size)
-    unit = views.cameras.unit
-    views = replace(views, cameras=replace(views.cameras, unit="model"))
-    return ModelInput(views, Similarity(source="model", target=unit), "cameras as the folder has them", True)
+def _unchanged(views:Views, size:int) -> ModelInput: # of views in model units
+    same = Similarity(source="model", target="model")
+    return ModelInput(views.resized(size, size), same, "cameras as the folder has them", True)
 
 def _input_views(views:Views, options) -> list: # spread evenly
     default = 4 if views.cameras.unit == "model" else len(views)
@@ -128,6 +126,9 @@ def _prepare(views:Views, reconstructor:Reconstructor, options) -> tuple[ModelIn
     up = None if options.up is None else torch.tensor(options.up, dtype=torch.float64)
     if options.model != "gslrm": return reconstructor.prepare(views, up), reconstructor.name
     if unit == "model" and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
+    if options.units == unit == "model":
+        raise ValueError("the source's world and the network's differ with up or choose, and both are in model units; "
+                         "leave out units, the PLY is in the source's world then")
     prepared = canonicalize(views, domain, choose=options.choose or "distance", up=up)
     return prepared, "exact" if prepared.exact else options.choose
 
@@ -215,9 +216,6 @@ def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out,
     if options.quality is None: return _without_quality(views, predict_network(), reconstructor.domain, options)
     return _with_quality(views, predict_network, options, has_held_out, show_progress)
 
-def _followed_result(followed:Followed|None, options) -> _Result|None:
-    return followed and _Result(followed.gaussians, f", {options.quality}, {followed.kind}")
-
 def _write_turntable(folder:Path, g:Gaussians, up:Tensor, is_wanted:bool):
     if not is_wanted: return
     write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, size=TURNTABLE_SIZE, up=up)))
@@ -294,9 +292,12 @@ def _make_frame(
     held_out = [i for i in range(len(views)) if i not in inputs]
     prepared, condition = _prepare(views[inputs], reconstructor, options)
     followed = continued(views[inputs], number) if continued else None
-    alone = replace(options, quality=SEQUENCE_QUALITIES[options.quality].first) if continued else options
-    result = _followed_result(followed, options) or _reconstruct_scene(
-        views[inputs], prepared, reconstructor, alone, has_held_out=bool(held_out), show_progress=say is not None)
+    if followed:
+        result = _Result(followed.gaussians, f", {options.quality}, {followed.kind}")
+    else:
+        alone = replace(options, quality=SEQUENCE_QUALITIES[options.quality].first) if continued else options
+        result = _reconstruct_scene(
+            views[inputs], prepared, reconstructor, alone, has_held_out=bool(held_out), show_progress=say is not None)
     g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
     if say and result.start: say(f"began on the {result.start.kind}: {result.start.reason}")

@@ -381,6 +381,10 @@ def test_a_folder_of_samples(tiny_checkpoint, tmp_path):
     assert folders(tmp_path/"d") == [0, 2] and set(scores) == {"input", "novel"}
     with pytest.raises(ValueError, match="sample 3 .* 3 samples"):
         reconstruct(tmp_path/"in", tmp_path/"e", checkpoint=tiny_checkpoint, frames=[3])
+    sample = tmp_path/"in"/"sample_000000"
+    reconstruct(sample, tmp_path/"as_it_is", units="model", **options)
+    with pytest.raises(ValueError, match="both are in model units"):
+        reconstruct(sample, tmp_path/"turned", units="model", up=torch.tensor([0., 1, 0]), **options)
 
 
 CHANGES = dict(
