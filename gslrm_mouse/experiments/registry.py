@@ -46,7 +46,7 @@ OTHER_FINDINGS = ( # of no experiment; measured in the notebook of `gslrm_mouse.
         verdict="answered",
         why="only with two cameras, and there by IoU alone; with four or more, silhouettes and colours by themselves "
             "give more, so a gain of one network over another is not yet a gain over the baseline; in small images "
-            "with the rasterizer's blur, which thickens the hull, other networks have the better outline (model cards)"),)
+            "with the rasterizer's blur, which thickens the hull, other networks have a better outline (model cards)"),)
 
 def experiments(
     plan:Plan,
