@@ -187,8 +187,7 @@ def reconstruct(
     panels:bool=True, # write views.png and cameras.png
     # with --frames of a recording and a quality: the Gaussians of the first frame, which is made at the next higher
     # quality, follow the animal, so that points of it can be tracked; sequence.npz and follow.mp4 besides a PLY per
-    # frame. --no-sequence makes each frame anew, which
-    # shows an animal that moves fast better at good and best
+    # frame. --no-sequence makes each frame anew, which shows an animal that moves fast better at good and best
     sequence:bool=True,
     film:bool=True, # with --frames: film.mp4 of all frames, and follow.mp4 of a sequence
     viewer:bool=True, # write view.html, a page to turn the result in; once for all frames

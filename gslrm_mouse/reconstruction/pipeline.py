@@ -491,7 +491,8 @@ def _reconstruct_many( # noqa: PLR0917
     manifest = out/MANIFEST
     todo = [i for i in numbers if overwrite or not _is_finished(out, i, settings)]
     was_complete = _is_complete(manifest)
-    if todo: _write_incomplete(manifest, settings)
+    if todo:
+        _write_incomplete(manifest, settings)
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
                           bar_format=_BAR) as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
@@ -512,7 +513,8 @@ def _reconstruct_many( # noqa: PLR0917
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
     complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
-    if is_new or todo: write_atomic(manifest, json.dumps(complete, indent=1))
+    if is_new or todo:
+        write_atomic(manifest, json.dumps(complete, indent=1))
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4
@@ -578,7 +580,8 @@ def reconstruct(
     if weights is not None:
         settings |= dict(weights=_hashes(weights), variant=variant)
     if unit: settings["unit"] = unit
-    if rig_file is not None: settings["rig_file"] = str(Path(rig_file).resolve())
+    if rig_file is not None:
+        settings["rig_file"] = str(Path(rig_file).resolve())
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
     make = partial(_make_frame, reconstructor=reconstructor, options=options, tag=tag)

@@ -285,7 +285,8 @@ def load_followed(
         content |= {name: tuple(content[name]) for name in ("point", "shift", "cameras")}
         return Followed(gaussians=load_in_unit(folder/"gaussians.ply")[0], **content)
     except (TypeError, KeyError, json.JSONDecodeError) as e:
-        raise ValueError(f"{path}: it is damaged, or of another version ({e})") from None
+        raise ValueError(f"{path}: it is damaged, or of another version ({e}); "
+                         "gslrm_mouse reconstruct with --overwrite makes the sequence again") from None
 
 @dataclass(frozen=True)
 class Sequence:

@@ -432,8 +432,10 @@ def _recording_files(path:Path) -> list[Path]:
     return found + _rig_files(path)
 
 def _named_image(folder:Path, name) -> Path|None: # None for what the reader will refuse
-    try: return path_inside(folder, name, folder)
-    except ValueError: return None
+    try:
+        return path_inside(folder, name, folder)
+    except ValueError:
+        return None
 
 def _sample_files(folder:Path) -> list[Path]:
     "The camera file of a sample, and the images and masks that it names."

@@ -83,7 +83,8 @@ def test_the_frame_of_a_rig_in_millimetres():
 
 
 def test_a_smaller_image_that_cuts_the_object_counts_as_far_as_it_goes():
-    g, half = hook(), RIG.width//2
+    g = hook()
+    half = RIG.width//2
     views = [views_of(g, RIG[[i]]) for i in range(len(RIG))]
     cut = replace(views[0], images=views[0].images[:, :, :half], alpha=views[0].alpha[:, :, :half],
                   cameras=replace(views[0].cameras, width=half))

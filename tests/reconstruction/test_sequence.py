@@ -155,10 +155,12 @@ def walking(seed, frames):
 
 def test_an_animal_that_walks_out_of_most_images_is_followed():
     frames = range(26, 31)
-    views, quality = walking(31, frames), quality_of("draft")
+    views = walking(31, frames)
+    quality = quality_of("draft")
     assert (border_share(views[0]) > 0).sum() == 4
     first = optimise_scene(surface_gaussians(views[0], 40), views[0], quality)
-    followed, neighbours = start_sequence(first, views[0], 0), find_neighbours(first)
+    followed = start_sequence(first, views[0], 0)
+    neighbours = find_neighbours(first)
     assert followed.cameras == followed.point == () # two whole silhouettes are too few
     for i, frame in enumerate(views[1:], 1):
         followed = follow(followed, frame, i, neighbours, quality)
@@ -193,13 +195,15 @@ def test_a_run_that_was_killed_behind_its_last_frame_writes_the_rest(recording, 
 def without_frame(number, make_frame):
     "The frame cannot be made, as one whose masks are empty."
     def make(folder, views, i, **kwargs):
-        if i == number: raise ValueError("the mask is empty")
+        if i == number:
+            raise ValueError("the mask is empty")
         return make_frame(folder, views, i, **kwargs)
     return make
 
 
 def test_a_bad_frame_is_tried_again_and_those_after_it_stay(recording, tmp_path, monkeypatch):
-    out, make_frame = tmp_path/"out", pipeline._make_frame
+    out = tmp_path/"out"
+    make_frame = pipeline._make_frame
     monkeypatch.setattr(pipeline, "_make_frame", without_frame(1, make_frame))
     reconstruct(recording, out, frames=range(N), skip_bad=True)
 

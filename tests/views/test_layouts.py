@@ -295,7 +295,8 @@ def test_images_where_videos_belong(raw, tmp_path):
 def test_every_image_that_a_sample_names_is_part_of_its_fingerprint(tmp_path):
     (tmp_path/"images").mkdir()
     images = [tmp_path/"images"/name for name in ("a.webp", "b.png", "c.jpg")]
-    for image in images: Image.new("RGB", (4, 4)).save(image)
+    for image in images:
+        Image.new("RGB", (4, 4)).save(image)
     names = ["images/a", "images\\b.png", "images/c.jpg", "../elsewhere.png", None, "images/none.png"]
     frames = [dict(file_path=name) for name in names]
     (tmp_path/"opencv_cameras.json").write_text(json.dumps(dict(frames=frames)))
