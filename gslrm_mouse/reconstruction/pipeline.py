@@ -42,7 +42,7 @@ from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.hull import visual_hull
 from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments, read_views
-from ..views.views import Views, pad_images, pad_views, unpad_views
+from ..views.views import MaskError, Views, pad_images, pad_views, shows_object, unpad_views
 
 # %% auto #0
 __all__ = ['TURNTABLE_SIZE', 'MANIFEST', 'ReconstructOptions', 'save_cloud', 'load_cloud', 'frame_folder', 'load_finished',
@@ -288,8 +288,12 @@ def _make_frame(
 ) -> list[dict]:
     "Write all files of one frame; its records."
     start = time.perf_counter()
-    inputs = _input_views(views, options)
-    held_out = [i for i in range(len(views)) if i not in inputs]
+    chosen, shows = _input_views(views, options), shows_object(views)
+    inputs = [i for i in chosen if shows[i]]
+    held_out = [i for i in range(len(views)) if shows[i] and i not in chosen]
+    if len(inputs) < min(2, len(chosen)):
+        raise MaskError("mask_empty", f"only {len(inputs)} of {len(chosen)} input views show the animal, the masks of "
+                                      "the others are empty")
     prepared, condition = _prepare(views[inputs], reconstructor, options)
     followed = continued(views[inputs], number) if continued else None
     if followed:
@@ -475,6 +479,14 @@ class _FramesPerMinute(tqdm):
 
 _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {per_minute}, {remaining} left"
 
+def _say_fewer_views(finished:dict): # number: records
+    "A line on stderr where some frames were made without all cameras."
+    counts = [records[0]["n_views"] for records in finished.values()]
+    fewer = sum(count < max(counts) for count in counts)
+    if fewer:
+        print(f"{fewer} of {len(counts)} frames were made without cameras whose masks are empty there; n_views in "
+              "results.jsonl says how many each has", file=sys.stderr)
+
 def _is_complete(manifest:Path) -> bool: # also of what belongs to all frames
     return manifest.is_file() and json.loads(manifest.read_bytes()).get("complete", False)
 
@@ -510,6 +522,7 @@ def _reconstruct_many( # noqa: PLR0917
     if write_sequence and is_new:
         write_sequence([frame_folder(out, i) for i in numbers if i in finished])
     if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
+    _say_fewer_views(finished)
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
     complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
@@ -573,7 +586,7 @@ def reconstruct(
         if not overwrite: check_free(out)
         views = read_views(source, frame, unit, rig_file)
         _input_views(views, options) # raises before the network is loaded
-    else: numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file)
+    else: numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
     reconstructor, card = open_model(model, path, weights, variant, device), read_card(path)
     files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)

@@ -177,7 +177,7 @@ class Followed:
     before:int|None # number of the frame that it began in; None for the first
     point:tuple # in which the rays through the silhouettes' centroids meet, of `cameras`
     shift:tuple # of the middle of the Gaussians in the time of one frame
-    cameras:tuple # numbers of those that show all of the animal; none where they are fewer than three
+    cameras:tuple # names of those that show all of the animal; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
     open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
@@ -191,14 +191,14 @@ def _score(g:Gaussians, crops:Views) -> dict:
 _LEAST_WHOLE = 3 # views
 _LEAST_SHARE = .1 # of the Gaussians' means
 
-def _whole(views:Views) -> tuple: # numbers of views
+def _whole(views:Views) -> Views:
     "Those whose silhouette does not touch the image's border; none where they are fewer than three."
-    whole = tuple((border_share(views) == 0).nonzero()[0].tolist())
-    return whole if len(whole) >= _LEAST_WHOLE else ()
+    is_whole = border_share(views) == 0
+    return views[(is_whole & (is_whole.sum() >= _LEAST_WHOLE)).tolist()]
 
-def _place(views:Views, cameras:tuple) -> tuple: # (x, y, z); none where there are no cameras
-    "Where the rays through the centroids of these cameras' silhouettes meet."
-    return tuple(triangulate(views[list(cameras)]).point.tolist()) if cameras else ()
+def _place(whole:Views) -> tuple: # (x, y, z); none where there are no views
+    "Where the rays through the centroids of the silhouettes meet."
+    return tuple(triangulate(whole).point.tolist()) if len(whole) else ()
 
 def _seen_in(g:Gaussians, views:Views) -> Views:
     "Those in whose image at least a tenth of the Gaussians lies: what a smaller part shows would pull at the whole."
@@ -221,9 +221,9 @@ def start_sequence(
 ) -> Followed:
     "A sequence of one frame."
     score = _score(g, foreground_crops(_seen_in(g, views), motion.size))
-    cameras = _whole(views)
+    whole = _whole(views)
     return Followed(
-        gaussians=g, number=number, before=None, point=_place(views, cameras), shift=(0., 0., 0.), cameras=cameras,
+        gaussians=g, number=number, before=None, point=_place(whole), shift=(0., 0., 0.), cameras=whole.names,
         psnr_fg=score["psnr_fg"], open_frames=motion.settling, iou=score["iou"], kind="first", key=number)
 
 def follow(
@@ -236,10 +236,10 @@ def follow(
 ) -> Followed:
     "The same Gaussians, in a later frame."
     elapsed = number - before.number
-    cameras = _whole(views)
-    point = _place(views, cameras)
+    whole = _whole(views)
+    point = _place(whole)
     shift = elapsed*torch.tensor(before.shift)
-    if cameras and cameras == before.cameras:
+    if len(whole) and whole.names == before.cameras:
         shift = torch.tensor(point) - torch.tensor(before.point)
     g = replace(before.gaussians, means=before.gaussians.means + shift)
     seen = _seen_in(g, views)
@@ -255,7 +255,7 @@ def follow(
     moved = (g.means - before.gaussians.means).mean(0)
     return replace(
         before, gaussians=g, number=number, before=before.number, point=point, shift=tuple((moved/elapsed).tolist()),
-        cameras=cameras,
+        cameras=whole.names,
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
         kind="appearance" if is_open else "followed")

@@ -19,7 +19,7 @@ from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
-from .views import MaskError, Views, check_views, mask_box, path_inside
+from .views import MaskError, Views, check_views, mask_box, path_inside, shows_object
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
@@ -290,6 +290,7 @@ def _empty_mask(file, v, i) -> MaskError:
 def frames(
     self:Recording,
     numbers=None, # of the frames; all when None; each video is decoded once where they rise
+    keep_empty:bool=False, # a view whose mask is empty is white and transparent, instead of an error
 ): # yields Views
     "What all cameras saw at each frame, undistorted, the mask as alpha; MaskError (a ValueError) for an empty one."
     numbers, cams = range(self.n_frames) if numbers is None else list(numbers), self.cameras
@@ -300,10 +301,15 @@ def frames(
         alpha = torch.zeros(len(videos), cams.height, cams.width)
         for v, (file, video, mask_video) in enumerate(zip(self.masks.values(), videos, mask_videos)):
             found = _masked(next(video), next(mask_video), self.rig, v)
-            if found is None: raise _empty_mask(file, v, i)
+            if found is None:
+                if keep_empty: continue
+                raise _empty_mask(file, v, i)
             width, height = cams.image_sizes[v].tolist()
             images[v, :height, :width], alpha[v, :height, :width] = found
-        yield check_views(Views(images, alpha, cams, self.names), f"{self.path}, frame {i}")
+        views = Views(images, alpha, cams, self.names)
+        shows = shows_object(views)
+        if any(shows): check_views(views if all(shows) else views[shows], f"{self.path}, frame {i}")
+        yield views
 
 @patch
 def frame(
@@ -348,13 +354,14 @@ def open_moments(
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
+    keep_empty:bool=False, # see `Recording.frames`
 ) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
     "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)
     if is_recording(source):
         recording = open_recording(source, unit, rig_file)
         total, kind = recording.n_frames, "frame"
-        def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers)
+        def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers, keep_empty)
     elif source.exists():
         _refuse_rig_file(source, rig_file)
         samples = sample_folders(source)

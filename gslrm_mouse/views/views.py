@@ -17,8 +17,8 @@ from ..cameras.pinhole import Cameras, check_cameras
 from ..files import describe_folder, one_line, open_image
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'mask_box', 'is_inverted', 'check_views', 'show_views', 'pad_images',
-           'pad_views', 'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white',
+__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'mask_box', 'shows_object', 'is_inverted', 'check_views', 'show_views',
+           'pad_images', 'pad_views', 'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white',
            'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
@@ -100,6 +100,10 @@ def mask_box(
     rows = np.flatnonzero(mask.any(1))
     if not len(columns): return 0, 0, 0, 0
     return int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
+
+def shows_object(views:Views) -> list: # of bool
+    "Whether each mask has anything in it."
+    return views.alpha.flatten(1).any(1).tolist()
 
 def is_inverted(
     alpha:Tensor, # (H, W)

@@ -26,6 +26,7 @@ from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.pinhole import orbit
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.cameras.similarity import Similarity
+from gslrm_mouse.files import read_jsonl
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.filters import FILTERS, Filters
 from gslrm_mouse.gaussians.ply import load_ply, ply_world
@@ -427,14 +428,36 @@ def test_a_changed_source_does_not_mix(film, tiny_checkpoint, tmp_path):
     assert folders(out) == [0, 1]
 
 
+def empty_mask(recording, camera, frame):
+    path = recording/f"simpleclick_undist/{camera}.mp4"
+    masks = list(decode_frames(path, range(N)))
+    masks[frame] = masks[frame]*0
+    write_video(path, masks, fps=20, crf=12)
+
+
+def test_cameras_that_do_not_see_the_animal_are_left_out_of_a_frame(film, tiny_checkpoint, tmp_path):
+    rec, out = shutil.copytree(film, tmp_path/"rec"), tmp_path/"d"
+    for camera in (0, 3): empty_mask(rec, camera, 4)
+    reconstruct(rec, out, frames=[3, 4], inputs=5, checkpoint=tiny_checkpoint, turntable=False, panels=False)
+
+    def cameras(frame, split):
+        records = read_jsonl(frame_folder(out, frame)/"results.jsonl")
+        return [r["camera"] for r in records if r["split"] == split]
+
+    every = {*cameras(3, "input"), *cameras(3, "novel")}
+    assert every == set(range(6)) and len(cameras(3, "novel")) == 1
+    assert cameras(4, "input") == [i for i in cameras(3, "input") if i not in (0, 3)]
+    assert cameras(4, "novel") == [i for i in cameras(3, "novel") if i not in (0, 3)]
+    assert n_decoded(out/"film.mp4", [0, 1]) == 2
+    with pytest.raises(ValueError, match="camera 0, frame 4: the mask"): reconstruct(
+        rec, tmp_path/"one", frame=4, checkpoint=tiny_checkpoint) # of one frame, a missing mask is said
+
+
 def test_bad_frames(film, tiny_checkpoint, tmp_path):
     rec, out = shutil.copytree(film, tmp_path/"rec"), tmp_path/"d"
-    path = rec/"simpleclick_undist/2.mp4"
-    masks = list(decode_frames(path, range(N)))
-    masks[4] = masks[4]*0
-    write_video(path, masks, fps=20, crf=12)
+    for camera in range(1, 6): empty_mask(rec, camera, 4)
     options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False)
-    empty = "frame 4: camera 2, frame 4: .* is empty: its brightest value is .*; leave such out"
+    empty = "frame 4: only 1 of 6 input views show the animal, the masks of the others are empty; leave such out"
     with pytest.raises(ValueError, match=empty) as e:
         reconstruct(rec, out, frames=[3, 4, 5], **options)
     assert "\n" not in str(e.value)

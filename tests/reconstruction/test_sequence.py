@@ -22,6 +22,7 @@ from gslrm_mouse.reconstruction.sequence import (
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
+from gslrm_mouse.video import decode_frames, write_video
 from gslrm_mouse.views.recordings import open_recording
 from gslrm_mouse.views.triangulation import triangulate
 
@@ -248,3 +249,18 @@ def test_neighbours_are_the_same_far_from_the_origin():
 def test_a_sequence_needs_a_quality(recording, tmp_path):
     with pytest.raises(ValueError, match="a sequence needs frames, and a quality"):
         reconstruct(recording, tmp_path/"out", frames=[0], quality=None)
+
+
+def test_a_sequence_goes_on_without_a_camera_that_does_not_see_the_animal(recording, tmp_path):
+    rec = shutil.copytree(recording, tmp_path/"rec")
+    path = rec/"simpleclick_undist/2.mp4"
+    masks = list(decode_frames(path, range(N)))
+    masks[2:] = [mask*0 for mask in masks[2:]]
+    write_video(path, masks, fps=20, crf=12)
+    reconstruct(rec, tmp_path/"out", frames=range(N))
+    states = [load_followed(frame_folder(tmp_path/"out", i)) for i in range(N)]
+    assert [state.kind for state in states][1:] == ["appearance"]*(N - 1)
+    assert "camera 2" not in states[3].cameras
+    places = [triangulate(views).point for views in open_recording(recording).frames([0, N - 1])]
+    moved = (states[-1].gaussians.means - states[0].gaussians.means).median(0).values
+    assert (moved - (places[1] - places[0])).norm() < 3
