@@ -5,7 +5,7 @@
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0003
 from __future__ import annotations
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -18,16 +18,17 @@ from .base import Arm, Experiment, Finding
 from .plan import arm_settings
 from ..models.checkpoint import load_checkpoint, shipped_checkpoint
 from ..models.conditioning import CONDITIONINGS, TRAININGS, conditioned_reconstructors, conditioning_path
-from ..models.reconstructor import GSLRMReconstructor, Reconstructor
+from ..models.lgm import LGM_DOMAIN, load_laptop_lgm
+from ..models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
 from ..plotting import save_figure
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
 
 # %% auto #0
-__all__ = ['NETWORKS', 'BASELINES', 'SUBJECTS', 'DEPENDENCE_EXPERIMENT', 'Entry', 'conditioning_names', 'dependence_models',
-           'dependence_arms', 'dependence_run', 'dependence_of', 'home_score', 'retention_by_dose', 'dependence_table',
-           'dependence_plot', 'dependence_findings']
+__all__ = ['LAPTOP_LGM_NAME', 'NETWORKS', 'BASELINES', 'SUBJECTS', 'DEPENDENCE_EXPERIMENT', 'Entry', 'conditioning_names',
+           'dependence_models', 'dependence_arms', 'dependence_run', 'dependence_of', 'home_score', 'retention_by_dose',
+           'dependence_table', 'dependence_plot', 'dependence_findings']
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0008
 @dataclass(frozen=True)
@@ -45,6 +46,12 @@ def _shipped(file:str, name:str, n_views:int) -> Reconstructor:
 def _conditioned(key:str) -> Reconstructor:
     return conditioned_reconstructors()[key]
 
+def _laptop_lgm() -> Reconstructor:
+    network = load_laptop_lgm()
+    domain = replace(LGM_DOMAIN, image_size=network.config.image_size)
+    return LGMReconstructor(network=network, domain=domain, name=LAPTOP_LGM_NAME)
+
+LAPTOP_LGM_NAME = "LGM, laptop"
 _CONDITIONED = tuple(f"{name}, {trained}" for trained in TRAININGS for name in CONDITIONINGS)
 NETWORKS = {"GS-LRM, one camera": "gslrm_64", "GS-LRM, varied cameras": "gslrm_any"}
 BASELINES = {
@@ -63,6 +70,7 @@ def dependence_models() -> dict[str, Entry]: # by the name in tables
         for name, file in NETWORKS.items():
             views = {6: "", 4: ", 4 views", 1: ", 1 view"}[n]
             models[name + views] = Entry(partial(_shipped, file, name, n), shipped_checkpoint(file))
+    models[LAPTOP_LGM_NAME] = Entry(_laptop_lgm, shipped_checkpoint("lgm_laptop"))
     for name, path in conditioning_names().items():
         models[name] = Entry(partial(_conditioned, name), path, "conditioning")
     for name, baseline in BASELINES.items():
@@ -158,7 +166,7 @@ def _home_cell(done, name) -> str:
     return " → ".join(f"{home_score(done, name, score, ('mouse',)).mean:.2f}" for score in scores)
 
 def _row(done, name) -> list[str]:
-    words = _WORDS["GS-LRM"] if name.startswith("GS-LRM") else "–"
+    words = _WORDS.get(name.split(",")[0], "–")
     numbers = dependence_of(done, name)
     if numbers is None: return [name, words, "–", "–", "–", _home_cell(done, name)]
     wrong = f"{_share(numbers.told)}; as told {numbers.as_told.mean:.2f}"
@@ -228,6 +236,7 @@ def dependence_plot(done:list[dict], folder) -> list[tuple]: # (file name, capti
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0016
 _RANKING = "GS-LRM depends on the camera very much"
+_LGM = "LGM depends on the camera less than GS-LRM"
 _USABLE = "Can models that depend less on the camera be used (LGM, Zero123++, SV3D)?"
 _ONE_VIEW = "What does a model lose that looks at one view only? (not in the original report)"
 _BASELINE = "Which baseline must such a model beat on mice? (not in the original report)"
@@ -478,6 +487,31 @@ def _baseline_finding(done) -> Finding:
     return Finding(_BASELINE, measured, "answered", _baseline_sentence(margins))
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d002a
+def _cost_beside(difference:Interval, cameras:str) -> str: # LGM minus GS-LRM
+    if difference.high < 0: return f"{cameras} cameras cost it a smaller share of its IoU"
+    if difference.low > 0: return f"{cameras} cameras cost it a larger share of its IoU"
+    return f"{cameras} cameras cost it neither measurably more nor less"
+
+def _lgm_verdict(wrong:Interval, unfamiliar:Interval) -> str: # LGM minus GS-LRM
+    costs_less, costs_more = wrong.high < 0 or unfamiliar.high < 0, wrong.low > 0 or unfamiliar.low > 0
+    if not costs_less: return "not reproduced"
+    return "partly" if costs_more or not wrong.high < 0 else "reproduced"
+
+def _lgm_finding(done) -> Finding:
+    names = f"{list(NETWORKS)[0]}, 4 views", LAPTOP_LGM_NAME
+    if any(name not in _names(done) or dependence_of(done, name) is None for name in names):
+        return Finding(_LGM, "nothing", "open", "one of the two was not run, or has nothing to lose")
+    lost = [_levels(done, names, pick) for pick in (_told, _unfamiliar)]
+    wrong, unfamiliar = (_difference(*(_losses(done, name, way) for name in names)) for way in ("told", "consistent"))
+    home = ", ".join(f"{name} {ci_text(home_score(done, name, 'iou'), 2)}" for name in names)
+    measured = f"four views each; share of novel IoU lost under wrong cameras: {lost[0]}; LGM minus GS-LRM " \
+               f"{signed_ci(wrong, 3)}; under unfamiliar ones: {lost[1]}; LGM minus GS-LRM " \
+               f"{signed_ci(unfamiliar, 3)}; novel IoU with the undisturbed rig: {home}"
+    if min(wrong.n, unfamiliar.n) < ENOUGH: return Finding(_LGM, measured, "open", "too few scenes")
+    why = f"{_cost_beside(wrong, 'wrong')}; {_cost_beside(unfamiliar, 'unfamiliar')}; one small LGM, whose positions count " \
+          "from the rays, trained with fewer samples than GS-LRM"
+    return Finding(_LGM, measured, _lgm_verdict(wrong, unfamiliar), why)
+
 def _given_part(told:Interval) -> str:
     if told.low > 0: return "what a network is given decides what wrong cameras cost the shape of its answer"
     return "wrong cameras cost nothing measurable, not even where they are given"
@@ -504,6 +538,8 @@ def _conclusion_finding(done) -> Finding:
 def dependence_findings(done:list[dict]) -> list[Finding]:
     "What a model is given, what it saw, how much it looks at, and what may be concluded."
     findings = [_ranking_finding(done), _conditioning_finding(done)]
+    if LAPTOP_LGM_NAME in _names(done):
+        findings.insert(1, _lgm_finding(done))
     if f"{list(NETWORKS)[1]}, 1 view" in _names(done):
         findings.append(_views_finding(done))
     return [*findings, _baseline_finding(done), _conclusion_finding(done)]

@@ -14,7 +14,7 @@ from ..cameras.pinhole import Cameras
 from ..cameras.rays import ray_features
 from ..cameras.similarity import Similarity, upright
 from ..gaussians.cloud import C0, Gaussians
-from .checkpoint import assign_weights, open_safetensors
+from .checkpoint import assign_weights, open_safetensors, shipped_checkpoint
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from ..views.triangulation import triangulate
@@ -23,7 +23,8 @@ from ..views.views import Views
 # %% auto #0
 __all__ = ['LGM_CONFIGS', 'IN_CHANNELS', 'OUT_CHANNELS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'LGM_DISTANCE', 'LGM_DOMAIN',
            'LAPTOP_LGM', 'LGMConfig', 'ResidualBlock', 'MultiViewAttention', 'LGMUNet', 'posed_images',
-           'first_camera_frame', 'lgm_gaussians', 'ray_middles', 'LGM', 'load_lgm', 'spread_views', 'lgm_input']
+           'first_camera_frame', 'lgm_gaussians', 'ray_middles', 'LGM', 'load_lgm', 'spread_views', 'lgm_input',
+           'load_laptop_lgm']
 
 # %% ../../nbs/models/04_lgm.ipynb #8f404f70
 @dataclass(frozen=True)
@@ -334,3 +335,7 @@ def lgm_input(
 LAPTOP_LGM = LGMConfig(
     down=(32, 32, 64, 128), down_attention=(False, False, False, True),
     up=(128, 64, 32), up_attention=(True, False, False), image_size=64, from_rays=True)
+
+def load_laptop_lgm() -> LGM: # float32, eval mode
+    "The LGM whose weights are in this package, see `LAPTOP_LGM`."
+    return load_lgm(shipped_checkpoint("lgm_laptop"), fixrot=True, config=LAPTOP_LGM)

@@ -6,8 +6,9 @@ import pytest
 import torch
 from gslrm_mouse.evaluation.dependence import DOSES, Dose
 from gslrm_mouse.experiments.base import VERDICTS, Arm, load_results
-from gslrm_mouse.experiments.dependence import NETWORKS, dependence_arms, dependence_findings, dependence_models
-from gslrm_mouse.experiments.dependence import dependence_of, dependence_run, dependence_table, home_score
+from gslrm_mouse.experiments.dependence import LAPTOP_LGM_NAME, NETWORKS, dependence_arms, dependence_findings
+from gslrm_mouse.experiments.dependence import dependence_models, dependence_of, dependence_run, dependence_table
+from gslrm_mouse.experiments.dependence import home_score
 from gslrm_mouse.models.conditioning import CONDITIONINGS, TRAININGS
 from gslrm_mouse.experiments.registry import EXPERIMENTS, OTHER_FINDINGS
 
@@ -103,6 +104,29 @@ def test_the_ranking_is_confirmed_only_beside_the_ellipsoid(kept, ellipsoid, ver
     done += [] if ellipsoid is None else scenes("ellipsoid", ellipsoid)
     found = finding(done, "GS-LRM depends")
     assert found.verdict == verdict and words in found.why
+
+
+@pytest.mark.parametrize("wrong, unfamiliar, verdict, words", [
+    (.9, .9, "reproduced", "wrong cameras cost it a smaller share of its IoU; unfamiliar cameras cost it a smaller"),
+    (.9, .6, "reproduced", "unfamiliar cameras cost it neither measurably more nor less"),
+    (.9, .2, "partly", "unfamiliar cameras cost it a larger share"),
+    (.5, .9, "partly", "wrong cameras cost it neither measurably more nor less; unfamiliar cameras cost it a smaller"),
+    (.5, .6, "not reproduced", "neither measurably more nor less; unfamiliar cameras cost it neither"),
+    (.2, .6, "not reproduced", "wrong cameras cost it a larger share")])
+def test_the_place_of_lgm_follows_the_numbers(wrong, unfamiliar, verdict, words):
+    done = scenes(f"{ONE}, 4 views", .5, .6) + scenes(LAPTOP_LGM_NAME, wrong, unfamiliar)
+    found = finding(done, "LGM depends")
+    assert found.verdict == verdict and words in found.why
+
+
+def test_lgm_is_judged_only_where_it_can_lose_something_beside_gs_lrm():
+    alone = scenes(LAPTOP_LGM_NAME)
+    assert finding(alone, "LGM depends").verdict == "open"
+    useless = scenes(LAPTOP_LGM_NAME, home=.1) + scenes(f"{ONE}, 4 views")
+    assert finding(useless, "LGM depends").verdict == "open"
+    few = scenes(LAPTOP_LGM_NAME)[:1] + scenes(f"{ONE}, 4 views")[:1]
+    assert finding(few, "LGM depends").why == "too few scenes"
+    assert not any(f.claim.startswith("LGM") for f in dependence_findings(scenes(ONE)))
 
 
 def conditioned(given=.6, not_given=.6, varied=.8, as_told=.5):
