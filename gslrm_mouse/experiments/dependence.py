@@ -508,8 +508,8 @@ def _lgm_finding(done) -> Finding:
                f"{signed_ci(wrong, 3)}; under unfamiliar ones: {lost[1]}; LGM minus GS-LRM " \
                f"{signed_ci(unfamiliar, 3)}; novel IoU with the undisturbed rig: {home}"
     if min(wrong.n, unfamiliar.n) < ENOUGH: return Finding(_LGM, measured, "open", "too few scenes")
-    why = f"{_cost_beside(wrong, 'wrong')}; {_cost_beside(unfamiliar, 'unfamiliar')}; one small LGM, whose positions count " \
-          "from the rays, trained with fewer samples than GS-LRM"
+    costs = f"{_cost_beside(wrong, 'wrong')}; {_cost_beside(unfamiliar, 'unfamiliar')}"
+    why = f"{costs}; one small LGM, whose positions count from the rays, trained with fewer samples than GS-LRM"
     return Finding(_LGM, measured, _lgm_verdict(wrong, unfamiliar), why)
 
 def _given_part(told:Interval) -> str:
