@@ -107,12 +107,12 @@ def test_the_ranking_is_confirmed_only_beside_the_ellipsoid(kept, ellipsoid, ver
 
 
 @pytest.mark.parametrize("wrong, unfamiliar, verdict, words", [
-    (.9, .9, "reproduced", "wrong cameras cost it a smaller share of its IoU; unfamiliar cameras cost it a smaller"),
-    (.9, .6, "reproduced", "unfamiliar cameras cost it neither measurably more nor less"),
-    (.9, .2, "partly", "unfamiliar cameras cost it a larger share"),
-    (.5, .9, "partly", "wrong cameras cost it neither measurably more nor less; unfamiliar cameras cost it a smaller"),
-    (.5, .6, "not reproduced", "neither measurably more nor less; unfamiliar cameras cost it neither"),
-    (.2, .6, "not reproduced", "wrong cameras cost it a larger share")])
+    (.9, .9, "reproduced", "wrong cameras cost it less on heads and less on mice, unfamiliar ones less on heads"),
+    (.9, .6, "reproduced", "unfamiliar ones not measurably more or less on heads and not measurably"),
+    (.9, .2, "partly", "unfamiliar ones more on heads and more on mice"),
+    (.5, .9, "partly", "wrong cameras cost it not measurably more or less on heads"),
+    (.5, .6, "not reproduced", "unfamiliar ones not measurably more or less on heads and not measurably"),
+    (.2, .6, "not reproduced", "wrong cameras cost it more on heads and more on mice")])
 def test_the_place_of_lgm_follows_the_numbers(wrong, unfamiliar, verdict, words):
     done = scenes(f"{ONE}, 4 views", .5, .6) + scenes(LAPTOP_LGM_NAME, wrong, unfamiliar)
     found = finding(done, "LGM depends")
