@@ -4,17 +4,29 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from gslrm_mouse.experiments.history import history_arm, history_run
+from gslrm_mouse.training.record import Record
 
 
 def short_arm():
     return history_arm(
         "history_b", "heads, tiny", data="exact", learner="heads", lr=1e-3, seed=1, stops=(0, 1, 4, 8),
         mice=1, heads=1, scenes=2)
+
+
+def run_until_killed(cache, step):
+    "Train, and die by SIGKILL once the log has the step: what another process could do, at a known moment."
+    update = Record.update
+
+    def update_and_die(self, record, event):
+        update(self, record, event)
+        if record["step"] == step: os.kill(os.getpid(), signal.SIGKILL)
+
+    Record.update = update_and_die
+    history_run(short_arm(), None, cache)
 
 
 @pytest.mark.slow
@@ -26,18 +38,11 @@ def test_a_killed_run_resumes_with_the_same_records(tmp_path):
     os.symlink(tmp_path/"whole"/"moments", cache/"moments")
     run = cache/"runs"/arm.key
     log = run/"log.jsonl"
-
-    def is_between_stops():
-        return (run/"seen"/"000001.json").is_file() and log.read_text().count('"loss"') >= 2
-
     code = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); "
-            f"from test_history import history_run, short_arm; history_run(short_arm(), None, {str(cache)!r})")
-    child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while child.poll() is None and not is_between_stops(): time.sleep(.01)
-    child.send_signal(signal.SIGKILL)
-    child.wait()
+            f"from test_history import run_until_killed; run_until_killed({str(cache)!r}, step=2)")
+    child = subprocess.run([sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     assert child.returncode == -signal.SIGKILL
-    assert not (run/"seen"/"000008.json").exists()
+    assert (run/"seen"/"000001.json").is_file() and not (run/"seen"/"000004.json").exists()
     assert json.dumps(history_run(arm, None, cache)) == json.dumps(expected)
     assert '"resumed"' in log.read_text()
     assert not (run/"checkpoints").exists()
