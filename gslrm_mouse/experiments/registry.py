@@ -26,6 +26,7 @@ EXPERIMENTS = { # in the order of the report
     "variety": ("gslrm_mouse.experiments.variety:VARIETY_EXPERIMENT", True),
     "dependence": ("gslrm_mouse.experiments.dependence:DEPENDENCE_EXPERIMENT", True),
     "adaptation": ("gslrm_mouse.experiments.adaptation:ADAPTATION_EXPERIMENT", False),
+    "usable": ("gslrm_mouse.experiments.usable:usable_experiment", False),
     "one_image": ("gslrm_mouse.experiments.one_image:ONE_IMAGE_EXPERIMENT", False),
 }
 RECORDING_EXPERIMENTS = { # those that run on any recording
@@ -33,6 +34,7 @@ RECORDING_EXPERIMENTS = { # those that run on any recording
     "recipes": ("gslrm_mouse.experiments.recipes:recipes_experiment", True),
     "control": ("gslrm_mouse.experiments.control:control_experiment", True),
     "zoom": ("gslrm_mouse.experiments.zoom:zoom_experiment", True),
+    "usable": ("gslrm_mouse.experiments.usable:usable_experiment", False),
     "adapters": ("gslrm_mouse.experiments.recording:recording_adapters_experiment", False),
 }
 
@@ -82,11 +84,13 @@ TITLES = {
     "variety": "One camera against many",
     "dependence": "Camera dependence",
     "adaptation": "What adapts better",
+    "usable": "Usable on mice",
     "one_image": "A small generator",
     "recording_doctor": "Recording: diagnosis",
     "recording_recipes": "Recording: six preprocessing methods",
     "recording_control": "Recording: directly optimised 3DGS",
     "recording_zoom": "Recording: how far to zoom",
+    "recording_usable": "Recording: usable on mice",
     "recording_adapters": "Recording: adapters",
 }
 
