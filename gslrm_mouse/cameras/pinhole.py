@@ -105,6 +105,18 @@ def project(self:Cameras, points) -> Tensor:
     uvw = self.to_camera(points) @ self.K.mT
     return uvw[..., :2] / uvw[..., 2:]
 
+@patch
+def pixel_index(self:Cameras, points:Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Column and row (V, N) of the pixel that each world point (N, 3) falls in, and whether it falls in the image.
+
+    Of a point beside the image, or behind the camera, it is a pixel of the border, and False."""
+    uvw = self.to_camera(points) @ self.K.mT
+    depth, limit = uvw[..., 2], self.image_sizes[..., None, :].to(uvw.device)
+    uv = uvw[..., :2]/depth.clamp(min=1e-9)[..., None]
+    is_inside = (depth > 0) & ((uv >= 0) & (uv < limit)).all(-1)
+    column, row = uv.floor().long().minimum(limit - 1).clamp(min=0).unbind(-1)
+    return column, row, is_inside
+
 # %% ../../nbs/cameras/01_pinhole.ipynb #9b1907e2
 @patch
 def resized(self:Cameras, width:int, height:int) -> Cameras:

@@ -45,11 +45,9 @@ def _views_inside(
     inside:Tensor, # (V, H, W) bool, silhouettes
 ) -> Tensor: # (n,) int
     "In how many views each point lies inside the silhouette."
-    x, y = cameras.project(points).floor().long().unbind(-1)
-    in_image = (x >= 0) & (x < cameras.width) & (y >= 0) & (y < cameras.height)
-    view = torch.arange(len(x))[:, None]
-    hit = inside[view, y.clamp(0, cameras.height - 1), x.clamp(0, cameras.width - 1)]
-    return (hit & in_image).sum(0)
+    column, row, in_image = cameras.pixel_index(points)
+    view = torch.arange(len(column))[:, None]
+    return (inside[view, row, column] & in_image).sum(0)
 
 def _initial_points(views:Views, options:Fit, seed:int) -> tuple[Tensor, float]: # (n, 3) float64, radius of the ball
     "The points of a ball about the object that most views see inside their silhouette."

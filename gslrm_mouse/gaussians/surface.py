@@ -42,10 +42,10 @@ def _visible(
     "Which points no other point hides from a camera."
     depth, pixel = cam.to_camera(points)[0, :, 2], cam.project(points)[0]
     cell = 1.5*max(1., voxel*cam.K[0, 0, 0].item()/depth.mean().item()) # pixels
-    columns = int(cam.width/cell) + 2
+    columns, rows = int(cam.width/cell) + 2, int(cam.height/cell) + 2 # the last ones take what is beyond the image
     column, row = (pixel/cell).long().clamp(min=0).T
-    index = row*columns + column.clamp(max=columns - 1)
-    closest = torch.full((int(index.max()) + 1,), torch.inf, dtype=depth.dtype)
+    index = row.clamp(max=rows - 1)*columns + column.clamp(max=columns - 1)
+    closest = torch.full((rows*columns,), torch.inf, dtype=depth.dtype)
     closest = closest.scatter_reduce(0, index, depth, "amin")
     return depth < closest[index] + 2.5*voxel
 
@@ -58,9 +58,7 @@ def surface_colors(
     cams, points = views.cameras.to(torch.float64), points.double()
     colors = torch.full((len(views), len(points), 3), torch.nan)
     for v in range(len(views)):
-        x, y = cams[v].project(points)[0].floor().long().T
-        in_image = (x >= 0) & (x < cams.width) & (y >= 0) & (y < cams.height)
-        x, y = x.clamp(0, cams.width - 1), y.clamp(0, cams.height - 1)
+        x, y, in_image = (value[0] for value in cams[v].pixel_index(points))
         is_seen = in_image & (views.alpha[v, y, x] > .9) & _visible(points, cams[v], voxel)
         colors[v, is_seen] = views.images[v, y[is_seen], x[is_seen]].float()
     median = colors.nanmedian(0).values

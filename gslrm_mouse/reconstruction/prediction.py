@@ -20,7 +20,8 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['EPS2D', 'QUALITIES', 'IOU_WITHOUT_NETWORK', 'training_blur', 'blur_cloud', 'pixel_footprints', 'resize_to_pixels',
-           'predict', 'fit_to_views', 'Quality', 'quality_of', 'optimise_scene', 'Start', 'choose_start']
+           'predict', 'fit_to_views', 'Quality', 'quality_of', 'optimise_stages', 'optimise_scene', 'Start',
+           'choose_start']
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #0d32957a
 EPS2D = .3 # px², what the rasterizer adds to every splat
@@ -139,6 +140,19 @@ def quality_of(
         quality = replace(quality, stages=stages)
     return quality
 
+def optimise_stages(
+    start:Gaussians, # in the views' world
+    views:Views, # one frame, any unit: what it is fitted to
+    stages, # `FitStage`s, from coarse to fine
+    seed:int=0,
+    bar=None, # of tqdm, for all steps
+) -> Gaussians: # in the views' world; as many, where no stage splits them
+    "Gaussians fitted to their input views, smoothed by the blur of the last stage; ValueError for an empty mask."
+    fitted = fit_coarse_to_fine(views, start, stages, seed, bar)
+    last = crop_cameras(views, stages[-1].size)
+    center = fitted.means.double().median(0).values
+    return blur_cloud(fitted, EPS2D**.5*pixel_at(last, center))
+
 def optimise_scene(
     start:Gaussians, # in the views' world
     views:Views, # one frame, any unit: what it is fitted to
@@ -146,11 +160,8 @@ def optimise_scene(
     seed:int=0,
     bar=None, # of tqdm, for all steps
 ) -> Gaussians: # in the views' world
-    "Gaussians fitted to their input views, coarse to fine, smoothed by the blur there; ValueError for an empty mask."
-    fitted = fit_coarse_to_fine(views, _visible(start), quality.stages, seed, bar)
-    last = crop_cameras(views, quality.stages[-1].size)
-    center = fitted.means.double().median(0).values
-    return blur_cloud(fitted, EPS2D**.5*pixel_at(last, center))
+    "The visible ones of the start, optimised at the resolutions of a quality; ValueError for an empty mask."
+    return optimise_stages(_visible(start), views, quality.stages, seed, bar)
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
 _CONSISTENT = .8 # mean IoU of the silhouettes with the hull that an optimisation begins on

@@ -15,14 +15,14 @@ from torch import Tensor
 from ..cameras.rotations import quat_to_matrix, quaternion_product
 from ..files import describe_folder, one_line, read_bytes, read_jsonl, write_atomic
 from ..gaussians.cloud import C0, Gaussians
-from ..gaussians.coarse_to_fine import ADAM_EPS, extent_of, foreground_crops
+from ..gaussians.coarse_to_fine import ADAM_EPS, FitStage, extent_of, foreground_crops
 from ..gaussians.fit import Fit, gaussians_to_parameters, parameters_to_gaussians
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores, mean_scores, reconstruction_loss
 from ..preprocess.silhouettes import border_share
 from .film import FILM_FPS, cameras_around, cloud_center, cloud_radius
-from .prediction import Quality, optimise_scene
+from .prediction import Quality, optimise_scene, optimise_stages
 from .viewer import load_in_unit
 from ..video import write_video
 from ..views.triangulation import triangulate
@@ -81,6 +81,7 @@ class Motion:
     settling:int = 6 # frames for which they are open, after a frame that was made anew and after a loss
     tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
+    polish:tuple = () # `FitStage`s by which a frame that was followed is optimised as one that stands alone
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the optimisation from coarse to fine
 
@@ -166,7 +167,7 @@ class SequenceQuality:
 SEQUENCE_QUALITIES = dict(
     draft=SequenceQuality("good", Motion()),
     good=SequenceQuality("best", Motion(size=128)),
-    best=SequenceQuality("best", Motion(size=128)),
+    best=SequenceQuality("best", Motion(size=128, polish=(FitStage(256, 60, means_rate=.4),))),
 )
 
 @dataclass(frozen=True)
@@ -202,10 +203,7 @@ def _place(whole:Views) -> tuple: # (x, y, z); none where there are no views
 
 def _seen_in(g:Gaussians, views:Views) -> Views:
     "Those in whose image at least a tenth of the Gaussians lies: what a smaller part shows would pull at the whole."
-    cameras = views.cameras.to(torch.float64)
-    pixels = cameras.project(g.means.double())
-    is_in_front = cameras.to_camera(g.means.double())[..., 2] > 0
-    inside = ((pixels > 0) & (pixels < cameras.image_sizes[:, None])).all(-1) & is_in_front
+    _, _, inside = views.cameras.to(torch.float64).pixel_index(g.means.double())
     return views[(inside.double().mean(1) >= _LEAST_SHARE).tolist()]
 
 def _begin_anew(before:Followed, views:Views, number:int, quality:Quality, motion:Motion) -> Followed:
@@ -251,6 +249,8 @@ def follow(
     score = _score(g, crops)
     if score["iou"] < motion.lost*before.iou:
         return _begin_anew(replace(before, gaussians=g), views, number, quality, motion)
+    if motion.polish:
+        g = optimise_stages(g, seen, motion.polish)
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
     moved = (g.means - before.gaussians.means).mean(0)
     return replace(
@@ -258,7 +258,7 @@ def follow(
         cameras=whole.names,
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
-        kind="appearance" if is_open else "followed")
+        kind="appearance" if is_open or motion.polish else "followed")
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #60050011
 MOTION, SEQUENCE = "motion.json", "sequence.npz"

@@ -180,7 +180,7 @@ def test_another_network_is_excluded_and_counted(tiny_checkpoint, tmp_path):
 
     sections = report_from(tmp_path/"results", tmp_path/"tiny", tiny_checkpoint)
     # these compare shipped networks, whichever is studied
-    shipped = ("variety", "dependence", "adaptation", "one_image")
+    shipped = ("variety", "dependence", "adaptation", "usable", "one_image")
     others = [s for s in sections if s.done and s.experiment.name not in shipped]
     with_network = [s for s in others if "checkpoint" in s.done[0]["settings"]]
     assert [(s.experiment.name, len(s.done)) for s in with_network] == [("recipes", 1)]

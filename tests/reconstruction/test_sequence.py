@@ -10,6 +10,7 @@ import torch
 
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.gaussians.cloud import Gaussians
+from gslrm_mouse.gaussians.coarse_to_fine import FitStage, foreground_crops
 from gslrm_mouse.gaussians.ply import load_ply
 from gslrm_mouse.gaussians.surface import surface_gaussians
 from gslrm_mouse.preprocess.silhouettes import border_share
@@ -17,8 +18,8 @@ from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
 from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
-    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _seen_in, find_neighbours, follow, load_followed, load_sequence,
-    rigidity_energy, start_sequence)
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _score, _seen_in, find_neighbours, follow, load_followed,
+    load_sequence, rigidity_energy, start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
@@ -264,3 +265,19 @@ def test_a_sequence_goes_on_without_a_camera_that_does_not_see_the_animal(record
     places = [triangulate(views).point for views in open_recording(recording).frames([0, N - 1])]
     moved = (states[-1].gaussians.means - states[0].gaussians.means).median(0).values
     assert (moved - (places[1] - places[0])).norm() < 3
+
+
+def test_a_polished_frame_keeps_its_gaussians_and_shows_more():
+    rig, motion = mouse_rig().resized(144, 128), Motion(rigid_size=32, rigid_steps=5, size=32, steps=10)
+    before, after = (raytrace(mouse_scene(102, t), rig, 2) for t in (0., .1))
+    g = optimise_scene(surface_gaussians(before, 32), before, quality_of("draft"))
+    first, neighbours = start_sequence(g, before, 0, motion), find_neighbours(g)
+    finer = replace(motion, polish=(FitStage(64, 20, means_rate=.4),))
+    plain, polished = (follow(first, after, 1, neighbours, quality_of("draft"), m) for m in (motion, finer))
+    assert len(polished.gaussians) == len(plain.gaussians) == len(g)
+    assert (plain.kind, polished.kind) == ("appearance", "appearance")
+    crops = foreground_crops(after, 64)
+    foreground = [_score(f.gaussians, crops)["psnr_fg"] for f in (plain, polished)]
+    assert foreground[1] > foreground[0] + .5
+    step = (polished.gaussians.means - plain.gaussians.means).norm(dim=-1).median()
+    assert step < 2. # mm: they are the same places of the body
