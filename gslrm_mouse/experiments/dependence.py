@@ -512,7 +512,8 @@ def _lgm_finding(done) -> Finding:
     if min(x.n for x in (*wrong.values(), *unfamiliar.values())) < ENOUGH:
         return Finding(_LGM, measured, "open", "too few scenes")
     costs = f"wrong cameras cost it {_costs_by_subject(wrong)}, unfamiliar ones {_costs_by_subject(unfamiliar)}"
-    why = f"{costs}; one small LGM, whose positions count from the rays, trained with fewer samples than GS-LRM"
+    why = f"{costs}; one small LGM, whose positions count from the rays, trained with fewer samples than " \
+          "GS-LRM; a dose may move its first camera away from where it always stood in training"
     return Finding(_LGM, measured, _lgm_verdict(wrong, unfamiliar), why)
 
 def _given_part(told:Interval) -> str:

@@ -58,17 +58,17 @@ def recorded_frames(
     recording, # folder
     frames, # frame numbers
     truth=None, # folder of held-out views; without it, cameras of the rig are held out
-    every:bool=True, # hold out each camera of a frame in turn, or one camera per frame
+    every:bool=True, # hold out each camera of a frame in turn, or one, by the frame's number
     unit:str=None, # of the cameras; as their file states or implies when None
 ) -> list[Frame]:
     "Frames of a recording with their held-out views."
     opened = open_recording(recording, unit)
     out = []
-    for k, i in enumerate(frames):
+    for i in frames:
         views = opened.frame(i)
         if truth is not None: out.append(_with_truth(truth, i, views))
         elif every: out += [_without_camera(i, views, camera) for camera in range(len(views))]
-        else: out.append(_without_camera(i, views, k % len(views)))
+        else: out.append(_without_camera(i, views, i % len(views)))
     return out
 
 # %% ../../nbs/experiments/01_plan.ipynb #0455251d

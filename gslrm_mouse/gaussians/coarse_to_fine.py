@@ -12,8 +12,7 @@ from ..cameras.rotations import quat_to_matrix
 from .cloud import Gaussians
 from .fit import Fit, gaussians_to_parameters, parameters_to_gaussians
 from .rasterize import render
-from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views, mask_box
+from ..views.views import FOREGROUND_ALPHA, Views, mask_box
 from ..views.warp import warp_views
 
 # %% auto #0

@@ -39,15 +39,15 @@ def _visible(
     cam:Cameras, # one camera, float64
     voxel:float, # world units
 ) -> Tensor: # (N,) bool
-    "Which points no other point hides from a camera."
-    depth, pixel = cam.to_camera(points)[0, :, 2], cam.project(points)[0]
+    "Which points a camera has in its image, and no other point hides."
+    depth = cam.to_camera(points)[0, :, 2]
+    column, row, in_image = (value[0] for value in cam.pixel_index(points))
     cell = 1.5*max(1., voxel*cam.K[0, 0, 0].item()/depth.mean().item()) # pixels
-    columns, rows = int(cam.width/cell) + 2, int(cam.height/cell) + 2 # the last ones take what is beyond the image
-    column, row = (pixel/cell).long().clamp(min=0).T
-    index = row.clamp(max=rows - 1)*columns + column.clamp(max=columns - 1)
+    columns, rows = int(cam.width/cell) + 1, int(cam.height/cell) + 1
+    index = (row/cell).long()*columns + (column/cell).long()
     closest = torch.full((rows*columns,), torch.inf, dtype=depth.dtype)
-    closest = closest.scatter_reduce(0, index, depth, "amin")
-    return depth < closest[index] + 2.5*voxel
+    closest = closest.scatter_reduce(0, index[in_image], depth[in_image], "amin")
+    return in_image & (depth < closest[index] + 2.5*voxel)
 
 def surface_colors(
     points:Tensor, # (N, 3) on a surface, in the views' unit
@@ -58,8 +58,8 @@ def surface_colors(
     cams, points = views.cameras.to(torch.float64), points.double()
     colors = torch.full((len(views), len(points), 3), torch.nan)
     for v in range(len(views)):
-        x, y, in_image = (value[0] for value in cams[v].pixel_index(points))
-        is_seen = in_image & (views.alpha[v, y, x] > .9) & _visible(points, cams[v], voxel)
+        x, y, _ = (value[0] for value in cams[v].pixel_index(points))
+        is_seen = (views.alpha[v, y, x] > .9) & _visible(points, cams[v], voxel)
         colors[v, is_seen] = views.images[v, y[is_seen], x[is_seen]].float()
     median = colors.nanmedian(0).values
     is_unseen = median.isnan().any(-1)

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..cameras.similarity import Similarity
-from ..views.hull import FOREGROUND_ALPHA
-from ..views.views import Views, mask_box
+from ..views.views import FOREGROUND_ALPHA, Views, mask_box
 
 # %% auto #0
 __all__ = ['ModelInput', 'check_model_input', 'foreground_stats', 'size_ratios', 'com_offsets', 'border_share']

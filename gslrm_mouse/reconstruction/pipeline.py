@@ -9,6 +9,7 @@ import json
 import re
 import sys
 import time
+from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -93,7 +94,9 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
     options = asdict(options)
     for name in ("quality", "pixels", "gaussians"): # folders from before these existed stay what they are
         if options[name] is None: del options[name]
-    if not options["sequence"]: del options["sequence"]
+    if options["sequence"]:
+        options["motion"] = asdict(SEQUENCE_QUALITIES[options["quality"]].motion)
+    else: del options["sequence"]
     if options["model"] == "gslrm":
         del options["model"]
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
@@ -118,6 +121,16 @@ def _input_views(views:Views, options) -> list: # spread evenly
         raise ValueError(f"inputs={options.inputs} is more than the {len(views)} views of the source")
     n = min(options.inputs or default, len(views))
     return sorted({round(i*len(views)/n) for i in range(n)})
+
+def _chosen_views(views:Views, options) -> tuple: # numbers of inputs and of held-out views, names of empty ones
+    chosen, shows = _input_views(views, options), shows_object(views)
+    inputs = [i for i in chosen if shows[i]]
+    if len(inputs) < min(2, len(chosen)):
+        raise MaskError("mask_empty", f"only {len(inputs)} of {len(chosen)} input views show the animal, the masks of "
+                                      "the others are empty")
+    held_out = [i for i in range(len(views)) if shows[i] and i not in chosen]
+    empty = [views.names[i] if views.names else str(i) for i in range(len(views)) if not shows[i]]
+    return inputs, held_out, empty
 
 def _prepare(views:Views, reconstructor:Reconstructor, options) -> tuple[ModelInput, str]: # and the condition
     unit, domain = views.cameras.unit, reconstructor.domain
@@ -288,12 +301,7 @@ def _make_frame(
 ) -> list[dict]:
     "Write all files of one frame; its records."
     start = time.perf_counter()
-    chosen, shows = _input_views(views, options), shows_object(views)
-    inputs = [i for i in chosen if shows[i]]
-    held_out = [i for i in range(len(views)) if shows[i] and i not in chosen]
-    if len(inputs) < min(2, len(chosen)):
-        raise MaskError("mask_empty", f"only {len(inputs)} of {len(chosen)} input views show the animal, the masks of "
-                                      "the others are empty")
+    inputs, held_out, empty = _chosen_views(views, options)
     prepared, condition = _prepare(views[inputs], reconstructor, options)
     followed = continued(views[inputs], number) if continued else None
     if followed:
@@ -324,6 +332,7 @@ def _make_frame(
         _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, names), folder/"cameras.png", 110)
     facts = dict(arm=condition, frame=number, n_views=len(inputs), seed=0, **tag, seconds=seconds)
     if result.start: facts["start"] = result.start.kind
+    if empty: facts["empty"] = empty
     records = _frame_records(splits, rendered, result.baselines, **facts)
     report = getattr(prepared, "certificate", prepared.statement)
     (folder/"cameras.txt").write_text(f"{report}\n", encoding="utf-8")
@@ -481,11 +490,11 @@ _BAR = "{l_bar}{bar}| {n_fmt}/{total_fmt}, {per_minute}, {remaining} left"
 
 def _say_fewer_views(finished:dict): # number: records
     "A line on stderr where some frames were made without all cameras."
-    counts = [records[0]["n_views"] for records in finished.values()]
-    fewer = sum(count < max(counts) for count in counts)
-    if fewer:
-        print(f"{fewer} of {len(counts)} frames were made without cameras whose masks are empty there; n_views in "
-              "results.jsonl says how many each has", file=sys.stderr)
+    missing = Counter(camera for records in finished.values() for camera in records[0].get("empty", ()))
+    if missing:
+        cameras = ", ".join(f"{camera} in {n} of {len(finished)}" for camera, n in sorted(missing.items()))
+        print(f"frames were made without cameras whose masks are empty there: {cameras}; \"empty\" in results.jsonl "
+              "says which", file=sys.stderr)
 
 def _is_complete(manifest:Path) -> bool: # also of what belongs to all frames
     return manifest.is_file() and json.loads(manifest.read_bytes()).get("complete", False)

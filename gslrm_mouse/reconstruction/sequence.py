@@ -7,6 +7,7 @@ from __future__ import annotations
 import io
 import json
 import zipfile
+import zlib
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 import numpy as np
@@ -81,7 +82,7 @@ class Motion:
     settling:int = 6 # frames for which they are open, after a frame that was made anew and after a loss
     tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
-    polish:tuple = () # `FitStage`s by which a frame that was followed is optimised as one that stands alone
+    polish:tuple = () # `FitStage`s that optimise all of a frame that was followed, without rigidity
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the optimisation from coarse to fine
 
@@ -178,7 +179,7 @@ class Followed:
     before:int|None # number of the frame that it began in; None for the first
     point:tuple # in which the rays through the silhouettes' centroids meet, of `cameras`
     shift:tuple # of the middle of the Gaussians in the time of one frame
-    cameras:tuple # names of those that show all of the animal; none where they are fewer than three
+    cameras:tuple # which show all of the animal, see `_poses`; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
     open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
@@ -195,7 +196,12 @@ _LEAST_SHARE = .1 # of the Gaussians' means
 def _whole(views:Views) -> Views:
     "Those whose silhouette does not touch the image's border; none where they are fewer than three."
     is_whole = border_share(views) == 0
-    return views[(is_whole & (is_whole.sum() >= _LEAST_WHOLE)).tolist()]
+    if is_whole.sum() < _LEAST_WHOLE: return views[[]]
+    return views[is_whole.tolist()]
+
+def _poses(views:Views) -> tuple: # of str
+    "What tells cameras apart from frame to frame, also where they have no names: checksums of their poses."
+    return tuple(f"{zlib.crc32(w2c.cpu().numpy().tobytes()):08x}" for w2c in views.cameras.w2c)
 
 def _place(whole:Views) -> tuple: # (x, y, z); none where there are no views
     "Where the rays through the centroids of the silhouettes meet."
@@ -221,7 +227,7 @@ def start_sequence(
     score = _score(g, foreground_crops(_seen_in(g, views), motion.size))
     whole = _whole(views)
     return Followed(
-        gaussians=g, number=number, before=None, point=_place(whole), shift=(0., 0., 0.), cameras=whole.names,
+        gaussians=g, number=number, before=None, point=_place(whole), shift=(0., 0., 0.), cameras=_poses(whole),
         psnr_fg=score["psnr_fg"], open_frames=motion.settling, iou=score["iou"], kind="first", key=number)
 
 def follow(
@@ -237,7 +243,7 @@ def follow(
     whole = _whole(views)
     point = _place(whole)
     shift = elapsed*torch.tensor(before.shift)
-    if len(whole) and whole.names == before.cameras:
+    if len(whole) and _poses(whole) == before.cameras:
         shift = torch.tensor(point) - torch.tensor(before.point)
     g = replace(before.gaussians, means=before.gaussians.means + shift)
     seen = _seen_in(g, views)
@@ -255,7 +261,7 @@ def follow(
     moved = (g.means - before.gaussians.means).mean(0)
     return replace(
         before, gaussians=g, number=number, before=before.number, point=point, shift=tuple((moved/elapsed).tolist()),
-        cameras=whole.names,
+        cameras=_poses(whole),
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
         kind="appearance" if is_open or motion.polish else "followed")

@@ -10,10 +10,10 @@ from fastcore.basics import patch
 from torch import Tensor
 from ..cameras.pinhole import Cameras
 from .triangulation import triangulate
-from .views import Views, border_pixels, mask_box
+from .views import FOREGROUND_ALPHA, Views, border_pixels, mask_box
 
 # %% auto #0
-__all__ = ['FOREGROUND_ALPHA', 'MAX_RAYS', 'MOST_CUBES', 'Hull', 'hull_reach', 'Cover', 'hull_cover', 'visual_hull']
+__all__ = ['MAX_RAYS', 'MOST_CUBES', 'Hull', 'hull_reach', 'Cover', 'hull_cover', 'visual_hull']
 
 # %% ../../nbs/views/04_hull.ipynb #ce7f11c8
 @dataclass(frozen=True)
@@ -29,8 +29,6 @@ def volume(self:Hull) -> float:
     return len(self.points)*self.voxel**3
 
 # %% ../../nbs/views/04_hull.ipynb #588b43ba
-FOREGROUND_ALPHA = 10/255 # alpha above which a pixel holds something of the object
-
 @dataclass(frozen=True)
 class _Silhouettes:
     "What the masks state."

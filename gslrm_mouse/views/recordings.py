@@ -19,7 +19,7 @@ from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
-from .views import MaskError, Views, check_views, mask_box, path_inside, shows_object
+from .views import MaskError, Views, check_views, mask_box, path_inside
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
@@ -306,10 +306,7 @@ def frames(
                 raise _empty_mask(file, v, i)
             width, height = cams.image_sizes[v].tolist()
             images[v, :height, :width], alpha[v, :height, :width] = found
-        views = Views(images, alpha, cams, self.names)
-        shows = shows_object(views)
-        if any(shows): check_views(views if all(shows) else views[shows], f"{self.path}, frame {i}")
-        yield views
+        yield check_views(Views(images, alpha, cams, self.names), f"{self.path}, frame {i}", keep_empty)
 
 @patch
 def frame(
@@ -354,7 +351,7 @@ def open_moments(
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
-    keep_empty:bool=False, # see `Recording.frames`
+    keep_empty:bool=False, # of a recording, see `Recording.frames`
 ) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
     "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)

@@ -17,9 +17,9 @@ from ..cameras.pinhole import Cameras, check_cameras
 from ..files import describe_folder, one_line, open_image
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'Views', 'MaskError', 'mask_box', 'shows_object', 'is_inverted', 'check_views', 'show_views',
-           'pad_images', 'pad_views', 'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba', 'composite_on_white',
-           'path_inside']
+__all__ = ['FOREGROUND_ALPHA', 'IMAGE_SUFFIXES', 'Views', 'MaskError', 'mask_box', 'shows_object', 'is_inverted', 'check_views',
+           'show_views', 'pad_images', 'pad_views', 'unpad_views', 'image_pixels', 'border_pixels', 'read_rgba',
+           'composite_on_white', 'path_inside']
 
 # %% ../../nbs/views/00_views.ipynb #28087c1f
 @dataclass(frozen=True)
@@ -101,9 +101,11 @@ def mask_box(
     if not len(columns): return 0, 0, 0, 0
     return int(columns[0]), int(columns[-1]) + 1, int(rows[0]), int(rows[-1]) + 1
 
+FOREGROUND_ALPHA = 10/255 # alpha above which a pixel holds something of the object
+
 def shows_object(views:Views) -> list: # of bool
     "Whether each mask has anything in it."
-    return views.alpha.flatten(1).any(1).tolist()
+    return (views.alpha > FOREGROUND_ALPHA).flatten(1).any(1).tolist()
 
 def is_inverted(
     alpha:Tensor, # (H, W)
@@ -115,6 +117,7 @@ def is_inverted(
 def check_views(
     views:Views,
     name:str="views", # what the message calls them
+    keep_empty:bool=False, # an empty mask is no error
 ) -> Views:
     "`views` unchanged, or a ValueError that says in one sentence what is wrong with which view."
     _check_shapes(views, name)
@@ -124,7 +127,7 @@ def check_views(
         if views.names: where += f" ({views.names[i]})"
         _check_values(image, f"{where}: the picture")
         _check_values(alpha, f"{where}: the mask")
-        if not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
+        if not keep_empty and not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
         if (alpha > .5).all():
             raise MaskError("mask_full", f"{where}: the mask covers the whole image, so it tells no silhouette")
         if is_inverted(alpha):
