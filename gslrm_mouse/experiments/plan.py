@@ -68,7 +68,8 @@ def recorded_frames(
         views = opened.frame(i)
         if truth is not None: out.append(_with_truth(truth, i, views))
         elif every: out += [_without_camera(i, views, camera) for camera in range(len(views))]
-        else: out.append(_without_camera(i, views, i % len(views)))
+        else:
+            out.append(_without_camera(i, views, i % len(views)))
     return out
 
 # %% ../../nbs/experiments/01_plan.ipynb #0455251d

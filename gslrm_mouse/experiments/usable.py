@@ -40,7 +40,7 @@ __all__ = ['HULL', 'ANSWERS', 'STAGES', 'rigs_of', 'agreement', 'best_by_masks',
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab000e
 HULL = "visual hull"
-ANSWERS = (HULL, "GS-LRM", "GS-LRM, 1 view", "LGM, 4 views", "perfect generator, 1 view")
+ANSWERS = (HULL, "GS-LRM", "GS-LRM (1 view)", "LGM (4 views)", "perfect generator (1 view)")
 _GSLRM = "gslrm_any_128"
 _QUALITY = "good" # of the optimisation
 _CROP = 96 # side of the crops in which answers are compared with masks, pixels
@@ -109,11 +109,11 @@ def answers(
     made = {
         HULL: partial(surface_gaussians, views, quality_of(_QUALITY).voxels, thin=True),
         "GS-LRM": lambda: _of_model(_gslrm(), views),
-        "GS-LRM, 1 view": lambda: _of_one_view(views)}
+        "GS-LRM (1 view)": lambda: _of_one_view(views)}
     if len(views) >= LGM_DOMAIN.n_views[0]:
-        made["LGM, 4 views"] = lambda: _of_model(_lgm(), views)
+        made["LGM (4 views)"] = lambda: _of_model(_lgm(), views)
     if scene is not None:
-        made["perfect generator, 1 view"] = lambda: _of_perfect_generator(scene, views)
+        made["perfect generator (1 view)"] = lambda: _of_perfect_generator(scene, views)
     return made
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0015
@@ -179,13 +179,13 @@ def _settings() -> dict: # what the scores depend on, beside the first checkpoin
 
 def usable_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (the networks are fixed)
     "Twelve mice, or two."
-    def settings(i): return arm_settings(shipped_checkpoint(_GSLRM), scene=i, **_settings())
-    return [Arm("usable", f"mouse {i}", 0, settings(i)) for i in range(12 if full else 2)]
+    shared = arm_settings(shipped_checkpoint(_GSLRM), **_settings())
+    return [Arm("usable", f"mouse {i}", 0, shared | dict(scene=i)) for i in range(12 if full else 2)]
 
 def recording_usable_arms(full:bool, checkpoint, plan:Plan) -> list[Arm]: # noqa: ARG001
     "Four frames of a recording, or those of the plan."
-    def settings(i): return recording_settings(plan, shipped_checkpoint(_GSLRM), scene=i, **_settings())
-    return [Arm("recording_usable", f"frame {i}", 0, settings(i)) for i in chosen_frames(plan)]
+    shared = recording_settings(plan, shipped_checkpoint(_GSLRM), **_settings())
+    return [Arm("recording_usable", f"frame {i}", 0, shared | dict(scene=i)) for i in chosen_frames(plan)]
 
 def usable_run(arm:Arm, checkpoint, cache, plan:Plan) -> list[dict]: # noqa: ARG001
     "All answers of one mouse or one frame."
@@ -214,6 +214,9 @@ def _mean(done, values:dict) -> Interval: # over animals
     if not values: return Interval(np.nan, np.nan, np.nan, 0)
     return mean_ci(list(values.values()), [0]*len(values) if is_one_animal(done) else None)
 
+def _text(done, x:Interval, digits:int) -> str:
+    return f"{x.mean:.{digits}f}" if is_one_animal(done) else ci_text(x, digits)
+
 def _rows(done) -> list[tuple]: # (cameras, answer), in the order of the records
     return list(dict.fromkeys((r["cameras"], r["answer"]) for r in records_of(done, "stage")))
 
@@ -223,11 +226,13 @@ def usable_table(done:list[dict]) -> Table:
             "foreground [dB]", "PSNR [dB] (white image)"]
     rows = []
     for n, answer in _rows(done):
-        def means(stage, score, row=(n, answer)): return _mean(done, _values(done, *row, stage, score))
+        def means(stage, score, row=(n, answer)):
+            return _mean(done, _values(done, *row, stage, score))
+
         stages = [stage for stage in STAGES[:3] if means(stage, "iou").n]
         before = [" → ".join(f"{means(stage, score).mean:.{digits}f}" for stage in stages)
                   for score, digits in (("iou", 2), ("psnr_fg", 1))]
-        after = [ci_text(means("optimised", score), digits) for score, digits in (("iou", 3), ("psnr_fg", 1))]
+        after = [_text(done, means("optimised", score), digits) for score, digits in (("iou", 3), ("psnr_fg", 1))]
         whole, white = (means("optimised", score).mean for score in ("psnr", "psnr_white"))
         rows.append([f"{n}: {answer}", *before, *after, f"{whole:.1f} ({white:.1f})"])
     return Table(head, rows)
@@ -265,7 +270,7 @@ def usable_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     for ax, record in zip(axs[:, 0], pictures):
         ax.imshow(picture(record["picture"]))
         ax.set(xticks=[], yticks=[])
-        ax.set_ylabel(record["answer"].replace(", ", "\n"), fontsize=7)
+        ax.set_ylabel(record["answer"].replace(" (", "\n("), fontsize=7)
     save_figure(fig, Path(folder)/"usable_mouse.png")
     return [*figures, ("usable_mouse.png", "Left: the truth in a novel view. Middle: the answer to six cameras as "
                        "calibrated. Right: optimised from it. 32 colours in each row.")]

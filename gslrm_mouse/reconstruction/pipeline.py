@@ -96,7 +96,8 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
         if options[name] is None: del options[name]
     if options["sequence"]:
         options["motion"] = asdict(SEQUENCE_QUALITIES[options["quality"]].motion)
-    else: del options["sequence"]
+    else:
+        del options["sequence"]
     if options["model"] == "gslrm":
         del options["model"]
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
@@ -332,7 +333,8 @@ def _make_frame(
         _save_figure(_plot_rigs(views.cameras, prepared.views.cameras, names), folder/"cameras.png", 110)
     facts = dict(arm=condition, frame=number, n_views=len(inputs), seed=0, **tag, seconds=seconds)
     if result.start: facts["start"] = result.start.kind
-    if empty: facts["empty"] = empty
+    if empty:
+        facts["empty"] = empty
     records = _frame_records(splits, rendered, result.baselines, **facts)
     report = getattr(prepared, "certificate", prepared.statement)
     (folder/"cameras.txt").write_text(f"{report}\n", encoding="utf-8")
@@ -595,7 +597,8 @@ def reconstruct(
         if not overwrite: check_free(out)
         views = read_views(source, frame, unit, rig_file)
         _input_views(views, options) # raises before the network is loaded
-    else: numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
+    else:
+        numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
     reconstructor, card = open_model(model, path, weights, variant, device), read_card(path)
     files = {} if frames is None else dict(files=fingerprint_of_source(source, rig_file=rig_file))
     settings = _settings(source, path, options, **files)

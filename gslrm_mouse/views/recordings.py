@@ -358,7 +358,8 @@ def open_moments(
     if is_recording(source):
         recording = open_recording(source, unit, rig_file)
         total, kind = recording.n_frames, "frame"
-        def read(numbers, v=None): return (recording if v is None else recording[v]).frames(numbers, keep_empty)
+        def read(numbers, v=None):
+            return (recording if v is None else recording[v]).frames(numbers, keep_empty)
     elif source.exists():
         _refuse_rig_file(source, rig_file)
         samples = sample_folders(source)

@@ -127,7 +127,8 @@ def check_views(
         if views.names: where += f" ({views.names[i]})"
         _check_values(image, f"{where}: the picture")
         _check_values(alpha, f"{where}: the mask")
-        if not keep_empty and not (alpha > 0).any(): raise MaskError("mask_empty", f"{where}: the mask is empty")
+        if not keep_empty and not (alpha > 0).any():
+            raise MaskError("mask_empty", f"{where}: the mask is empty")
         if (alpha > .5).all():
             raise MaskError("mask_full", f"{where}: the mask covers the whole image, so it tells no silhouette")
         if is_inverted(alpha):

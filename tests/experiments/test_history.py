@@ -23,7 +23,8 @@ def run_until_killed(cache, step):
 
     def update_and_die(self, record, event):
         update(self, record, event)
-        if record["step"] == step: os.kill(os.getpid(), signal.SIGKILL)
+        if record["step"] == step:
+            os.kill(os.getpid(), signal.SIGKILL)
 
     Record.update = update_and_die
     history_run(short_arm(), None, cache)

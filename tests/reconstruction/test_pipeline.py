@@ -435,9 +435,10 @@ def empty_mask(recording, camera, frame):
     write_video(path, masks, fps=20, crf=12)
 
 
-def test_cameras_that_do_not_see_the_animal_are_left_out_of_a_frame(film, tiny_checkpoint, tmp_path):
+def test_cameras_that_do_not_see_the_animal_are_left_out_of_a_frame(film, tiny_checkpoint, tmp_path, capsys):
     rec, out = shutil.copytree(film, tmp_path/"rec"), tmp_path/"d"
-    for camera in (0, 3): empty_mask(rec, camera, 4)
+    for camera in (0, 3):
+        empty_mask(rec, camera, 4)
     reconstruct(rec, out, frames=[3, 4], inputs=5, checkpoint=tiny_checkpoint, turntable=False, panels=False)
 
     def cameras(frame, split):
@@ -449,13 +450,17 @@ def test_cameras_that_do_not_see_the_animal_are_left_out_of_a_frame(film, tiny_c
     assert cameras(4, "input") == [i for i in cameras(3, "input") if i not in (0, 3)]
     assert cameras(4, "novel") == [i for i in cameras(3, "novel") if i not in (0, 3)]
     assert n_decoded(out/"film.mp4", [0, 1]) == 2
-    with pytest.raises(ValueError, match="camera 0, frame 4: the mask"): reconstruct(
-        rec, tmp_path/"one", frame=4, checkpoint=tiny_checkpoint) # of one frame, a missing mask is said
+    empty = [read_jsonl(frame_folder(out, frame)/"results.jsonl")[0].get("empty") for frame in (3, 4)]
+    assert empty == [None, ["camera 0", "camera 3"]]
+    assert "masks are empty there: camera 0 in 1 of 2, camera 3 in 1 of 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="camera 0, frame 4: the mask"): # of one frame, a missing mask is said
+        reconstruct(rec, tmp_path/"one", frame=4, checkpoint=tiny_checkpoint)
 
 
 def test_bad_frames(film, tiny_checkpoint, tmp_path):
     rec, out = shutil.copytree(film, tmp_path/"rec"), tmp_path/"d"
-    for camera in range(1, 6): empty_mask(rec, camera, 4)
+    for camera in range(1, 6):
+        empty_mask(rec, camera, 4)
     options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False)
     empty = "frame 4: only 1 of 6 input views show the animal, the masks of the others are empty; leave such out"
     with pytest.raises(ValueError, match=empty) as e:
