@@ -37,8 +37,8 @@ from .film import up_axis
 from .prediction import Start, choose_start, fit_to_views, optimise_scene, predict
 from .prediction import quality_of, training_blur
 from .sequence import (
-    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Followed, find_neighbours, follow, load_followed, read_sequence, save_motion,
-    save_sequence, start_sequence, write_follow_film)
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Followed, find_neighbours, follow, load_followed, read_sequence,
+    save_motion, save_sequence, start_sequence, write_follow_film)
 from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.hull import visual_hull
@@ -82,11 +82,17 @@ class ReconstructOptions:
                              f"{self.fit})")
 
     @property
+    def is_polished(self) -> bool: # whether the next frame begins in something else than what a frame shows
+        return self.sequence and bool(SEQUENCE_QUALITIES[self.quality].motion.polish)
+
+    @property
     def files(self) -> set: # names of the files that every frame has
         files = {"gaussians.ply", "results.jsonl", "cameras.txt"}
         if self.turntable: files.add("turntable.mp4")
         if self.panels: files |= {"views.png", "cameras.png"}
         if self.sequence: files.add(MOTION)
+        if self.is_polished:
+            files.add(UNPOLISHED)
         return files
 
 def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> dict:
@@ -306,7 +312,7 @@ def _make_frame(
     prepared, condition = _prepare(views[inputs], reconstructor, options)
     followed = continued(views[inputs], number) if continued else None
     if followed:
-        result = _Result(followed.gaussians, f", {options.quality}, {followed.kind}")
+        result = _Result(followed.shown, f", {options.quality}, {followed.kind}")
     else:
         alone = replace(options, quality=SEQUENCE_QUALITIES[options.quality].first) if continued else options
         result = _reconstruct_scene(
@@ -320,7 +326,10 @@ def _make_frame(
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)
     if continued:
         motion = SEQUENCE_QUALITIES[options.quality].motion
-        save_motion(folder, followed or start_sequence(g, views[inputs], number, motion))
+        followed = followed or start_sequence(g, views[inputs], number, motion)
+        save_motion(folder, followed)
+        if options.is_polished:
+            save_cloud(followed.gaussians, prepared, folder/UNPOLISHED, options.units)
     _write_turntable(folder, g, up_axis(prepared), options.turntable)
 
     splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options)
@@ -359,7 +368,8 @@ def load_finished(
 ) -> list[dict]|None: # its records
     "The records of a whole frame folder that was made with `settings`; None for anything else."
     folder, expected = Path(folder), _settings_hash(settings)
-    options = ReconstructOptions(**{k: settings[k] for k in ("turntable", "panels", "sequence") if k in settings})
+    of_files = ("turntable", "panels", "sequence", "quality") # options that decide which files there are
+    options = ReconstructOptions(**{name: settings[name] for name in of_files if name in settings})
     try:
         records = read_jsonl(folder/"results.jsonl")
         load_ply(folder/"gaussians.ply")

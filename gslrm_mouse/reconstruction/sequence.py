@@ -30,9 +30,9 @@ from ..views.triangulation import triangulate
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['KINDS', 'SEQUENCE_QUALITIES', 'MOTION', 'SEQUENCE', 'Neighbours', 'find_neighbours', 'rigidity_energy', 'Motion',
-           'SequenceQuality', 'Followed', 'start_sequence', 'follow', 'save_motion', 'load_followed', 'Sequence',
-           'read_sequence', 'save_sequence', 'load_sequence', 'follow_pictures', 'write_follow_film']
+__all__ = ['KINDS', 'SEQUENCE_QUALITIES', 'MOTION', 'SEQUENCE', 'UNPOLISHED', 'Neighbours', 'find_neighbours', 'rigidity_energy',
+           'Motion', 'SequenceQuality', 'Followed', 'start_sequence', 'follow', 'save_motion', 'load_followed',
+           'Sequence', 'read_sequence', 'save_sequence', 'load_sequence', 'follow_pictures', 'write_follow_film']
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #60050007
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Motion:
     settling:int = 6 # frames for which they are open, after a frame that was made anew and after a loss
     tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
-    polish:tuple = () # `FitStage`s that optimise all of a frame that was followed, without rigidity
+    polish:tuple = () # `FitStage`s that optimise what a followed frame shows; the next one begins in what was before
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the optimisation from coarse to fine
 
@@ -174,7 +174,7 @@ SEQUENCE_QUALITIES = dict(
 @dataclass(frozen=True)
 class Followed:
     "Where a sequence stands after a frame: all that the next one needs."
-    gaussians:Gaussians # in the world of the views
+    gaussians:Gaussians # in the world of the views; the next frame begins in them
     number:int # of the frame
     before:int|None # number of the frame that it began in; None for the first
     point:tuple # in which the rays through the silhouettes' centroids meet, of `cameras`
@@ -185,6 +185,12 @@ class Followed:
     iou:float # of the first frame, or the last that was made anew
     kind:str # one of `KINDS`
     key:int # number of the last frame that was not followed: local rigidity compares with it
+    polished:Gaussians|None = None # what the frame shows, where that is another; see `Motion.polish`
+
+    @property
+    def shown(self) -> Gaussians:
+        "The Gaussians that the frame shows."
+        return self.gaussians if self.polished is None else self.polished
 
 def _score(g:Gaussians, crops:Views) -> dict:
     image, alpha = render(g, crops.cameras, eps2d=0.)
@@ -255,8 +261,6 @@ def follow(
     score = _score(g, crops)
     if score["iou"] < motion.lost*before.iou:
         return _begin_anew(replace(before, gaussians=g), views, number, quality, motion)
-    if motion.polish:
-        g = optimise_stages(g, seen, motion.polish)
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
     moved = (g.means - before.gaussians.means).mean(0)
     return replace(
@@ -264,17 +268,19 @@ def follow(
         cameras=_poses(whole),
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
-        kind="appearance" if is_open or motion.polish else "followed")
+        kind="appearance" if is_open else "followed",
+        polished=optimise_stages(g, seen, motion.polish) if motion.polish else None)
 
 # %% ../../nbs/reconstruction/05_sequence.ipynb #60050011
 MOTION, SEQUENCE = "motion.json", "sequence.npz"
+UNPOLISHED = "followed.ply" # what the next frame begins in, where the frame shows something else
 
 def save_motion(
     folder, # of the frame
     followed:Followed,
 ) -> Path:
     "Write what the next frame needs beside the Gaussians."
-    content = {name: value for name, value in vars(followed).items() if name != "gaussians"}
+    content = {name: value for name, value in vars(followed).items() if name not in ("gaussians", "polished")}
     return write_atomic(Path(folder)/MOTION, json.dumps(content))
 
 def load_followed(
@@ -289,7 +295,9 @@ def load_followed(
     try:
         content = json.loads(read_bytes(path))
         content |= {name: tuple(content[name]) for name in ("point", "shift", "cameras")}
-        return Followed(gaussians=load_in_unit(folder/"gaussians.ply")[0], **content)
+        shown, _ = load_in_unit(folder/"gaussians.ply")
+        if not (folder/UNPOLISHED).is_file(): return Followed(gaussians=shown, **content)
+        return Followed(gaussians=load_in_unit(folder/UNPOLISHED)[0], polished=shown, **content)
     except (TypeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"{path}: it is damaged, or of another version ({e}); "
                          "gslrm_mouse reconstruct with --overwrite makes the sequence again") from None
@@ -325,17 +333,17 @@ def read_sequence(
 ) -> Sequence: # in mm where the source is
     "The frames of a sequence in one; ValueError where they are not one set of Gaussians."
     frames = [load_followed(folder) for folder in folders]
-    counts = {len(f.gaussians) for f in frames}
+    counts = {len(f.shown) for f in frames}
     if len(counts) > 1: raise ValueError(f"the frames hold {min(counts)} to {max(counts)} Gaussians, a sequence holds "
                                          "the same ones in each")
-    is_new = np.array([f.kind != "followed" for f in frames])
+    is_new = np.array([f.kind != "followed" or f.polished is not None for f in frames])
     is_new[0] = True
-    firsts = [frames[i].gaussians for i in is_new.nonzero()[0]]
+    firsts = [frames[i].shown for i in is_new.nonzero()[0]]
     def stacked(tensors): return torch.stack(list(tensors)).numpy()
     return Sequence(
         numbers=np.array([int(Path(folder).name.removeprefix("frame_")) for folder in folders]),
-        positions=stacked(f.gaussians.means for f in frames),
-        rotations=stacked(f.gaussians.quats for f in frames),
+        positions=stacked(f.shown.means for f in frames),
+        rotations=stacked(f.shown.quats for f in frames),
         scales=stacked(g.scales for g in firsts),
         opacities=stacked(g.opacities for g in firsts),
         colors=stacked(g.colors for g in firsts),

@@ -18,8 +18,8 @@ from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
 from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
-    MOTION, SEQUENCE, SEQUENCE_QUALITIES, Motion, _score, _seen_in, find_neighbours, follow, load_followed,
-    load_sequence, rigidity_energy, start_sequence)
+    MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Motion, SequenceQuality, _score, _seen_in, find_neighbours,
+    follow, load_followed, load_sequence, rigidity_energy, start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
@@ -274,10 +274,30 @@ def test_a_polished_frame_keeps_its_gaussians_and_shows_more():
     first, neighbours = start_sequence(g, before, 0, motion), find_neighbours(g)
     finer = replace(motion, polish=(FitStage(64, 20, means_rate=.4),))
     plain, polished = (follow(first, after, 1, neighbours, quality_of("draft"), m) for m in (motion, finer))
-    assert len(polished.gaussians) == len(plain.gaussians) == len(g)
+    assert polished.shown is polished.polished and plain.shown is plain.gaussians
+    assert torch.equal(polished.gaussians.means, plain.gaussians.means) # the next frame begins in the same
+    assert len(polished.shown) == len(g)
     assert (plain.kind, polished.kind) == ("appearance", "appearance")
     crops = foreground_crops(after, 64)
-    foreground = [_score(f.gaussians, crops)["psnr_fg"] for f in (plain, polished)]
+    foreground = [_score(f.shown, crops)["psnr_fg"] for f in (plain, polished)]
     assert foreground[1] > foreground[0] + .5
-    step = (polished.gaussians.means - plain.gaussians.means).norm(dim=-1).median()
+    step = (polished.shown.means - plain.shown.means).norm(dim=-1).median()
     assert step < 2. # mm: they are the same places of the body
+
+
+def test_a_killed_run_of_polished_frames_continues_to_the_same_numbers(recording, tmp_path, monkeypatch):
+    motion = Motion(rigid_steps=2, size=32, steps=2, polish=(FitStage(32, 3, means_rate=.4),))
+    monkeypatch.setitem(SEQUENCE_QUALITIES, "best", SequenceQuality("draft", motion))
+    out, again = tmp_path/"out", tmp_path/"again"
+    reconstruct(recording, out, frames=range(3), quality="best")
+    shutil.copytree(out, again)
+    (frame_folder(again, 1)/UNPOLISHED).unlink() # so frames 1 and 2 are made again
+    reconstruct(recording, again, frames=range(3), quality="best")
+    for i in range(3):
+        for name in ("gaussians.ply", UNPOLISHED, MOTION):
+            assert (frame_folder(again, i)/name).read_bytes() == (frame_folder(out, i)/name).read_bytes()
+    shown, unpolished = (load_ply(frame_folder(out, 2)/name) for name in ("gaussians.ply", UNPOLISHED))
+    assert not torch.equal(shown.means, unpolished.means)
+    sequence = load_sequence(out)
+    assert np.allclose(sequence.gaussians(2).means, shown.means)
+    assert np.allclose(sequence.gaussians(2).scales, shown.scales, rtol=1e-4)
