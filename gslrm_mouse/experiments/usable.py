@@ -43,7 +43,7 @@ HULL = "visual hull"
 ANSWERS = (HULL, "GS-LRM", "GS-LRM (1 view)", "LGM (4 views)", "perfect generator (1 view)")
 _GSLRM = "gslrm_any_128"
 _QUALITY = "good" # of the optimisation
-_CROP = 96 # side of the crops in which answers are compared with masks, pixels
+_CROP, _MARGIN = 128, 2. # side of the images in which answers are compared with masks, pixels and silhouettes
 
 def rigs_of(
     n:int, # cameras
@@ -55,7 +55,7 @@ def rigs_of(
 
 def agreement(
     g:Gaussians,
-    masks:Views, # crops around the object
+    masks:Views,
 ) -> float:
     "Mean IoU of the drawn silhouettes with masks."
     return iou(render(g, masks.cameras, eps2d=0.)[1], masks.alpha).mean().item()
@@ -65,7 +65,7 @@ def best_by_masks(
     views:Views,
 ) -> Gaussians:
     "The candidate that agrees best with the masks of the views."
-    masks = foreground_crops(views, _CROP)
+    masks = foreground_crops(views, _CROP, _MARGIN)
     return max(candidates, key=partial(agreement, masks=masks))
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0010
@@ -117,35 +117,38 @@ def answers(
     return made
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0015
-STAGES = ("calibrated", "placed", "oracle", "optimised")
+STAGES = ("calibrated", "placed", "oracle", "start", "optimised")
 _SCORES = ("iou", "psnr_fg", "psnr", "psnr_white")
-_VISIBLE, _FEWEST = .1, 1000 # opacity; Gaussians that an optimisation begins with
+_VISIBLE = .02 # opacity
+_FEWEST, _MOST = 1000, 2000 # Gaussians that an optimisation begins with
 
 def start_of(
     g:Gaussians, # an answer
-) -> Gaussians: # a thousand or more
-    "The visible Gaussians of an answer, split until they are enough; ValueError where none is visible."
-    start = g.select(g.opacities > _VISIBLE)
+) -> Gaussians: # one to two thousand
+    "The most opaque Gaussians of an answer, split where they are too few; ValueError where none is visible."
+    opacities, order = g.opacities.sort(descending=True)
+    start = g.select(order[:_MOST][opacities[:_MOST] > _VISIBLE])
     if not len(start): raise ValueError(f"no Gaussian is more opaque than {_VISIBLE}, so there is nothing to optimise")
     while len(start) < _FEWEST:
         start = split_longest(start)
     return start
 
 def _registered(g:Gaussians, views:Views) -> Gaussians:
-    return g.transform(register_silhouettes(g, foreground_crops(views, _CROP)).similarity)
+    return g.transform(register_silhouettes(g, foreground_crops(views, _CROP, _MARGIN)).similarity)
 
 def _stages(g:Gaussians, views:Views, truth:Views, quality:str) -> dict[str, Gaussians]:
     found = dict(calibrated=g, placed=best_by_masks([g, _registered(g, views)], views))
     if len(truth) > 1: # one camera does not fix a place
         found["oracle"] = best_by_masks([found["placed"], _registered(found["placed"], truth)], truth)
-    return found | dict(optimised=optimise_stages(start_of(found["placed"]), views, quality_of(quality).stages))
+    found["start"] = start_of(found["placed"])
+    return found | dict(optimised=optimise_stages(found["start"], views, quality_of(quality).stages))
 
 def _scores(g:Gaussians, truth:Views) -> dict:
     scores = mean_scores(image_scores(*render(g, truth.cameras, eps2d=0.), truth.images, truth.alpha))
     return {name: scores[name] for name in _SCORES}
 
 def _drawn(stages:dict, truth:Views) -> str:
-    first = foreground_crops(truth[[0]], 2*_CROP)
+    first = foreground_crops(truth[[0]], 192)
     shown = [render(stages[name], first.cameras, eps2d=0.)[0][0].clamp(0, 1) for name in ("calibrated", "optimised")]
     return thumbnail(first.images[0], *shown)
 
@@ -175,7 +178,7 @@ def measure_usable(
 # %% ../../nbs/experiments/22_usable.ipynb #05ab001a
 def _settings() -> dict: # what the scores depend on, beside the first checkpoint
     lgm = checkpoint_hash(shipped_checkpoint("lgm_laptop"))
-    return dict(lgm=lgm, quality=asdict(quality_of(_QUALITY)), fewest=_FEWEST, crop=_CROP)
+    return dict(lgm=lgm, quality=asdict(quality_of(_QUALITY)), start=[_VISIBLE, _FEWEST, _MOST], masks=[_CROP, _MARGIN])
 
 def usable_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (the networks are fixed)
     "Twelve mice, or two."
@@ -222,16 +225,16 @@ def _rows(done) -> list[tuple]: # (cameras, answer), in the order of the records
 
 def usable_table(done:list[dict]) -> Table:
     "Every answer of every rig, before and after an optimisation."
-    head = ["cameras: answer", "IoU: calibrated → placed → oracle", "foreground [dB]", "optimised: IoU",
-            "foreground [dB]", "PSNR [dB] (white image)"]
+    head = ["cameras: answer", "IoU: calibrated → placed → oracle", "placed: foreground, PSNR [dB]",
+            "optimised: IoU", "foreground [dB]", "PSNR [dB] (white image)"]
     rows = []
     for n, answer in _rows(done):
         def means(stage, score, row=(n, answer)):
             return _mean(done, _values(done, *row, stage, score))
 
         stages = [stage for stage in STAGES[:3] if means(stage, "iou").n]
-        before = [" → ".join(f"{means(stage, score).mean:.{digits}f}" for stage in stages)
-                  for score, digits in (("iou", 2), ("psnr_fg", 1))]
+        before = [" → ".join(f"{means(stage, 'iou').mean:.2f}" for stage in stages),
+                  ", ".join(f"{means('placed', score).mean:.1f}" for score in ("psnr_fg", "psnr"))]
         after = [_text(done, means("optimised", score), digits) for score, digits in (("iou", 3), ("psnr_fg", 1))]
         whole, white = (means("optimised", score).mean for score in ("psnr", "psnr_white"))
         rows.append([f"{n}: {answer}", *before, *after, f"{whole:.1f} ({white:.1f})"])
@@ -263,7 +266,7 @@ def usable_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     file = "recording_usable.png" if is_one_animal(done) else "usable.png"
     save_figure(fig, Path(folder)/file)
     figures = [(file, "Scores in held-out views: each answer as calibrated, and an optimisation that begins in it; "
-                "95 % intervals over mice.")]
+                "95 % intervals over mice where there are several.")]
     pictures = [r for r in records_of(done, "picture") if r["cameras"] == sizes[0]]
     if not pictures: return figures
     fig, axs = plt.subplots(len(pictures), 1, figsize=(5.5, 1.7*len(pictures)), layout="constrained", squeeze=False)
@@ -278,7 +281,7 @@ def usable_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
 # %% ../../nbs/experiments/22_usable.ipynb #05ab001e
 _CLOSEST = "Which answer is closest to a mouse that no network was trained on? (not in the original report)"
 _START = "Does it matter in which answer an optimisation begins? (not in the original report)"
-_WORDS = {"iou": "IoU", "psnr_fg": "foreground PSNR"}
+_WORDS = {"iou": "IoU", "psnr_fg": "foreground PSNR", "psnr": "PSNR of the whole image"}
 
 def _gains(done, n:int, stage:str, score:str) -> dict[str, Interval]: # answer: minus that of the hull
     base = _values(done, n, HULL, stage, score)
@@ -304,13 +307,13 @@ def _measured(done, n:int, stage:str) -> str:
     cells = []
     for cameras, answer in _rows(done):
         if cameras != n: continue
-        overlap, foreground = (_mean(done, _values(done, n, answer, stage, score)).mean for score in _WORDS)
-        cells.append(f"{answer} {overlap:.2f}, {foreground:.1f} dB")
+        overlap, foreground, whole = (_mean(done, _values(done, n, answer, stage, score)).mean for score in _WORDS)
+        cells.append(f"{answer} {overlap:.2f}, {foreground:.1f}, {whole:.1f} dB")
     return f"{n} cameras: {'; '.join(cells)}"
 
 def _comparison(done, claim:str, stage:str) -> Finding:
     sizes = list(dict.fromkeys(n for n, _ in _rows(done)))
-    measured = f"novel IoU and foreground PSNR, {stage}. " + ". ".join(_measured(done, n, stage) for n in sizes)
+    measured = f"novel IoU, foreground PSNR and PSNR, {stage}. " + ". ".join(_measured(done, n, stage) for n in sizes)
     if is_one_animal(done): return Finding(claim, measured, "open", "one animal, so there is no interval")
     if len(done) < ENOUGH: return Finding(claim, measured, "open", "too few mice")
     sentences = []

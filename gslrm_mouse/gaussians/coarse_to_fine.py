@@ -30,21 +30,22 @@ def _crop_to_source(
     alpha:Tensor, # (H, W)
     image_size:list, # width and height of the camera's image, pixels
     size:int, # of the crop
+    margin:float, # side of the crop over the longer side of the silhouette
 ) -> Tensor: # (3, 3) float64, crop pixel → source pixel
     "The square around the silhouette of one view; what of it lies outside the image is left out."
     x0, x1, y0, y1 = mask_box(alpha > FOREGROUND_ALPHA)
     if x0 == x1: raise ValueError("a view shows nothing of the object (its mask is empty), so it cannot be fitted")
-    side = _MARGIN*max(x1 - x0, y1 - y0)
+    side = margin*max(x1 - x0, y1 - y0)
     width, height = image_size
     left, wide = _within((x0 + x1)/2, side, width)
     top, high = _within((y0 + y1)/2, side, height)
     rows = [wide/size, 0., left], [0., high/size, top], [0., 0., 1.]
     return torch.tensor(rows, dtype=torch.float64, device=alpha.device)
 
-def _crops(views:Views, size:int) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
+def _crops(views:Views, size:int, margin:float=_MARGIN) -> tuple[Tensor, Cameras]: # (V, 3, 3) crop pixel → source pixel
     "The crop of each view and the cameras of the crops."
     sizes = views.cameras.image_sizes.tolist()
-    to_source = torch.stack([_crop_to_source(alpha, each, size) for alpha, each in zip(views.alpha, sizes)])
+    to_source = torch.stack([_crop_to_source(alpha, each, size, margin) for alpha, each in zip(views.alpha, sizes)])
     K = torch.linalg.inv(to_source) @ views.cameras.K.double()
     return to_source, replace(views.cameras, K=K, width=size, height=size, sizes=None)
 
@@ -55,9 +56,10 @@ def crop_cameras(views:Views, size:int) -> Cameras:
 def foreground_crops(
     views:Views,
     size:int, # of the square crops, pixels
+    margin:float=_MARGIN, # side of a crop over the longer side of its silhouette
 ) -> Views:
     "The square around the silhouette of each view, resampled, with the K that belongs to it; ValueError for no object."
-    to_source, cameras = _crops(views, size)
+    to_source, cameras = _crops(views, size, margin)
     images, alpha = warp_views(views, to_source, size, size)
     return Views(images, alpha, cameras, views.names)
 

@@ -379,6 +379,8 @@ def load_finished(
     return records if is_same and is_whole else None
 
 def _difference(out, old, settings, key) -> str: # beginning of a sentence
+    if key == "motion" and "sequence" in old:
+        return f"{out} was begun by a version whose sequences follow the animal in another way"
     if key != "files":
         return (f"{out} holds frames made with another {key} ({str(old.get(key))[:80]}, not "
                 f"{str(settings.get(key))[:80]})")
@@ -416,11 +418,16 @@ def _open_folder(out:Path, settings:dict, numbers:list, overwrite:bool):
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #af05bd16
 def _make_frames(read, out:Path, make, todo:list, bar, skip_bad:bool) -> dict: # number: what was wrong with it
     "Make the frames in `todo`, each whole or not at all."
-    skipped = {}
+    skipped, known = {}, set() # known: cameras whose empty masks were said
     for number, views in iter_moments(read, todo):
         try:
             if isinstance(views, Exception): raise views
-            with atomic_folder(frame_folder(out, number), True) as folder: make(folder, views, number)
+            with atomic_folder(frame_folder(out, number), True) as folder:
+                empty = make(folder, views, number)[0].get("empty", [])
+            if not known.issuperset(empty):
+                bar.write(f"frame {number} is made without {', '.join(empty)}, whose masks are empty there; a camera "
+                          "is said once", file=sys.stderr)
+            known.update(empty)
         except (ValueError, FileNotFoundError) as e:
             if not skip_bad:
                 kind = FileNotFoundError if isinstance(e, FileNotFoundError) else ValueError
@@ -504,7 +511,7 @@ def _say_fewer_views(finished:dict): # number: records
     "A line on stderr where some frames were made without all cameras."
     missing = Counter(camera for records in finished.values() for camera in records[0].get("empty", ()))
     if missing:
-        cameras = ", ".join(f"{camera} in {n} of {len(finished)}" for camera, n in sorted(missing.items()))
+        cameras = ", ".join(f"{camera} in {n} of {len(finished)}" for camera, n in missing.items())
         print(f"frames were made without cameras whose masks are empty there: {cameras}; \"empty\" in results.jsonl "
               "says which", file=sys.stderr)
 

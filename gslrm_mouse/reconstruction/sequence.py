@@ -173,7 +173,7 @@ SEQUENCE_QUALITIES = dict(
 
 @dataclass(frozen=True)
 class Followed:
-    "Where a sequence stands after a frame: all that the next one needs."
+    "Where a sequence stands after a frame: what the next one needs, and what this one shows."
     gaussians:Gaussians # in the world of the views; the next frame begins in them
     number:int # of the frame
     before:int|None # number of the frame that it began in; None for the first

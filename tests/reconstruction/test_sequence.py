@@ -291,13 +291,21 @@ def test_a_killed_run_of_polished_frames_continues_to_the_same_numbers(recording
     out, again = tmp_path/"out", tmp_path/"again"
     reconstruct(recording, out, frames=range(3), quality="best")
     shutil.copytree(out, again)
-    (frame_folder(again, 1)/UNPOLISHED).unlink() # so frames 1 and 2 are made again
+    for i in (1, 2): # so both are made again, the second one from what is on the disk
+        (frame_folder(again, i)/UNPOLISHED).unlink()
     reconstruct(recording, again, frames=range(3), quality="best")
     for i in range(3):
         for name in ("gaussians.ply", UNPOLISHED, MOTION):
             assert (frame_folder(again, i)/name).read_bytes() == (frame_folder(out, i)/name).read_bytes()
     shown, unpolished = (load_ply(frame_folder(out, 2)/name) for name in ("gaussians.ply", UNPOLISHED))
     assert not torch.equal(shown.means, unpolished.means)
+    before, views = load_followed(frame_folder(out, 1)), open_recording(recording).frame(2)
+    assert not torch.equal(before.shown.means, before.gaussians.means)
+    neighbours = find_neighbours(load_followed(frame_folder(out, before.key)).gaussians)
+    followed = [follow(f, views, 2, neighbours, quality_of("draft", 40, 150), motion)
+                for f in (before, replace(before, gaussians=before.shown))]
+    distances = [(f.gaussians.means - unpolished.means).norm(dim=-1).max() for f in followed]
+    assert distances[0] < 1e-3 < distances[1] # it began in what was followed, not in what was shown
     sequence = load_sequence(out)
     assert np.allclose(sequence.gaussians(2).means, shown.means)
     assert np.allclose(sequence.gaussians(2).scales, shown.scales, rtol=1e-4)
