@@ -186,8 +186,9 @@ def usable_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (the network
     return [Arm("usable", f"mouse {i}", 0, shared | dict(scene=i)) for i in range(12 if full else 2)]
 
 def recording_usable_arms(full:bool, checkpoint, plan:Plan) -> list[Arm]: # noqa: ARG001
-    "Four frames of a recording, or those of the plan."
-    shared = recording_settings(plan, shipped_checkpoint(_GSLRM), **_settings())
+    "Four frames of a recording, or those of the plan; filed under the checkpoint that is studied."
+    gslrm = checkpoint_hash(shipped_checkpoint(_GSLRM))
+    shared = recording_settings(plan, checkpoint, gslrm=gslrm, **_settings())
     return [Arm("recording_usable", f"frame {i}", 0, shared | dict(scene=i)) for i in chosen_frames(plan)]
 
 def usable_run(arm:Arm, checkpoint, cache, plan:Plan) -> list[dict]: # noqa: ARG001
