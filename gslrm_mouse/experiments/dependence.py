@@ -5,7 +5,7 @@
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0003
 from __future__ import annotations
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 import numpy as np
@@ -18,8 +18,7 @@ from .base import Arm, Experiment, Finding
 from .plan import arm_settings
 from ..models.checkpoint import load_checkpoint, shipped_checkpoint
 from ..models.conditioning import CONDITIONINGS, TRAININGS, conditioned_reconstructors, conditioning_path
-from ..models.lgm import LGM_DOMAIN, load_laptop_lgm
-from ..models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
+from ..models.reconstructor import GSLRMReconstructor, Reconstructor, laptop_lgm_reconstructor
 from ..plotting import save_figure
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
@@ -46,11 +45,6 @@ def _shipped(file:str, name:str, n_views:int) -> Reconstructor:
 def _conditioned(key:str) -> Reconstructor:
     return conditioned_reconstructors()[key]
 
-def _laptop_lgm() -> Reconstructor:
-    network = load_laptop_lgm()
-    domain = replace(LGM_DOMAIN, image_size=network.config.image_size)
-    return LGMReconstructor(network=network, domain=domain, name=LAPTOP_LGM_NAME)
-
 LAPTOP_LGM_NAME = "LGM, laptop"
 _CONDITIONED = tuple(f"{name}, {trained}" for trained in TRAININGS for name in CONDITIONINGS)
 NETWORKS = {"GS-LRM, one camera": "gslrm_64", "GS-LRM, varied cameras": "gslrm_any"}
@@ -70,7 +64,7 @@ def dependence_models() -> dict[str, Entry]: # by the name in tables
         for name, file in NETWORKS.items():
             views = {6: "", 4: ", 4 views", 1: ", 1 view"}[n]
             models[name + views] = Entry(partial(_shipped, file, name, n), shipped_checkpoint(file))
-    models[LAPTOP_LGM_NAME] = Entry(_laptop_lgm, shipped_checkpoint("lgm_laptop"))
+    models[LAPTOP_LGM_NAME] = Entry(laptop_lgm_reconstructor, shipped_checkpoint("lgm_laptop"))
     for name, path in conditioning_names().items():
         models[name] = Entry(partial(_conditioned, name), path, "conditioning")
     for name, baseline in BASELINES.items():

@@ -21,8 +21,9 @@ from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores, iou, mean_scores
 from ..models.checkpoint import checkpoint_hash, load_checkpoint, shipped_checkpoint
 from ..models.generator import generator_input
-from ..models.lgm import LGM_DOMAIN, load_laptop_lgm
+from ..models.lgm import LGM_DOMAIN
 from ..models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
+from ..models.reconstructor import laptop_lgm_reconstructor
 from ..models.view_flow import CAMERA_VERSION
 from ..models.zero123plus import zero123plus_cameras, zero123plus_domain
 from ..plotting import picture, save_figure, thumbnail
@@ -44,6 +45,7 @@ ANSWERS = (HULL, "GS-LRM", "GS-LRM (1 view)", "LGM (4 views)", "perfect generato
 _GSLRM = "gslrm_any_128"
 _QUALITY = "good" # of the optimisation
 _CROP, _MARGIN = 128, 2. # side of the images in which answers are compared with masks, pixels and silhouettes
+_DRAWN = 192 # side of the images of the page, pixels
 
 def rigs_of(
     n:int, # cameras
@@ -76,8 +78,7 @@ def _gslrm() -> GSLRMReconstructor:
 
 @lru_cache(maxsize=1)
 def _lgm() -> LGMReconstructor:
-    network = load_laptop_lgm()
-    return LGMReconstructor(network=network, domain=replace(LGM_DOMAIN, image_size=network.config.image_size))
+    return laptop_lgm_reconstructor()
 
 def _predicted(model:Reconstructor, prepared:ModelInput) -> Gaussians: # in the rig's world
     return blur_cloud(model.predict(prepared.views), training_blur(model.domain)).transform(prepared.to_source)
@@ -91,7 +92,8 @@ def _of_one_view(views:Views) -> Gaussians: # GS-LRM with each view in turn
     return best_by_masks([_predicted(_gslrm(), given) for given in each], views)
 
 def _of_perfect_generator(scene:Scene, views:Views) -> Gaussians:
-    size, domain = _gslrm().domain.image_size, zero123plus_domain(CAMERA_VERSION)
+    size = _gslrm().domain.image_size
+    domain = zero123plus_domain(CAMERA_VERSION)
     six = zero123plus_cameras(CAMERA_VERSION, size=size)
 
     def answer(k): # to the image of camera `k`
@@ -148,7 +150,7 @@ def _scores(g:Gaussians, truth:Views) -> dict:
     return {name: scores[name] for name in _SCORES}
 
 def _drawn(stages:dict, truth:Views) -> str:
-    first = foreground_crops(truth[[0]], 192)
+    first = foreground_crops(truth[[0]], _DRAWN)
     shown = [render(stages[name], first.cameras, eps2d=0.)[0][0].clamp(0, 1) for name in ("calibrated", "optimised")]
     return thumbnail(first.images[0], *shown)
 
@@ -331,8 +333,9 @@ def usable_findings(done:list[dict]) -> list[Finding]:
 
 def usable_experiment(plan:Plan, cache=None) -> Experiment: # noqa: ARG001
     "On procedural mice or on a recording."
-    name, arms = ("recording_usable", partial(recording_usable_arms, plan=plan)) if plan.recording \
-        else ("usable", usable_arms)
+    name, arms = "usable", usable_arms
+    if plan.recording:
+        name, arms = "recording_usable", partial(recording_usable_arms, plan=plan)
     return Experiment(
         name=name,
         question="Which answer is closest to a mouse that no network was trained on, and where should an optimisation "

@@ -5,18 +5,18 @@
 # %% ../../nbs/models/06_reconstructor.ipynb #0c4c42cf
 from __future__ import annotations
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 from ..cameras.domain import CameraDomain
 from ..gaussians.cloud import Gaussians
-from .lgm import LGM_DOMAIN, lgm_input
+from .lgm import LGM_DOMAIN, lgm_input, load_laptop_lgm
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['CONDITIONING', 'GAUGES', 'Reconstructor', 'GSLRMReconstructor', 'LGMReconstructor']
+__all__ = ['CONDITIONING', 'GAUGES', 'Reconstructor', 'GSLRMReconstructor', 'LGMReconstructor', 'laptop_lgm_reconstructor']
 
 # %% ../../nbs/models/06_reconstructor.ipynb #17a594b7
 CONDITIONING = ("rays", "fixed rays", "relative", "angles", "none")
@@ -94,3 +94,9 @@ class LGMReconstructor(_PosedNetwork):
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
         "Four views in the frame of the first, see `lgm_input`."
         return lgm_input(views, up=up, size=self.network.config.image_size)
+
+def laptop_lgm_reconstructor() -> LGMReconstructor:
+    "The LGM whose weights are in this package."
+    network = load_laptop_lgm()
+    domain = replace(LGM_DOMAIN, image_size=network.config.image_size)
+    return LGMReconstructor(network=network, domain=domain, name="LGM, laptop")

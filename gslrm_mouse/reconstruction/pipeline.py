@@ -130,7 +130,8 @@ def _input_views(views:Views, options) -> list: # spread evenly
     return sorted({round(i*len(views)/n) for i in range(n)})
 
 def _chosen_views(views:Views, options) -> tuple: # numbers of inputs and of held-out views, names of empty ones
-    chosen, shows = _input_views(views, options), shows_object(views)
+    chosen = _input_views(views, options)
+    shows = shows_object(views)
     inputs = [i for i in chosen if shows[i]]
     if len(inputs) < min(2, len(chosen)):
         raise MaskError("mask_empty", f"only {len(inputs)} of {len(chosen)} input views show the animal, the masks of "
@@ -418,7 +419,8 @@ def _open_folder(out:Path, settings:dict, numbers:list, overwrite:bool):
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #af05bd16
 def _make_frames(read, out:Path, make, todo:list, bar, skip_bad:bool) -> dict: # number: what was wrong with it
     "Make the frames in `todo`, each whole or not at all."
-    skipped, known = {}, set() # known: cameras whose empty masks were said
+    skipped = {}
+    known = set() # cameras whose empty masks were said
     for number, views in iter_moments(read, todo):
         try:
             if isinstance(views, Exception): raise views
