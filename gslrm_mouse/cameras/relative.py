@@ -91,6 +91,14 @@ def _unit_projection(cams:Cameras) -> Tensor: # (B, V, 4, 4)
     P[..., :3, :] = to_unit @ cams.K @ cams.w2c[..., :3, :]
     return P
 
+def _balanced(P:Tensor) -> Tensor: # (B, V, 4, 4) → the same
+    "Projections of a rig whose origin is its middle, times one matrix after which their numbers are near 1."
+    depth = P[..., 2, 3].mean(1) # of the origin, mean over the cameras
+    S = torch.eye(4).to(P).repeat(len(P), 1, 1)
+    S[:, 0, 0] = S[:, 1, 1] = 1/depth
+    S[:, 2, 3] = -depth
+    return S[:, None] @ P
+
 LONGEST_WAVE = 100. # patches in a radian of the slowest rotation, as the paper has it
 
 def _rotations(rows:int, columns:int, n:int) -> Tensor: # (rows·columns, 2n, 2)
@@ -100,7 +108,7 @@ def _rotations(rows:int, columns:int, n:int) -> Tensor: # (rows·columns, 2n, 2)
     return torch.stack([angles.cos(), angles.sin()], -1)
 
 def relative_encoding(
-    cams:Cameras, # (B, V) cameras
+    cams:Cameras, # (B, V) cameras in their rig's own frame
     patch_size:int, # pixels; divides the image
     d_head:int, # channels of an attention head, a multiple of 8
 ) -> RelativeEncoding:
@@ -108,7 +116,7 @@ def relative_encoding(
     if d_head % 8: raise ValueError(f"relative camera encoding needs heads of a multiple of 8 channels, got {d_head}")
     rows, columns = cams.height//patch_size, cams.width//patch_size
     views = cams.w2c.shape[1]
-    P = _unit_projection(cams.to(torch.float64))
+    P = _balanced(_unit_projection(cams.to(torch.float64)))
     def per_token(x): return x.float().repeat_interleave(rows*columns, 1)
     rotation = _rotations(rows, columns, d_head//8).to(P.device, torch.float32)
     return RelativeEncoding(per_token(P), per_token(P.inverse()), rotation.repeat(views, 1, 1))

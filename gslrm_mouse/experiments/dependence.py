@@ -235,7 +235,6 @@ _USABLE = "Can models that depend less on the camera be used (LGM, Zero123++, SV
 _ONE_VIEW = "What does a model lose that looks at one view only? (not in the original report)"
 _BASELINE = "Which baseline must such a model beat on mice? (not in the original report)"
 _CONCLUSION = "What follows for the released models?"
-_UNSTABLE = "relative" # conditioning whose training in varied cameras skipped steps
 
 def _levels(done, names, pick) -> str: # pick: Dependence → Interval or None
     cells = [(name, pick(dependence_of(done, name))) for name in names if name in _names(done)]
@@ -323,29 +322,28 @@ class _Conditionings:
     as_told:Interval # D of the others, with the frame that the wrong cameras state
     unfamiliar:Interval # U of those that are not given the cameras, trained in canonical cameras
     more:dict # subject: the same minus U of those that are given them
-    gain:Interval # U after canonical minus U after varied training, mean over conditionings
-    gain_stable:Interval # without relative encodings
+    gain:dict # subject: U after canonical minus U after varied training, mean over conditionings
 
     @property
     def is_enough(self) -> bool:
         "Whether there are enough scenes for a verdict."
-        needed = self.told, self.as_told, self.unfamiliar, self.gain_stable, *self.more.values()
+        needed = self.told, self.as_told, self.unfamiliar, *self.gain.values(), *self.more.values()
         return min(x.n for x in needed) >= ENOUGH
 
 def _mean_or_none(losses:dict) -> Interval:
     return mean_ci(list(losses.values())) if losses else Interval(np.nan, np.nan, np.nan, 0)
-
-def _gain_of_variety(done, conditionings) -> Interval: # canonical minus varied training
-    canonical, varied = TRAININGS
-    after_canonical = _mean_loss(done, [f"{name}, {canonical}" for name in conditionings], "consistent")
-    after_varied = _mean_loss(done, [f"{name}, {varied}" for name in conditionings], "consistent")
-    return _difference(after_varied, after_canonical)
 
 def _of_subject(losses:dict, subject:str) -> dict: # those of (scene, subject)
     return {key: loss for key, loss in losses.items() if key[1] == subject}
 
 def _difference_by_subject(first:dict, second:dict) -> dict: # subject: second minus first
     return {subject: _difference(_of_subject(first, subject), _of_subject(second, subject)) for subject in SUBJECTS}
+
+def _gain_of_variety(done) -> dict: # subject: canonical minus varied training
+    canonical, varied = TRAININGS
+    after_canonical = _mean_loss(done, [f"{name}, {canonical}" for name in CONDITIONINGS], "consistent")
+    after_varied = _mean_loss(done, [f"{name}, {varied}" for name in CONDITIONINGS], "consistent")
+    return _difference_by_subject(after_varied, after_canonical)
 
 def _conditionings(done) -> _Conditionings:
     given = {name: _scenes(done, name)[0][0]["is_told"] for name in _names(done) if name in _CONDITIONED}
@@ -359,8 +357,7 @@ def _conditionings(done) -> _Conditionings:
         as_told=min(as_told, key=_lower_end, default=_mean_or_none({})),
         unfamiliar=_mean_or_none(untold_loss),
         more=_difference_by_subject(told_loss, untold_loss),
-        gain=_gain_of_variety(done, CONDITIONINGS),
-        gain_stable=_gain_of_variety(done, [name for name in CONDITIONINGS if name != _UNSTABLE]))
+        gain=_gain_of_variety(done))
 
 def _lower_end(x:Interval) -> float:
     return x.low
@@ -388,10 +385,12 @@ def _unfamiliar_sentence(lost:Interval, more:dict) -> str: # more: subject → I
     if not lost.low > 0: return "unfamiliar cameras cost it nothing measurable"
     return f"compared with networks that are given the cameras, unfamiliar ones cost it {_costs_by_subject(more)}"
 
-def _variety_sentence(gain:Interval, stable:Interval) -> str:
-    if gain.low > 0 and stable.low > 0: return "varied cameras in training lower that"
-    if gain.low > 0:
-        return "varied cameras in training lower that only where relative encodings count, whose training was unstable"
+def _lowered(gain:dict) -> list[str]: # gain: subject → Interval
+    return [_SUBJECT_WORDS[subject] for subject, x in gain.items() if x.low > 0]
+
+def _variety_sentence(gain:dict) -> str: # gain: subject → Interval
+    lowered = _lowered(gain)
+    if lowered: return f"varied cameras in training lower that {' and '.join(lowered)}"
     return "varied cameras in training do not lower that measurably"
 
 def _conditioning_finding(done) -> Finding:
@@ -409,13 +408,13 @@ def _conditioning_finding(done) -> Finding:
                f"by the others, with the frame left as stated {ci_text(found.as_told, 2)} by the least of these; " \
                f"under unfamiliar ones after canonical training, not given minus given them: " \
                f"{_differences_by_subject(found.more)}; " \
-               f"canonical minus varied training, mean of conditionings {signed_ci(found.gain, 3)}, without relative " \
-               f"encodings {signed_ci(found.gain_stable, 3)}; the released models were not run"
+               f"canonical minus varied training, mean of conditionings: " \
+               f"{_differences_by_subject(found.gain)}; the released models were not run"
     if not found.is_enough: return Finding(_USABLE, measured, "open", "too few scenes")
     sentences = (
         _frame_sentence(found.as_told),
         _unfamiliar_sentence(found.unfamiliar, found.more),
-        _variety_sentence(found.gain, found.gain_stable))
+        _variety_sentence(found.gain))
     return Finding(_USABLE, measured, "answered", "; ".join(sentences))
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0028
@@ -515,7 +514,7 @@ def _given_part(told:Interval) -> str:
     return "wrong cameras cost nothing measurable, not even where they are given"
 
 def _seen_part(less:Interval, found:_Conditionings) -> str: # less: U of varied minus that of one camera
-    if less.high < 0 or (found.gain.low > 0 and found.gain_stable.low > 0):
+    if less.high < 0 or _lowered(found.gain):
         return "the cameras of its training have a part in what unfamiliar ones cost"
     return "no part of the cameras of its training in what unfamiliar ones cost was measured"
 

@@ -48,6 +48,7 @@ POINTS = { # perturbation: values
 }
 WAYS = {"consistent": "taken and told", "told": "only told", "taken": "only taken"}
 _FORMAT = tuple(name for name, p in PERTURBATIONS.items() if "lie" in p.kinds) # perturbations of cameras
+_WORLD = ("origin", "unit")
 
 def _predicted(model, views, cameras, blur):
     return predict(model, ModelInput(replace(views, cameras=cameras), IDENTITY, ""), blur).to("cpu")
@@ -269,14 +270,16 @@ def _undisturbed(done, network) -> np.ndarray: # (scenes,) novel IoU of heads
     records = [arm["records"] for arm in done if arm["name"] == network]
     return np.array([_value_of(r, "iou", subject="head", knob="none") for r in records])
 
-def _relative_reason(gain:Interval, level:Interval) -> str:
+def _relative_reason(gain:Interval, level:Interval, of_world:Interval) -> str: # losses of rays minus relative; level
     depends = "no difference from world rays in the dependence on the camera was measured"
     if gain.low > 0:
         depends = "it depends less on the camera than world rays do"
     if gain.high < 0:
         depends = "it depends more on the camera than world rays do"
-    if level.high < 0: return f"{depends}, and after the same steps at the same learning rate it reconstructs worse"
-    if level.low > 0: return f"{depends}, and after the same steps at the same learning rate it reconstructs better"
+    if of_world.low > 0:
+        depends += "; it depends less on where the world's origin is and on its unit"
+    if level.high < 0: return f"{depends}; after the same steps at the same learning rate it reconstructs worse"
+    if level.low > 0: return f"{depends}; after the same steps at the same learning rate it reconstructs better"
     return depends
 
 def _relative_finding(done) -> Finding:
@@ -287,14 +290,16 @@ def _relative_finding(done) -> Finding:
             claim=claim, measured=f"nothing: no results of {' and '.join(missing)}", verdict="open",
             why="the networks were not run")
     rays, relative = (losses(done, name, "head", "consistent", _FORMAT) for name in _SMALL)
+    moved = [losses(done, name, "head", "consistent", _WORLD) for name in _SMALL]
     gain, level = rays - relative, np.subtract(*(_undisturbed(done, name) for name in reversed(_SMALL)))
     return Finding(
         claim=claim,
         measured=f"two small networks, held-out heads, novel IoU: undisturbed, relative against world rays "
                  f"{signed_ci(level, 3)}; mean loss over {len(_FORMAT)} consistent camera perturbations, world rays "
-                 f"{signed_ci(-rays, 3)}, relative {signed_ci(-relative, 3)}",
+                 f"{signed_ci(-rays, 3)}, relative {signed_ci(-relative, 3)}; over another origin and another unit, "
+                 f"world rays {signed_ci(-moved[0], 3)}, relative {signed_ci(-moved[1], 3)}",
         verdict="answered",
-        why=_relative_reason(mean_ci(gain), mean_ci(level)))
+        why=_relative_reason(mean_ci(gain), mean_ci(level), mean_ci(np.subtract(*moved))))
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"

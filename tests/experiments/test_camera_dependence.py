@@ -148,7 +148,7 @@ def conditioned(given=.6, not_given=.6, varied=.8, as_told=.5):
     (dict(given=.4), "unfamiliar ones cost it less on heads and less on mice"),
     (dict(given=.8), "unfamiliar ones cost it more on heads and more on mice"),
     (dict(not_given=1.), "cost it nothing measurable"),
-    (dict(), "varied cameras in training lower that"),
+    (dict(), "varied cameras in training lower that on heads and on mice"),
     (dict(varied=.6), "do not lower that measurably")])
 def test_the_answer_on_usable_models_follows_the_numbers(world, words):
     found = finding(conditioned(**world), "Can models")
@@ -161,12 +161,6 @@ def test_heads_and_mice_do_not_cancel():
         if record["way"] == "consistent":
             record["iou"] *= .7 if record["subject"] == "head" else 1.3
     assert "cost it more on heads and less on mice" in finding(done, "Can models").why
-
-
-def test_a_gain_of_the_unstable_training_alone_is_called_so():
-    done = [a for a in conditioned(varied=.6) if not a["name"].startswith("relative")]
-    done += scenes("relative, canonical", .5, .1) + scenes("relative, varied", .5, .9)
-    assert "only where relative encodings count" in finding(done, "Can models").why
 
 
 @pytest.mark.parametrize("home, registered, words", [
