@@ -19,7 +19,7 @@ from ..evaluation.sensitivity import Prediction, load_sensitivity
 from ..models.checkpoint import FOR_RIGS, checkpoint_path, read_card
 from ..models.named import usable_models
 from ..preprocess.canonical import canonicalize
-from ..reconstruction.prediction import IOU_WITHOUT_NETWORK
+from ..reconstruction.prediction import IOU_BY_CAMERAS
 from ..views.triangulation import triangulate
 
 # %% auto #0
@@ -223,14 +223,14 @@ def verdict(self:Diagnosis) -> str:
     if not math.isfinite(p.iou):
         return f"This rig will work: cameras and silhouettes agree. How well is not predicted ({p.said})."
     return (f"This rig will work: cameras and silhouettes agree, and a novel-view IoU of {p.iou:.2f} ({p.low:.2f} to "
-            f"{p.high:.2f}) is predicted after canonicalising. {_without_network(len(self.evidence.views))}")
+            f"{p.high:.2f}) is predicted after canonicalising. {_baseline_sentence(len(self.evidence.views))}")
 
-def _without_network(n_cameras:int) -> str:
+def _baseline_sentence(n_cameras:int) -> str:
     "What the baseline reaches, so that nobody takes the network's score for the best one."
-    n = min(n_cameras, max(IOU_WITHOUT_NETWORK))
-    hull, good = IOU_WITHOUT_NETWORK[n]
-    return (f"That is the network alone: on procedural mice with {n} cameras the visual hull has {hull:.2f}, and the "
-            f"optimisation that begins there {good:.2f}.")
+    n = min(n_cameras, max(IOU_BY_CAMERAS))
+    hull, good = IOU_BY_CAMERAS[n]
+    return (f"That is the network alone: on procedural mice with {n} cameras the visual hull has {hull:.2f}, and "
+            f"reconstruct, which optimises, {good:.2f}.")
 
 def _finite(values:dict) -> dict:
     "NaN and infinity as None: JSON has neither."

@@ -14,7 +14,7 @@ from .plan import recording_settings, records_of
 from .refine import true_views
 from ..evaluation.scoring import rig_and_novel_views
 from ..gaussians.cloud import Gaussians
-from ..gaussians.coarse_to_fine import foreground_crops, split_longest
+from ..gaussians.coarse_to_fine import foreground_crops
 from ..gaussians.rasterize import render
 from ..gaussians.registration import register_silhouettes
 from ..gaussians.surface import surface_gaussians
@@ -28,16 +28,16 @@ from ..models.view_flow import CAMERA_VERSION
 from ..models.zero123plus import zero123plus_cameras, zero123plus_domain
 from ..plotting import picture, save_figure, thumbnail
 from ..preprocess.silhouettes import ModelInput
-from ..reconstruction.prediction import blur_cloud, optimise_stages, quality_of, training_blur
+from ..reconstruction.prediction import FAINTEST, NETWORK_GAUSSIANS, blur_cloud, network_start
+from ..reconstruction.prediction import optimise_stages, quality_of, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.tracer import Scene, raytrace
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci
 from ..views.views import Views, pad_views
 
 # %% auto #0
-__all__ = ['HULL', 'ANSWERS', 'STAGES', 'rigs_of', 'agreement', 'best_by_masks', 'answers', 'start_of', 'measure_usable',
-           'usable_arms', 'recording_usable_arms', 'usable_run', 'usable_table', 'usable_plot', 'usable_findings',
-           'usable_experiment']
+__all__ = ['HULL', 'ANSWERS', 'STAGES', 'rigs_of', 'agreement', 'best_by_masks', 'answers', 'measure_usable', 'usable_arms',
+           'recording_usable_arms', 'usable_run', 'usable_table', 'usable_plot', 'usable_findings', 'usable_experiment']
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab000e
 HULL = "visual hull"
@@ -121,20 +121,6 @@ def answers(
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0015
 STAGES = ("calibrated", "placed", "oracle", "start", "optimised")
 _SCORES = ("iou", "psnr_fg", "psnr", "psnr_white")
-_VISIBLE = .02 # opacity
-_FEWEST, _MOST = 1000, 2000 # Gaussians that an optimisation begins with
-
-def start_of(
-    g:Gaussians, # an answer
-) -> Gaussians: # one to two thousand
-    "The most opaque Gaussians of an answer, split where they are too few; ValueError where none is visible."
-    opacities, order = g.opacities.sort(descending=True)
-    start = g.select(order[:_MOST][opacities[:_MOST] > _VISIBLE])
-    if not len(start): raise ValueError(f"no Gaussian is more opaque than {_VISIBLE}, so there is nothing to optimise")
-    while len(start) < _FEWEST:
-        start = split_longest(start)
-    return start
-
 def _registered(g:Gaussians, views:Views) -> Gaussians:
     return g.transform(register_silhouettes(g, foreground_crops(views, _CROP, _MARGIN)).similarity)
 
@@ -142,7 +128,7 @@ def _stages(g:Gaussians, views:Views, truth:Views, quality:str) -> dict[str, Gau
     found = dict(calibrated=g, placed=best_by_masks([g, _registered(g, views)], views))
     if len(truth) > 1: # one camera does not fix a place
         found["oracle"] = best_by_masks([found["placed"], _registered(found["placed"], truth)], truth)
-    found["start"] = start_of(found["placed"])
+    found["start"] = network_start(found["placed"])
     return found | dict(optimised=optimise_stages(found["start"], views, quality_of(quality).stages))
 
 def _scores(g:Gaussians, truth:Views) -> dict:
@@ -180,7 +166,10 @@ def measure_usable(
 # %% ../../nbs/experiments/22_usable.ipynb #05ab001a
 def _settings() -> dict: # what the scores depend on, beside the first checkpoint
     lgm = checkpoint_hash(shipped_checkpoint("lgm_laptop"))
-    return dict(lgm=lgm, quality=asdict(quality_of(_QUALITY)), start=[_VISIBLE, _FEWEST, _MOST], masks=[_CROP, _MARGIN])
+    quality = quality_of(_QUALITY) # without the number of cameras, which is for `choose_start`
+    work = dict(voxels=quality.voxels, stages=[asdict(stage) for stage in quality.stages])
+    start = [FAINTEST, NETWORK_GAUSSIANS//2, NETWORK_GAUSSIANS]
+    return dict(lgm=lgm, quality=work, start=start, masks=[_CROP, _MARGIN])
 
 def usable_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (the networks are fixed)
     "Twelve mice, or two."

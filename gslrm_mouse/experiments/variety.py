@@ -48,7 +48,7 @@ POINTS = { # perturbation: values
 }
 WAYS = {"consistent": "taken and told", "told": "only told", "taken": "only taken"}
 _FORMAT = tuple(name for name, p in PERTURBATIONS.items() if "lie" in p.kinds) # perturbations of cameras
-_WORLD = ("origin", "unit")
+_WORLD = ("origin", "unit") # perturbations of where the world is and how large
 
 def _predicted(model, views, cameras, blur):
     return predict(model, ModelInput(replace(views, cameras=cameras), IDENTITY, ""), blur).to("cpu")
@@ -270,7 +270,11 @@ def _undisturbed(done, network) -> np.ndarray: # (scenes,) novel IoU of heads
     records = [arm["records"] for arm in done if arm["name"] == network]
     return np.array([_value_of(r, "iou", subject="head", knob="none") for r in records])
 
-def _relative_reason(gain:Interval, level:Interval, of_world:Interval) -> str: # losses of rays minus relative; level
+def _relative_reason(
+    gain:Interval, # loss of rays minus that of relative encoding, cameras perturbed
+    of_world:Interval, # the same, origin and unit changed
+    level:Interval, # undisturbed IoU, relative encoding minus rays
+) -> str:
     depends = "no difference from world rays in the dependence on the camera was measured"
     if gain.low > 0:
         depends = "it depends less on the camera than world rays do"
@@ -278,6 +282,8 @@ def _relative_reason(gain:Interval, level:Interval, of_world:Interval) -> str: #
         depends = "it depends more on the camera than world rays do"
     if of_world.low > 0:
         depends += "; it depends less on where the world's origin is and on its unit"
+    if of_world.high < 0:
+        depends += "; it depends more on where the world's origin is and on its unit"
     if level.high < 0: return f"{depends}; after the same steps at the same learning rate it reconstructs worse"
     if level.low > 0: return f"{depends}; after the same steps at the same learning rate it reconstructs better"
     return depends
@@ -299,7 +305,7 @@ def _relative_finding(done) -> Finding:
                  f"{signed_ci(-rays, 3)}, relative {signed_ci(-relative, 3)}; over another origin and another unit, "
                  f"world rays {signed_ci(-moved[0], 3)}, relative {signed_ci(-moved[1], 3)}",
         verdict="answered",
-        why=_relative_reason(mean_ci(gain), mean_ci(level), mean_ci(np.subtract(*moved))))
+        why=_relative_reason(mean_ci(gain), mean_ci(np.subtract(*moved)), mean_ci(level)))
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"

@@ -12,7 +12,7 @@ from ..cameras.rotations import matrix_to_quat, quat_to_matrix, quaternion_produ
 from ..cameras.similarity import Similarity
 
 # %% auto #0
-__all__ = ['C0', 'Gaussians', 'sh_basis', 'rotate_sh']
+__all__ = ['C0', 'Gaussians', 'join_gaussians', 'sh_basis', 'rotate_sh']
 
 # %% ../../nbs/gaussians/00_cloud.ipynb #34967b06
 C0 = 0.28209479177387814
@@ -60,6 +60,17 @@ def scene(self:Gaussians, i:int) -> Gaussians:
 def select(self:Gaussians, mask:Tensor) -> Gaussians: # (N,) bool
     "Those of unbatched Gaussians for which `mask` holds."
     return self.map(lambda x: x[mask])
+
+_TENSORS = ("means", "quats", "scales", "opacities", "sh")
+
+def join_gaussians(
+    clouds:list[Gaussians], # unbatched, of one unit and degree, one at least
+) -> Gaussians:
+    "All Gaussians of several sets as one; ValueError where units or degrees differ."
+    if len({(g.unit, g.sh_degree) for g in clouds}) > 1:
+        raise ValueError("Gaussians of different units or of different degrees of harmonics cannot be joined")
+    def of_all(name): return torch.cat([getattr(g, name) for g in clouds])
+    return replace(clouds[0], **{name: of_all(name) for name in _TENSORS})
 
 @patch(as_prop=True)
 def sh_degree(self:Gaussians) -> int:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from ..cameras.pinhole import Cameras
 from ..cameras.rotations import quat_to_matrix
-from .cloud import Gaussians
+from .cloud import Gaussians, join_gaussians
 from .fit import Fit, gaussians_to_parameters, parameters_to_gaussians
 from .rasterize import render
 from ..views.views import FOREGROUND_ALPHA, Views, mask_box
@@ -71,9 +71,7 @@ def split_longest(g:Gaussians) -> Gaussians: # twice as many
     offset = .5*g.scales[each, longest][:, None]*axis
     scales = g.scales.clone()
     scales[each, longest] *= .5
-    halves = [replace(g, means=g.means + sign*offset, scales=scales) for sign in (1, -1)]
-    def both(name): return torch.cat([getattr(half, name) for half in halves])
-    return Gaussians(**{name: both(name) for name in ("means", "quats", "scales", "opacities", "sh")}, unit=g.unit)
+    return join_gaussians([replace(g, means=g.means + sign*offset, scales=scales) for sign in (1, -1)])
 
 # %% ../../nbs/gaussians/08_coarse_to_fine.ipynb #5f08000f
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 import torch
 from torch import Tensor
@@ -34,8 +34,8 @@ from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
 from .film import up_axis
-from .prediction import Start, choose_start, fit_to_views, optimise_scene, predict
-from .prediction import quality_of, training_blur
+from .prediction import NETWORK_GAUSSIANS, Start, choose_start, fit_to_views
+from .prediction import network_start, optimise_scene, predict, quality_of, training_blur
 from .sequence import (
     MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Followed, find_neighbours, follow, load_followed, read_sequence,
     save_motion, save_sequence, start_sequence, write_follow_film)
@@ -198,6 +198,8 @@ def _predict(prepared, reconstructor:Reconstructor, options) -> Gaussians: # in 
     g = reconstructor.predict(prepared.views).to("cpu")
     return g.select(options.filters.mask(g, prepared.views.cameras.centers)).transform(prepared.to_source)
 
+_BEGINNINGS = dict(hull="on the hull", carved="on the hull carved by the network", network="in the network")
+
 @dataclass(frozen=True)
 class _Result:
     "The Gaussians of one frame, in the source's world."
@@ -210,26 +212,30 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
 
-_START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
+def _start(views, quality, answer, options) -> Start:
+    of_network = options.gaussians or NETWORK_GAUSSIANS
+    if options.model == "gslrm": return choose_start(views, quality, answer, of_network)
+    return Start("network", f"the model {options.model} was chosen", network_start(answer(), of_network))
 
-def _choose_start(views, voxels) -> tuple[Start, Gaussians|None]: # and the Gaussians on the visual hull
-    if len(views) < 2: return Start("network", "a single camera has no visual hull"), None
-    hull = visual_hull(views, n=voxels, rays=_START_RAYS)
-    surface = surface_gaussians(views, voxels, hull, thin=True) if len(hull.points) else None
-    return choose_start(hull), surface
+def _baselines(views, quality, answer, start) -> list[tuple]: # of a name and the Gaussians to compare with
+    baselines = [("network", answer())]
+    if start.kind == "hull":
+        baselines.append(("hull", start.gaussians))
+    elif len(views) > 1:
+        hull = visual_hull(views, n=quality.voxels)
+        if len(hull.points):
+            baselines.append(("hull", surface_gaussians(views, quality.voxels, hull, thin=True)))
+    return [(name, g) for name, g in baselines if len(g)]
 
 def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
     quality = quality_of(options.quality, options.pixels, options.gaussians)
-    start, surface = _choose_start(views, quality.voxels)
-    if options.model != "gslrm":
-        start = Start("network", f"the model {options.model} was chosen")
-    network = predict_network() if has_held_out or start.kind == "network" else None
-    begin = surface if start.kind == "hull" else network
+    answer = cache(predict_network)
+    start = _start(views, quality, answer, options)
     steps = sum(stage.steps for stage in quality.stages)
     is_hidden = None if show_progress else True # None: unless stderr is a terminal
     with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
-        g = optimise_scene(begin, views, quality, bar=bar)
-    baselines = [(name, g) for name, g in (("network", network), ("hull", surface)) if g is not None and len(g)]
+        g = optimise_scene(start.gaussians, views, quality, bar=bar)
+    baselines = _baselines(views, quality, answer, start) if has_held_out else ()
     return _Result(g, f", {options.quality}", start, tuple(baselines))
 
 def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out, show_progress) -> _Result:
@@ -320,7 +326,7 @@ def _make_frame(
             views[inputs], prepared, reconstructor, alone, has_held_out=bool(held_out), show_progress=say is not None)
     g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
-    if say and result.start: say(f"began on the {result.start.kind}: {result.start.reason}")
+    if say and result.start: say(f"began {_BEGINNINGS[result.start.kind]}: {result.start.reason}")
     if not len(g):
         raise ValueError(f"frame {number}: no Gaussian passed the filters ({options.filters}), so there is nothing to "
                          "write; see gslrm_mouse doctor")
@@ -588,7 +594,7 @@ def reconstruct(
     fit:int=None, # instead of a quality: steps of `fit_to_views` after the network; the network alone when 0
     quality:str="good", # of per-scene optimisation: one of `QUALITIES`
     pixels:int=None, # side of the crops of the quality's last stage
-    gaussians:int=None, # about how many the quality starts with
+    gaussians:int=None, # about how many the quality starts with; twice as many where network and hull carve each other
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
     film:bool=True, # with `frames`: write film.mp4

@@ -4,24 +4,28 @@
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #acf0fa3c
 from __future__ import annotations
+import math
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from ..cameras.domain import CameraDomain
-from ..cameras.pinhole import Cameras
-from ..gaussians.cloud import Gaussians
-from ..gaussians.coarse_to_fine import FitStage, crop_cameras, fit_coarse_to_fine
+from ..cameras.pinhole import Cameras, orbit
+from ..gaussians.cloud import Gaussians, join_gaussians
+from ..gaussians.coarse_to_fine import FitStage, crop_cameras, fit_coarse_to_fine, foreground_crops
+from ..gaussians.coarse_to_fine import split_longest
 from ..gaussians.filters import Filters
 from ..gaussians.fit import Fit, fit_gaussians, pixel_at
+from ..gaussians.rasterize import render
+from ..gaussians.surface import surface_gaussians
 from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput, check_model_input
-from ..views.hull import Hull
-from ..views.views import Views
+from ..views.hull import Hull, visual_hull
+from ..views.views import FOREGROUND_ALPHA, Views, border_pixels
 
 # %% auto #0
-__all__ = ['EPS2D', 'QUALITIES', 'IOU_WITHOUT_NETWORK', 'training_blur', 'blur_cloud', 'pixel_footprints', 'resize_to_pixels',
-           'predict', 'fit_to_views', 'Quality', 'quality_of', 'optimise_stages', 'optimise_scene', 'Start',
-           'choose_start']
+__all__ = ['EPS2D', 'QUALITIES', 'FAINTEST', 'NETWORK_GAUSSIANS', 'IOU_BY_CAMERAS', 'training_blur', 'blur_cloud',
+           'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views', 'Quality', 'quality_of',
+           'optimise_stages', 'optimise_scene', 'network_start', 'carve_hull', 'carved_start', 'Start', 'choose_start']
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #0d32957a
 EPS2D = .3 # px², what the rasterizer adds to every splat
@@ -81,7 +85,6 @@ _MIN_GAUSSIANS = 50 # to start from
 _VISIBLE = .1 # opacity
 
 def _visible(g:Gaussians) -> Gaussians:
-    "Those that can be seen; ValueError if they are too few to start from."
     visible = g.select(g.opacities > _VISIBLE)
     if len(visible) < _MIN_GAUSSIANS:
         raise ValueError(f"a fit starts from at least {_MIN_GAUSSIANS} Gaussians with an opacity above {_VISIBLE}, "
@@ -110,9 +113,10 @@ class Quality:
     "How much work per-scene optimisation does."
     voxels:int # of the visual hull that it starts on, along the longest side; Gaussians grow with the square
     stages:tuple[FitStage, ...]
+    hull_cameras:int = 5 # from so many cameras on it begins on the hull, with fewer a network may carve it
 
 QUALITIES = dict(
-    draft=Quality(48, (FitStage(64, 20),)),
+    draft=Quality(48, (FitStage(64, 20),), hull_cameras=3),
     good=Quality(64, (FitStage(128, 60), FitStage(256, 60, means_rate=.4))),
     best=Quality(64, (
         FitStage(128, 90, means_rate=2.),
@@ -160,24 +164,118 @@ def optimise_scene(
     seed:int=0,
     bar=None, # of tqdm, for all steps
 ) -> Gaussians: # in the views' world
-    "The visible ones of the start, optimised at the resolutions of a quality; ValueError for an empty mask."
-    return optimise_stages(_visible(start), views, quality.stages, seed, bar)
+    "The start, optimised at the resolutions of a quality; ValueError for an empty mask or fewer than 50 Gaussians."
+    if len(start) < _MIN_GAUSSIANS:
+        raise ValueError(f"an optimisation starts from at least {_MIN_GAUSSIANS} Gaussians, got {len(start)}; see "
+                         "gslrm_mouse doctor")
+    return optimise_stages(start, views, quality.stages, seed, bar)
+
+# %% ../../nbs/reconstruction/00_prediction.ipynb #4dcf87cf
+FAINTEST = .02 # opacity in a network's answer that an optimisation begins with
+NETWORK_GAUSSIANS = 2000 # of a network's answer that an optimisation begins with
+
+def network_start(
+    g:Gaussians, # a network's answer
+    gaussians:int=NETWORK_GAUSSIANS, # at most; they are split where they are fewer than half as many
+) -> Gaussians:
+    "The most opaque Gaussians of an answer, where an optimisation begins; ValueError if all are faint."
+    opacities, order = g.opacities.sort(descending=True)
+    start = g.select(order[:gaussians][opacities[:gaussians] > FAINTEST])
+    if not len(start):
+        raise ValueError(f"no Gaussian of the network is more opaque than {FAINTEST}, so there is nothing to optimise; "
+                         "see gslrm_mouse doctor")
+    while len(start) < gaussians/2:
+        start = split_longest(start)
+    return start
+
+_NEAR = 3 # pixels from a silhouette
+_NEAR_SIZE, _NEAR_MARGIN = 128, 1.5 # of images: pixels; side over that of the silhouette
+
+def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
+    "Those whose centres lie near the silhouette of every view, or beside an image out of which the animal reaches."
+    crops = foreground_crops(views, _NEAR_SIZE, _NEAR_MARGIN)
+    masks = (crops.alpha > FOREGROUND_ALPHA).float()[:, None]
+    near = torch.nn.functional.max_pool2d(masks, 2*_NEAR + 1, stride=1, padding=_NEAR)[:, 0] > 0
+    column, row, in_image = crops.cameras.to(torch.float64).pixel_index(g.means.double())
+    view = torch.arange(len(views))[:, None]
+    on_border = (views.alpha > FOREGROUND_ALPHA) & border_pixels(views.cameras)
+    reaches_out = on_border.flatten(1).any(1)[:, None]
+    return g.select(torch.where(in_image, near[view, row, column], reaches_out).all(0))
+
+_AROUND, _AROUND_SIZE, _AROUND_FOV = 12, 96, 30. # cameras around a hull; pixels; degrees
+_GOLDEN_ANGLE = 137.5 # degrees
+_EMPTY = .2 # alpha of a pixel that a network leaves empty
+
+def _cameras_around(hull:Hull, unit:str) -> Cameras:
+    "Cameras in all directions, whose images a hull fills."
+    center = hull.points.mean(0)
+    radius = (hull.points - center).norm(dim=-1).max().item() + hull.voxel
+    k = torch.arange(_AROUND)
+    elevations = torch.asin((2*k + 1)/_AROUND - 1).rad2deg()
+    distance = 1.1*radius/math.sin(math.radians(_AROUND_FOV/2))
+    return orbit(_GOLDEN_ANGLE*k, elevations, distance, _AROUND_FOV, _AROUND_SIZE, tuple(center.tolist()), unit=unit)
+
+def carve_hull(
+    hull:Hull,
+    g:Gaussians, # a network's answer, in the world of the hull
+) -> Hull: # may have no voxel left
+    "The voxels of a hull that the Gaussians, drawn from all around, do not leave empty, give or take a pixel."
+    cams = _cameras_around(hull, g.unit)
+    alpha = render(g, cams, eps2d=0.)[1]
+    grown = torch.nn.functional.max_pool2d(alpha[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
+    column, row, _ = cams.to(torch.float64).pixel_index(hull.points)
+    view = torch.arange(len(alpha))[:, None]
+    return replace(hull, points=hull.points[(grown[view, row, column] > _EMPTY).all(0)])
+
+def carved_start(
+    g:Gaussians, # a network's answer, in the views' world
+    carved:Hull, # what it leaves of the hull of the views
+    views:Views,
+    voxels:int, # of the hull along its longest side
+    gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
+) -> Gaussians:
+    "What network and silhouettes leave of each other, where an optimisation begins."
+    surface = surface_gaussians(views, voxels, carved)
+    near = _near_silhouettes(g, views)
+    if not (near.opacities > FAINTEST).any(): return surface
+    return join_gaussians([network_start(near, gaussians), surface])
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
-_CONSISTENT = .8 # mean IoU of the silhouettes with the hull that an optimisation begins on
-IOU_WITHOUT_NETWORK = { # cameras: of the hull alone, of `good`; novel views of twelve procedural mice, table below
-    2: (.513, .587), 3: (.685, .782), 4: (.817, .898), 5: (.848, .926), 6: (.877, .944),
+_START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
+_CONSISTENT = .8 # mean IoU of the silhouettes with that hull
+_TOO_LARGE = .9 # a hull of which the network leaves a smaller share
+_TRUSTED = .25 # a network that leaves a larger share; another one shows something else
+IOU_BY_CAMERAS = { # of the hull alone, of `good` as it begins here; novel views of twelve procedural mice, table below
+    2: (.506, .703), 3: (.674, .814), 4: (.808, .892), 5: (.840, .922), 6: (.867, .941),
 }
 
 @dataclass(frozen=True)
 class Start:
     "Where per-scene optimisation begins, and why."
-    kind:str # "hull" or "network"
+    kind:str # "hull", "carved" or "network"
     reason:str
+    gaussians:Gaussians
 
-def choose_start(hull:Hull) -> Start:
-    "The visual hull where it explains the silhouettes, else the network."
-    n, explained = len(hull.iou), hull.iou.mean().item()
-    if len(hull.points) and explained >= _CONSISTENT:
-        return Start("hull", f"the visual hull of {n} cameras explains {explained:.0%} of the silhouettes")
-    return Start("network", f"the visual hull of {n} cameras explains only {explained:.0%} of the silhouettes")
+def choose_start(
+    views:Views, # one frame, any unit
+    quality:Quality,
+    answer, # function → a network's Gaussians in the views' world; called where they are needed
+    gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
+) -> Start:
+    "The visual hull where it explains the silhouettes, carved where it is too large; else the network."
+    if len(views) < 2:
+        return Start("network", "a single camera has no visual hull", network_start(answer(), gaussians))
+    hull = visual_hull(views, n=quality.voxels, rays=_START_RAYS)
+    explained = f"{hull.iou.mean().item():.0%} of the silhouettes"
+    if not len(hull.points) or hull.iou.mean() < _CONSISTENT:
+        reason = f"the visual hull of {len(views)} cameras explains only {explained}"
+        return Start("network", reason, network_start(answer(), gaussians))
+    if len(views) < quality.hull_cameras:
+        g = answer()
+        carved = carve_hull(hull, g)
+        share = len(carved.points)/len(hull.points)
+        if _TRUSTED < share < _TOO_LARGE:
+            reason = f"the network leaves {share:.0%} of the visual hull of {len(views)} cameras"
+            return Start("carved", reason, carved_start(g, carved, views, quality.voxels, gaussians))
+    surface = surface_gaussians(views, quality.voxels, hull, thin=True)
+    return Start("hull", f"the visual hull of {len(views)} cameras explains {explained}", surface)

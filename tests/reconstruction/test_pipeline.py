@@ -39,12 +39,11 @@ from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.film import cloud_center, cloud_radius, turntable_cameras, up_axis
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder, load_finished
-from gslrm_mouse.reconstruction.prediction import choose_start, fit_to_views, predict, training_blur
+from gslrm_mouse.reconstruction.prediction import fit_to_views, predict, training_blur
 from gslrm_mouse.scenes.bodies import canonical_scene, mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import decode_frame, decode_frames, write_video
-from gslrm_mouse.views.hull import visual_hull
 from gslrm_mouse.views.recordings import MASKS, VIDEOS, open_recording, read_views
 from gslrm_mouse.views.samples import write_sample
 
@@ -669,12 +668,19 @@ def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
         pipeline.reconstruct(film, out, **options)
 
 
-def test_masks_that_contradict_start_from_the_network():
-    views = raytrace(mouse_scene(4), mouse_rig().resized(144, 128), 1)
-    assert choose_start(visual_hull(views, n=24)).kind == "hull"
-    exchanged = replace(views, cameras=views.cameras[[3, 0, 4, 1, 5, 2]])
-    start = choose_start(visual_hull(exchanged, n=24))
-    assert start.kind == "network" and "only" in start.reason
+def test_few_cameras_begin_on_the_hull_carved_by_the_network(tmp_path):
+    "The file, the line and the baselines say so; a network that shows nothing is not asked to carve."
+    recording = write_recording(tmp_path/"rec", 1, seed=4, cams=mouse_rig().resized(144, 128), truth=False)
+    said = []
+    options = dict(inputs=3, checkpoint="gslrm_any", quality="good", turntable=False, panels=False, viewer=False)
+    pipeline.reconstruct(recording, tmp_path/"few", say=said.append, **options)
+    records = read_jsonl(tmp_path/"few/results.jsonl")
+    assert {r["start"] for r in records} == {"carved"}
+    assert {r["split"] for r in records} == {"input", "novel", "novel_network", "novel_hull"}
+    assert any(line.startswith("began on the hull carved by the network: the network leaves") for line in said)
+    nothing = Filters(opacity=.99999)
+    pipeline.reconstruct(recording, tmp_path/"none", filters=nothing, **options)
+    assert {r["start"] for r in read_jsonl(tmp_path/"none/results.jsonl")} == {"hull"}
 
 
 def test_a_network_takes_cameras_in_its_own_unit():
