@@ -46,10 +46,11 @@ OTHER_FINDINGS = ( # of no experiment; measured in the notebook of `gslrm_mouse.
                  "2 cameras 0.51 (19.7 dB); gslrm_any_128 in the same views 0.76 (11.4 dB), 0.74 (10.4 dB), "
                  "0.67 (9.0 dB), 0.58 (7.3 dB)",
         verdict="answered",
-        why="only with two cameras, and there by IoU alone; with four or more, silhouettes and colours by themselves "
-            "give more, so a gain of one network over another is not yet a gain over the baseline; in small images "
-            "with the rasterizer's blur, which thickens the hull, networks have a better outline (model cards), and "
-            "with two and three cameras an optimisation gains where the network carves the hull first"),)
+        why="by IoU only with two cameras, in the foreground never; with four or more, silhouettes and colours by "
+            "themselves give more, so a gain of one network over another is not yet a gain over the baseline; in small "
+            "images with the rasterizer's blur, which thickens the hull, networks have a better outline (model cards), "
+            "and with two and three cameras an optimisation gains outline, and loses foreground, where the network "
+            "carves the hull first"),)
 
 def experiments(
     plan:Plan,

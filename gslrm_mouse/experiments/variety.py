@@ -277,9 +277,9 @@ def _relative_reason(
 ) -> str:
     depends = "no difference from world rays in the dependence on the camera was measured"
     if gain.low > 0:
-        depends = "it depends less on the camera than world rays do"
+        depends = "on heads it depends less on the camera than world rays do"
     if gain.high < 0:
-        depends = "it depends more on the camera than world rays do"
+        depends = "on heads it depends more on the camera than world rays do"
     if of_world.low > 0:
         depends += "; it depends less on where the world's origin is and on its unit"
     if of_world.high < 0:
@@ -296,16 +296,16 @@ def _relative_finding(done) -> Finding:
             claim=claim, measured=f"nothing: no results of {' and '.join(missing)}", verdict="open",
             why="the networks were not run")
     rays, relative = (losses(done, name, "head", "consistent", _FORMAT) for name in _SMALL)
-    moved = [losses(done, name, "head", "consistent", _WORLD) for name in _SMALL]
+    rays_moved, relative_moved = (losses(done, name, "head", "consistent", _WORLD) for name in _SMALL)
     gain, level = rays - relative, np.subtract(*(_undisturbed(done, name) for name in reversed(_SMALL)))
     return Finding(
         claim=claim,
         measured=f"two small networks, held-out heads, novel IoU: undisturbed, relative against world rays "
                  f"{signed_ci(level, 3)}; mean loss over {len(_FORMAT)} consistent camera perturbations, world rays "
                  f"{signed_ci(-rays, 3)}, relative {signed_ci(-relative, 3)}; over another origin and another unit, "
-                 f"world rays {signed_ci(-moved[0], 3)}, relative {signed_ci(-moved[1], 3)}",
+                 f"world rays {signed_ci(-rays_moved, 3)}, relative {signed_ci(-relative_moved, 3)}",
         verdict="answered",
-        why=_relative_reason(mean_ci(gain), mean_ci(np.subtract(*moved)), mean_ci(level)))
+        why=_relative_reason(mean_ci(gain), mean_ci(rays_moved - relative_moved), mean_ci(level)))
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"

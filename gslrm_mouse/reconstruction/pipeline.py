@@ -34,7 +34,7 @@ from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
 from .film import up_axis
-from .prediction import NETWORK_GAUSSIANS, Start, choose_start, fit_to_views
+from .prediction import NETWORK_GAUSSIANS, START_RAYS, Start, choose_start, fit_to_views
 from .prediction import network_start, optimise_scene, predict, quality_of, training_blur
 from .sequence import (
     MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Followed, find_neighbours, follow, load_followed, read_sequence,
@@ -212,30 +212,30 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
 
-def _start(views, quality, answer, options) -> Start:
+def _choose_start(views, quality, predict_network, options) -> Start:
     of_network = options.gaussians or NETWORK_GAUSSIANS
-    if options.model == "gslrm": return choose_start(views, quality, answer, of_network)
-    return Start("network", f"the model {options.model} was chosen", network_start(answer(), of_network))
+    if options.model == "gslrm": return choose_start(views, quality, predict_network, of_network)
+    return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
 
-def _baselines(views, quality, answer, start) -> list[tuple]: # of a name and the Gaussians to compare with
-    baselines = [("network", answer())]
+def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a name and the Gaussians to compare with
+    baselines = [("network", predict_network())]
     if start.kind == "hull":
         baselines.append(("hull", start.gaussians))
     elif len(views) > 1:
-        hull = visual_hull(views, n=quality.voxels)
+        hull = visual_hull(views, n=quality.voxels, rays=START_RAYS)
         if len(hull.points):
             baselines.append(("hull", surface_gaussians(views, quality.voxels, hull, thin=True)))
     return [(name, g) for name, g in baselines if len(g)]
 
 def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
     quality = quality_of(options.quality, options.pixels, options.gaussians)
-    answer = cache(predict_network)
-    start = _start(views, quality, answer, options)
+    predict_once = cache(predict_network)
+    start = _choose_start(views, quality, predict_once, options)
     steps = sum(stage.steps for stage in quality.stages)
     is_hidden = None if show_progress else True # None: unless stderr is a terminal
     with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
         g = optimise_scene(start.gaussians, views, quality, bar=bar)
-    baselines = _baselines(views, quality, answer, start) if has_held_out else ()
+    baselines = _baselines(views, quality, predict_once, start) if has_held_out else ()
     return _Result(g, f", {options.quality}", start, tuple(baselines))
 
 def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out, show_progress) -> _Result:

@@ -23,7 +23,7 @@ from ..views.hull import Hull, visual_hull
 from ..views.views import FOREGROUND_ALPHA, Views, border_pixels
 
 # %% auto #0
-__all__ = ['EPS2D', 'QUALITIES', 'FAINTEST', 'NETWORK_GAUSSIANS', 'IOU_BY_CAMERAS', 'training_blur', 'blur_cloud',
+__all__ = ['EPS2D', 'QUALITIES', 'FAINTEST', 'NETWORK_GAUSSIANS', 'START_RAYS', 'IOU_BY_CAMERAS', 'training_blur', 'blur_cloud',
            'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views', 'Quality', 'quality_of',
            'optimise_stages', 'optimise_scene', 'network_start', 'carve_hull', 'carved_start', 'Start', 'choose_start']
 
@@ -196,11 +196,13 @@ def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     crops = foreground_crops(views, _NEAR_SIZE, _NEAR_MARGIN)
     masks = (crops.alpha > FOREGROUND_ALPHA).float()[:, None]
     near = torch.nn.functional.max_pool2d(masks, 2*_NEAR + 1, stride=1, padding=_NEAR)[:, 0] > 0
-    column, row, in_image = crops.cameras.to(torch.float64).pixel_index(g.means.double())
+    means = g.means.double()
+    column, row, in_crop = crops.cameras.to(torch.float64).pixel_index(means)
+    in_image = views.cameras.to(torch.float64).pixel_index(means)[2]
     view = torch.arange(len(views))[:, None]
     on_border = (views.alpha > FOREGROUND_ALPHA) & border_pixels(views.cameras)
-    reaches_out = on_border.flatten(1).any(1)[:, None]
-    return g.select(torch.where(in_image, near[view, row, column], reaches_out).all(0))
+    may_be_unseen = on_border.flatten(1).any(1)[:, None] & ~in_image
+    return g.select(torch.where(in_crop, near[view, row, column], may_be_unseen).all(0))
 
 _AROUND, _AROUND_SIZE, _AROUND_FOV = 12, 96, 30. # cameras around a hull; pixels; degrees
 _GOLDEN_ANGLE = 137.5 # degrees
@@ -241,7 +243,7 @@ def carved_start(
     return join_gaussians([network_start(near, gaussians), surface])
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
-_START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
+START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
 _CONSISTENT = .8 # mean IoU of the silhouettes with that hull
 _TOO_LARGE = .9 # a hull of which the network leaves a smaller share
 _TRUSTED = .25 # a network that leaves a larger share; another one shows something else
@@ -259,19 +261,19 @@ class Start:
 def choose_start(
     views:Views, # one frame, any unit
     quality:Quality,
-    answer, # function → a network's Gaussians in the views' world; called where they are needed
+    predict_network, # function → a network's Gaussians in the views' world; called where they are needed
     gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
 ) -> Start:
     "The visual hull where it explains the silhouettes, carved where it is too large; else the network."
     if len(views) < 2:
-        return Start("network", "a single camera has no visual hull", network_start(answer(), gaussians))
-    hull = visual_hull(views, n=quality.voxels, rays=_START_RAYS)
+        return Start("network", "a single camera has no visual hull", network_start(predict_network(), gaussians))
+    hull = visual_hull(views, n=quality.voxels, rays=START_RAYS)
     explained = f"{hull.iou.mean().item():.0%} of the silhouettes"
     if not len(hull.points) or hull.iou.mean() < _CONSISTENT:
         reason = f"the visual hull of {len(views)} cameras explains only {explained}"
-        return Start("network", reason, network_start(answer(), gaussians))
+        return Start("network", reason, network_start(predict_network(), gaussians))
     if len(views) < quality.hull_cameras:
-        g = answer()
+        g = predict_network()
         carved = carve_hull(hull, g)
         share = len(carved.points)/len(hull.points)
         if _TRUSTED < share < _TOO_LARGE:

@@ -669,7 +669,7 @@ def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
 
 
 def test_few_cameras_begin_on_the_hull_carved_by_the_network(tmp_path):
-    "The file, the line and the baselines say so; a network that shows nothing is not asked to carve."
+    "The file, the line and the baselines say so; the answer of a network that shows nothing is not used."
     recording = write_recording(tmp_path/"rec", 1, seed=4, cams=mouse_rig().resized(144, 128), truth=False)
     said = []
     options = dict(inputs=3, checkpoint="gslrm_any", quality="good", turntable=False, panels=False, viewer=False)
