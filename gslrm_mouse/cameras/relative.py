@@ -94,9 +94,11 @@ def _unit_projection(cams:Cameras) -> Tensor: # (B, V, 4, 4)
 def _balanced(P:Tensor) -> Tensor: # (B, V, 4, 4) → the same
     "Projections of a rig whose origin is its middle, times one matrix after which their numbers are near 1."
     depth = P[..., 2, 3].mean(1) # of the origin, mean over the cameras
-    if not (depth > 0).all(): raise ValueError("the origin should lie in front of the cameras, see `in_rig_frame`")
+    if not (depth > 0).all():
+        raise ValueError("the origin should lie in front of the cameras, see `in_rig_frame`")
     S = torch.eye(4).to(P).repeat(len(P), 1, 1)
-    S[:, 0, 0] = S[:, 1, 1] = 1/depth
+    S[:, 0, 0] = 1/depth
+    S[:, 1, 1] = 1/depth
     S[:, 2, 3] = -depth
     return S[:, None] @ P
 

@@ -390,7 +390,8 @@ def _lowered(gain:dict) -> list[str]: # gain: subject → Interval
 
 def _variety_sentence(gain:dict) -> str: # gain: subject → Interval
     lowered = _lowered(gain)
-    if lowered: return f"varied cameras in training lower that {' and '.join(lowered)}"
+    if lowered:
+        return f"varied cameras in training lower that {' and '.join(lowered)}"
     return "varied cameras in training do not lower that measurably"
 
 def _conditioning_finding(done) -> Finding:

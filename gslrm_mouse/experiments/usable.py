@@ -44,7 +44,8 @@ HULL = "visual hull"
 ANSWERS = (HULL, "GS-LRM", "GS-LRM (1 view)", "LGM (4 views)", "perfect generator (1 view)")
 _GSLRM = "gslrm_any_128"
 _QUALITY = "good" # of the optimisation
-_CROP, _MARGIN = 128, 2. # side of the images in which answers are compared with masks, pixels and silhouettes
+_CROP = 128 # side of the images in which answers are compared with masks, pixels
+_MARGIN = 2. # the same side over that of the silhouette
 _DRAWN = 192 # side of the images of the page, pixels
 
 def rigs_of(
@@ -322,9 +323,11 @@ def usable_findings(done:list[dict]) -> list[Finding]:
 
 def usable_experiment(plan:Plan, cache=None) -> Experiment: # noqa: ARG001
     "On procedural mice or on a recording."
-    name, arms = "usable", usable_arms
+    name = "usable"
+    arms = usable_arms
     if plan.recording:
-        name, arms = "recording_usable", partial(recording_usable_arms, plan=plan)
+        name = "recording_usable"
+        arms = partial(recording_usable_arms, plan=plan)
     return Experiment(
         name=name,
         question="Which answer is closest to a mouse that no network was trained on, and where should an optimisation "

@@ -284,8 +284,10 @@ def _relative_reason(
         depends += "; it depends less on where the world's origin is and on its unit"
     if of_world.high < 0:
         depends += "; it depends more on where the world's origin is and on its unit"
-    if level.high < 0: return f"{depends}; after the same steps at the same learning rate it reconstructs worse"
-    if level.low > 0: return f"{depends}; after the same steps at the same learning rate it reconstructs better"
+    if level.high < 0:
+        depends += "; after the same steps at the same learning rate it reconstructs worse"
+    if level.low > 0:
+        depends += "; after the same steps at the same learning rate it reconstructs better"
     return depends
 
 def _relative_finding(done) -> Finding:

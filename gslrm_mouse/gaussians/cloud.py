@@ -69,8 +69,8 @@ def join_gaussians(
     "All Gaussians of several sets as one; ValueError where units or degrees differ."
     if len({(g.unit, g.sh_degree) for g in clouds}) > 1:
         raise ValueError("Gaussians of different units or of different degrees of harmonics cannot be joined")
-    def of_all(name): return torch.cat([getattr(g, name) for g in clouds])
-    return replace(clouds[0], **{name: of_all(name) for name in _TENSORS})
+    joined = {name: torch.cat([getattr(g, name) for g in clouds]) for name in _TENSORS}
+    return replace(clouds[0], **joined)
 
 @patch(as_prop=True)
 def sh_degree(self:Gaussians) -> int:

@@ -214,7 +214,8 @@ def _without_quality(views, network, domain, options) -> _Result:
 
 def _choose_start(views, quality, predict_network, options) -> Start:
     of_network = options.gaussians or NETWORK_GAUSSIANS
-    if options.model == "gslrm": return choose_start(views, quality, predict_network, of_network)
+    if options.model == "gslrm":
+        return choose_start(views, quality, predict_network, of_network)
     return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
 
 def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a name and the Gaussians to compare with
@@ -326,7 +327,8 @@ def _make_frame(
             views[inputs], prepared, reconstructor, alone, has_held_out=bool(held_out), show_progress=say is not None)
     g, condition = result.gaussians, condition + result.condition
     seconds = round(time.perf_counter() - start, 2)
-    if say and result.start: say(f"began {_BEGINNINGS[result.start.kind]}: {result.start.reason}")
+    if say and result.start:
+        say(f"began {_BEGINNINGS[result.start.kind]}: {result.start.reason}")
     if not len(g):
         raise ValueError(f"frame {number}: no Gaussian passed the filters ({options.filters}), so there is nothing to "
                          "write; see gslrm_mouse doctor")

@@ -180,7 +180,8 @@ def network_start(
 ) -> Gaussians:
     "The most opaque Gaussians of an answer, where an optimisation begins; ValueError if all are faint."
     opacities, order = g.opacities.sort(descending=True)
-    start = g.select(order[:gaussians][opacities[:gaussians] > FAINTEST])
+    is_visible = opacities[:gaussians] > FAINTEST
+    start = g.select(order[:gaussians][is_visible])
     if not len(start):
         raise ValueError(f"no Gaussian of the network is more opaque than {FAINTEST}, so there is nothing to optimise; "
                          "see gslrm_mouse doctor")
@@ -189,7 +190,8 @@ def network_start(
     return start
 
 _NEAR = 3 # pixels from a silhouette
-_NEAR_SIZE, _NEAR_MARGIN = 128, 1.5 # of images: pixels; side over that of the silhouette
+_NEAR_SIZE = 128 # of the images in which that is measured, pixels
+_NEAR_MARGIN = 1.5 # side of these images over that of the silhouette
 
 def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     "Those whose centres lie near the silhouette of every view, or beside an image out of which the animal reaches."
@@ -201,11 +203,15 @@ def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     in_image = views.cameras.to(torch.float64).pixel_index(means)[2]
     view = torch.arange(len(views))[:, None]
     on_border = (views.alpha > FOREGROUND_ALPHA) & border_pixels(views.cameras)
-    may_be_unseen = on_border.flatten(1).any(1)[:, None] & ~in_image
-    return g.select(torch.where(in_crop, near[view, row, column], may_be_unseen).all(0))
+    reaches_out = on_border.flatten(1).any(1)[:, None]
+    in_each_view = torch.where(in_crop, near[view, row, column], reaches_out & ~in_image)
+    return g.select(in_each_view.all(0))
 
-_AROUND, _AROUND_SIZE, _AROUND_FOV = 12, 96, 30. # cameras around a hull; pixels; degrees
+_AROUND = 12 # cameras around a hull
+_AROUND_SIZE = 96 # of their images, pixels
+_AROUND_FOV = 30. # degrees
 _GOLDEN_ANGLE = 137.5 # degrees
+_SPARE = 1.1 # distance of these cameras over the one from which the hull just fills the image
 _EMPTY = .2 # alpha of a pixel that a network leaves empty
 
 def _cameras_around(hull:Hull, unit:str) -> Cameras:
@@ -214,8 +220,9 @@ def _cameras_around(hull:Hull, unit:str) -> Cameras:
     radius = (hull.points - center).norm(dim=-1).max().item() + hull.voxel
     k = torch.arange(_AROUND)
     elevations = torch.asin((2*k + 1)/_AROUND - 1).rad2deg()
-    distance = 1.1*radius/math.sin(math.radians(_AROUND_FOV/2))
-    return orbit(_GOLDEN_ANGLE*k, elevations, distance, _AROUND_FOV, _AROUND_SIZE, tuple(center.tolist()), unit=unit)
+    distance = _SPARE*radius/math.sin(math.radians(_AROUND_FOV/2))
+    azimuths = _GOLDEN_ANGLE*k
+    return orbit(azimuths, elevations, distance, _AROUND_FOV, _AROUND_SIZE, tuple(center.tolist()), unit=unit)
 
 def carve_hull(
     hull:Hull,
@@ -227,7 +234,8 @@ def carve_hull(
     grown = torch.nn.functional.max_pool2d(alpha[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
     column, row, _ = cams.to(torch.float64).pixel_index(hull.points)
     view = torch.arange(len(alpha))[:, None]
-    return replace(hull, points=hull.points[(grown[view, row, column] > _EMPTY).all(0)])
+    is_left = (grown[view, row, column] > _EMPTY).all(0)
+    return replace(hull, points=hull.points[is_left])
 
 def carved_start(
     g:Gaussians, # a network's answer, in the views' world
@@ -239,7 +247,8 @@ def carved_start(
     "What network and silhouettes leave of each other, where an optimisation begins."
     surface = surface_gaussians(views, voxels, carved)
     near = _near_silhouettes(g, views)
-    if not (near.opacities > FAINTEST).any(): return surface
+    if not (near.opacities > FAINTEST).any():
+        return surface
     return join_gaussians([network_start(near, gaussians), surface])
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
