@@ -12,35 +12,42 @@ import numpy as np
 from ..evaluation.baselines import MaskEllipsoid, MeanShape, OptimisedHull, VisualHull
 from ..evaluation.baselines import copied_scores, with_views
 from ..evaluation.dependence import DOSES, GAUGE, TOLD, UNFAMILIAR, Dependence, Dose, half_dose_text
-from ..evaluation.dependence import is_told, measure_dependence, retentions, rig_trial, summarise_dependence
-from ..evaluation.dependence import with_retention
+from ..evaluation.dependence import at_home, home_scores, is_told, measure_dependence, retentions, rig_trial
+from ..evaluation.dependence import summarise_dependence, with_retention
 from .base import Arm, Experiment, Finding
 from .plan import arm_settings
-from ..models.checkpoint import load_checkpoint, shipped_checkpoint
+from ..models.checkpoint import checkpoint_hash, load_checkpoint, shipped_checkpoint
 from ..models.conditioning import CONDITIONINGS, TRAININGS, conditioned_reconstructors, conditioning_path
+from ..models.generator import GeneratorReconstructor
 from ..models.reconstructor import GSLRMReconstructor, Reconstructor, laptop_lgm_reconstructor
+from ..models.view_flow import ViewFlowGenerator, load_laptop_generator
 from ..plotting import save_figure
 from ..scenes.dataset import WORLD
 from ..scenes.tracer import raytrace
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
 
 # %% auto #0
-__all__ = ['LAPTOP_LGM_NAME', 'NETWORKS', 'BASELINES', 'SUBJECTS', 'DEPENDENCE_EXPERIMENT', 'Entry', 'conditioning_names',
-           'dependence_models', 'dependence_arms', 'dependence_run', 'dependence_of', 'home_score', 'retention_by_dose',
-           'dependence_table', 'dependence_plot', 'dependence_findings']
+__all__ = ['LAPTOP_LGM_NAME', 'NETWORKS', 'GENERATORS', 'TRUE_VIEWS', 'BASELINES', 'SUBJECTS', 'DEPENDENCE_EXPERIMENT', 'Entry',
+           'conditioning_names', 'dependence_models', 'dependence_arms', 'dependence_run', 'dependence_of',
+           'home_score', 'retention_by_dose', 'dependence_table', 'dependence_plot', 'dependence_findings']
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0008
 @dataclass(frozen=True)
 class Entry:
     "A model of the comparison."
-    make:Callable # () → Reconstructor; for the copied input None
-    file:Path|None = None # its checkpoint, None for a baseline
+    make:Callable|None = None # () → Reconstructor; None for one that takes no cameras, so no doses
+    files:tuple[Path, ...] = () # its checkpoints, none for a baseline without one
     group:str = "network" # "network", "conditioning" or "baseline"
+    scores:Callable|None = None # of a held-out scene, for one that takes no doses
 
 def _shipped(file:str, name:str, n_views:int) -> Reconstructor:
     network, card = load_checkpoint(shipped_checkpoint(file))
     model = GSLRMReconstructor(network=network, domain=card.domain, name=name)
     return model if n_views == 6 else with_views(model, n_views)
+
+def _from_generated(name:str, steps:int, reconstructor:Callable) -> GeneratorReconstructor:
+    generator = ViewFlowGenerator(network=load_laptop_generator(), steps=steps)
+    return GeneratorReconstructor(generator=generator, reconstructor=reconstructor(), depth="masks", name=name)
 
 def _conditioned(key:str) -> Reconstructor:
     return conditioned_reconstructors()[key]
@@ -48,9 +55,33 @@ def _conditioned(key:str) -> Reconstructor:
 LAPTOP_LGM_NAME = "LGM, laptop"
 _CONDITIONED = tuple(f"{name}, {trained}" for trained in TRAININGS for name in CONDITIONINGS)
 NETWORKS = {"GS-LRM, one camera": "gslrm_64", "GS-LRM, varied cameras": "gslrm_any"}
+_BEHIND = "gslrm_any" # GS-LRM at the generator's cameras
+_behind = partial(_shipped, _BEHIND, _BEHIND, 6)
+_WITH_GSLRM = shipped_checkpoint("generator_laptop"), shipped_checkpoint(_BEHIND)
+GENERATORS = { # steps of a sample, 0 for the conditional mean; what reconstructs; their checkpoints
+    "small generator": (20, _behind, _WITH_GSLRM),
+    "small generator, conditional mean": (0, _behind, _WITH_GSLRM),
+    "small generator, optimised": (20, OptimisedHull, _WITH_GSLRM[:1])}
+TRUE_VIEWS = "true views at the generator's cameras"
+
+def _copied(held_out) -> dict:
+    seen = raytrace(held_out.scene, held_out.cameras)
+    return copied_scores(seen.images[0], seen.alpha[0], held_out.truth)
+
+def _true_views(held_out) -> dict:
+    "What a generator would reach that draws the truth at its cameras."
+    chain = _from_generated(TRUE_VIEWS, 0, _behind)
+    home = at_home(chain, held_out)
+    cameras = home.to_model.inverse.cameras(chain.generator.cameras(home.views))
+    answered = chain.reconstructor(raytrace(held_out.scene, cameras, 2))
+    return home_scores(answered, raytrace(held_out.scene, held_out.cameras), held_out.truth)
+
 BASELINES = {
-    "visual hull": VisualHull, "per-scene optimisation": OptimisedHull, "ellipsoid": MaskEllipsoid,
-    "mean shape": MeanShape, "copied input": None}
+    "visual hull": Entry(VisualHull, group="baseline"),
+    "per-scene optimisation": Entry(OptimisedHull, group="baseline"),
+    "ellipsoid": Entry(MaskEllipsoid, group="baseline"),
+    "mean shape": Entry(MeanShape, group="baseline"),
+    "copied input": Entry(scores=_copied, group="baseline")}
 
 def conditioning_names() -> dict[str, Path]: # name in `conditioned_reconstructors`: checkpoint
     "The small networks, where all of their checkpoints exist; none otherwise."
@@ -63,13 +94,13 @@ def dependence_models() -> dict[str, Entry]: # by the name in tables
     for n in (6, 4, 1):
         for name, file in NETWORKS.items():
             views = {6: "", 4: ", 4 views", 1: ", 1 view"}[n]
-            models[name + views] = Entry(partial(_shipped, file, name, n), shipped_checkpoint(file))
-    models[LAPTOP_LGM_NAME] = Entry(laptop_lgm_reconstructor, shipped_checkpoint("lgm_laptop"))
+            models[name + views] = Entry(partial(_shipped, file, name, n), (shipped_checkpoint(file),))
+    models[LAPTOP_LGM_NAME] = Entry(laptop_lgm_reconstructor, (shipped_checkpoint("lgm_laptop"),))
+    for name, (steps, reconstructor, files) in GENERATORS.items():
+        models[name] = Entry(partial(_from_generated, name, steps, reconstructor), files)
     for name, path in conditioning_names().items():
-        models[name] = Entry(partial(_conditioned, name), path, "conditioning")
-    for name, baseline in BASELINES.items():
-        models[name] = Entry(baseline, group="baseline")
-    return models
+        models[name] = Entry(partial(_conditioned, name), (path,), "conditioning")
+    return models | BASELINES | {TRUE_VIEWS: Entry(files=_WITH_GSLRM, group="baseline", scores=_true_views)}
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d000b
 SUBJECTS = ("head", "mouse")
@@ -77,30 +108,32 @@ _QUICK_DOSES = tuple(d for d in DOSES if d in (
     TOLD[0], TOLD[4], TOLD[6], TOLD[9], GAUGE[2], GAUGE[4], UNFAMILIAR[0], UNFAMILIAR[8]))
 _QUICK_MODELS = (*NETWORKS, "ellipsoid")
 
+def _of_files(files:tuple[Path, ...]) -> dict: # settings
+    if not files: return dict(world=WORLD)
+    first, *others = files
+    settings = arm_settings(first)
+    return settings | dict(behind=[checkpoint_hash(file) for file in others]) if others else settings
+
 def dependence_arms(full:bool, checkpoint) -> list[Arm]:
     "Every model and six scenes of each kind; or three models, two scenes of each kind and eight doses."
     models, doses = dependence_models(), DOSES if full else _QUICK_DOSES
     names = list(models) if full else _QUICK_MODELS
     shared = dict(subjects=list(SUBJECTS), registered=["mouse"], doses=[list(dose) for dose in doses])
-    of_file = {file: dict(world=WORLD) if file is None else arm_settings(file)
-               for file in {models[name].file for name in names}}
-    return [Arm("dependence", name, i, of_file[models[name].file] | dict(scene=i, **shared))
+    of_files = {files: _of_files(files) for files in {models[name].files for name in names}}
+    return [Arm("dependence", name, i, of_files[models[name].files] | dict(scene=i, **shared))
             for i in range(6 if full else 2) for name in names]
-
-def _copied(held_out) -> list[dict]:
-    seen = raytrace(held_out.scene, held_out.cameras)
-    scores = copied_scores(seen.images[0], seen.alpha[0], held_out.truth)
-    return [dict(way="home", knob="none", value=0., pixels=0., **scores)]
 
 def dependence_run(arm:Arm, checkpoint=None, cache=None) -> list[dict]:
     "All doses of one head and one mouse."
-    s, make = arm.settings, dependence_models()[arm.name].make
+    s, entry = arm.settings, dependence_models()[arm.name]
     doses, records = [Dose(*dose) for dose in s["doses"]], []
-    model = None if make is None else make()
+    model = entry.make() if entry.make else None
     for subject in s["subjects"]:
         held_out = rig_trial(subject, s["scene"])
-        is_registered = subject in s["registered"]
-        found = _copied(held_out) if model is None else measure_dependence(model, held_out, doses, is_registered)
+        if model is None:
+            found = [dict(way="home", knob="none", value=0., pixels=0., **entry.scores(held_out))]
+        else:
+            found = measure_dependence(model, held_out, doses, subject in s["registered"])
         given = model is not None and is_told(model)
         records += [dict(subject=subject, is_told=given, **record) for record in found]
     return records
@@ -232,6 +265,7 @@ def dependence_plot(done:list[dict], folder) -> list[tuple]: # (file name, capti
 _RANKING = "GS-LRM depends on the camera very much"
 _LGM = "LGM depends on the camera less than GS-LRM"
 _USABLE = "Can models that depend less on the camera be used (LGM, Zero123++, SV3D)?"
+_GENERATOR = "Zero123++ depends on the camera little"
 _ONE_VIEW = "What does a model lose that looks at one view only? (not in the original report)"
 _BASELINE = "Which baseline must such a model beat on mice? (not in the original report)"
 _CONCLUSION = "What follows for the released models?"
@@ -510,6 +544,40 @@ def _lgm_finding(done) -> Finding:
           "GS-LRM; a dose may move its first camera away from where it always stood in training"
     return Finding(_LGM, measured, _lgm_verdict(wrong, unfamiliar), why)
 
+def _homes(done, name) -> dict: # (scene, subject): novel IoU with the undisturbed rig
+    return {(arm["seed"], records[0]["subject"]): records[0]["iou"]
+            for arm in done if arm["name"] == name for records in _scenes([arm], name)}
+
+def _home_by_subject(done, name) -> str:
+    cells = (f"{_SUBJECT_WORDS[subject]} {home_score(done, name, 'iou', (subject,)).mean:.2f}" for subject in SUBJECTS)
+    return f"{name} {', '.join(cells)}"
+
+def _true_views_sentence(more:dict) -> str: # subject: IoU from true views minus IoU from the generated ones
+    better = [_SUBJECT_WORDS[subject] for subject, x in more.items() if x.low > 0]
+    if not better: return "true views in place of the generated ones would not be measurably better"
+    return f"true views in place of the generated ones would be better {' and '.join(better)}"
+
+def _generator_finding(done) -> Finding:
+    generator, with_rays = list(GENERATORS)[0], f"{list(NETWORKS)[1]}, 1 view"
+    if any(name not in _names(done) or dependence_of(done, name) is None for name in (generator, with_rays)):
+        return Finding(_GENERATOR, "nothing", "open", "one of the two was not run, or has nothing to lose")
+    shown = [name for name in (*GENERATORS, TRUE_VIEWS, with_rays, "copied input") if name in _names(done)]
+    unfamiliar = _difference_by_subject(*(_losses(done, name, "consistent") for name in (with_rays, generator)))
+    more = _difference_by_subject(_homes(done, generator), _homes(done, TRUE_VIEWS))
+    measured = f"one view each; share of novel IoU lost under wrong cameras: by the generator 0 by construction, " \
+               f"with the frame left as stated {_levels(done, (generator,), _as_told)}; under unfamiliar ones: " \
+               f"{_levels(done, (generator, with_rays), _unfamiliar)}; generator minus GS-LRM " \
+               f"{_differences_by_subject(unfamiliar)}; novel IoU with the undisturbed rig: " \
+               f"{'; '.join(_home_by_subject(done, name) for name in shown)}; true views minus generated ones " \
+               f"{_differences_by_subject(more)}"
+    if min(x.n for x in (*unfamiliar.values(), *more.values())) < ENOUGH:
+        return Finding(_GENERATOR, measured, "open", "too few scenes")
+    costs_less = all(x.high < 0 for x in unfamiliar.values())
+    why = f"what it is not given cannot mislead the shape of its answer; unfamiliar cameras cost it " \
+          f"{_costs_by_subject(unfamiliar)} than GS-LRM with one view; {_true_views_sentence(more)}; one small " \
+          "generator without pretraining on photographs, so nothing follows about the quality of the released one"
+    return Finding(_GENERATOR, measured, "reproduced" if costs_less else "partly", why)
+
 def _given_part(told:Interval) -> str:
     if told.low > 0: return "what a network is given decides what wrong cameras cost the shape of its answer"
     return "wrong cameras cost nothing measurable, not even where they are given"
@@ -535,9 +603,12 @@ def _conclusion_finding(done) -> Finding:
 
 def dependence_findings(done:list[dict]) -> list[Finding]:
     "What a model is given, what it saw, how much it looks at, and what may be concluded."
-    findings = [_ranking_finding(done), _conditioning_finding(done)]
+    findings = [_ranking_finding(done)]
     if LAPTOP_LGM_NAME in _names(done):
-        findings.insert(1, _lgm_finding(done))
+        findings.append(_lgm_finding(done))
+    if list(GENERATORS)[0] in _names(done):
+        findings.append(_generator_finding(done))
+    findings.append(_conditioning_finding(done))
     if f"{list(NETWORKS)[1]}, 1 view" in _names(done):
         findings.append(_views_finding(done))
     return [*findings, _baseline_finding(done), _conclusion_finding(done)]

@@ -6,7 +6,9 @@
 from __future__ import annotations
 import hashlib
 import json
+import os
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from importlib.resources import files
 from pathlib import Path
 import torch
@@ -194,6 +196,11 @@ def checkpoint_path(
     if str(which) in SHIPPED: return shipped_checkpoint(str(which))
     return Path(which)
 
+@cache
+def _hash_of(path:str, size:int, modified:int) -> str: # noqa: ARG001 (for the cache)
+    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+
 def checkpoint_hash(path) -> str:
     "First 12 digits of the file's SHA-256."
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+    status = os.stat(path)
+    return _hash_of(os.path.abspath(path), status.st_size, status.st_mtime_ns)

@@ -25,7 +25,7 @@ from ..views.warp import warp_views
 
 # %% auto #0
 __all__ = ['floor_depth', 'generator_input', 'without_background', 'Generator', 'Zero123PlusGenerator', 'SV3DGenerator',
-           'sized_as_image', 'evenly_chosen', 'GeneratorReconstructor']
+           'scale_to_image', 'evenly_chosen', 'GeneratorReconstructor']
 
 # %% ../../nbs/models/08_generator.ipynb #6e000007
 def _up_axis(up) -> Tensor: # (3,) float64
@@ -261,23 +261,24 @@ class SV3DGenerator(Generator):
         return Views(torch.cat([generated.images, view.images]), torch.cat([generated.alpha, view.alpha]), cameras)
 
 # %% ../../nbs/models/08_generator.ipynb #6e000018
-def _extent(alpha, width) -> Tensor: # (V,) square root of the silhouette's area, in the unit of the images' `width`
-    return (alpha > .5).double().mean((1, 2)).sqrt()*width
+def _extents(views:Views) -> Tensor: # (V,) square roots of the silhouettes' areas at the origin, world units
+    cams = views.cameras.to("cpu", torch.float64)
+    widths = cams.width/cams.K[:, 0, 0]*cams.centers.norm(dim=-1)
+    return views.alpha.cpu().double().mean((1, 2)).sqrt()*widths
 
-def sized_as_image(
+def scale_to_image(
     generated:Views, # around the origin, the camera of the image at azimuth 0
     view:Views, # one, as `generator_input` returns it
-    domain:CameraDomain, # of the generator's cameras
-) -> Views: # the same, their world scaled
-    "Generated views in the world where the views nearest to the image show the object as large as the image does."
-    cams = generated.cameras.to(torch.float64)
-    x, y, _ = cams.centers.unbind(-1)
+) -> Similarity: # the generator's world → that of the image
+    """The scale at which the generated views nearest to the image show the object as large as the image does;
+    ValueError where they show nothing."""
+    x, y, _ = generated.cameras.centers.double().unbind(-1)
     off = torch.atan2(y, x).abs()
     nearest = off < off.min() + math.radians(1)
-    widths = cams.width/cams.K[:, 0, 0]*cams.centers.norm(dim=-1)
-    found = _extent(generated.alpha[nearest].cpu(), widths[nearest]).mean()
-    wanted = _extent(view.alpha.cpu(), domain.mean_visible)[0] # in the crop, which has the visible width of the domain
-    return replace(generated, cameras=Similarity((wanted/found).item()).cameras(generated.cameras))
+    found = _extents(generated)[nearest.cpu()].mean().item()
+    if found == 0: raise ValueError("the generated views beside the image show nothing, so the object has no size")
+    wanted = _extents(view).item()
+    return Similarity(wanted/found)
 
 def evenly_chosen(
     n:int, # generated views
@@ -318,6 +319,7 @@ class GeneratorReconstructor(Reconstructor):
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "Generated views, as many as the reconstructor was trained with, through the reconstructor."
-        generated = sized_as_image(self.generator.generate(views, seed), views, self.domain)
+        generated = self.generator.generate(views, seed)
         chosen = evenly_chosen(len(generated), self.reconstructor.domain.n_views[1])
-        return self.reconstructor(generated[chosen], seed=seed)
+        answer = self.reconstructor(generated[chosen], seed=seed)
+        return answer.transform(scale_to_image(generated, views))

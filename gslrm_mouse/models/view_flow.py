@@ -7,9 +7,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras
+from .checkpoint import shipped_checkpoint
 from .generator import Generator
 from .gslrm import TransformerLayer, patchify, to_raster_order
 from .zero123plus import zero123plus_cameras, zero123plus_domain
@@ -17,7 +19,7 @@ from ..views.views import Views
 
 # %% auto #0
 __all__ = ['CAMERA_VERSION', 'to_flow', 'from_flow', 'ViewFlowConfig', 'ViewFlow', 'conditional_mean', 'sample_views',
-           'ViewFlowGenerator']
+           'ViewFlowGenerator', 'load_laptop_generator']
 
 # %% ../../nbs/models/11_view_flow.ipynb #71f00007
 def to_flow(views:Views) -> Tensor: # (V, H, W, 4) in [-1, 1]
@@ -140,3 +142,10 @@ class ViewFlowGenerator(Generator):
         else:
             x = conditional_mean(self.network, image, seed)
         return from_flow(x[0].cpu(), self.cameras(view))
+
+# %% ../../nbs/models/11_view_flow.ipynb #71f00015
+def load_laptop_generator() -> ViewFlow: # float32, eval mode
+    "The small generator whose weights are in this package."
+    network = ViewFlow()
+    network.load_state_dict(load_file(shipped_checkpoint("generator_laptop")))
+    return network.eval()

@@ -12,7 +12,7 @@ from gslrm_mouse.cameras.rotations import rotvec_to_matrix
 from gslrm_mouse.cameras.similarity import Similarity
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.models.generator import (
-    Generator, GeneratorReconstructor, SV3DGenerator, evenly_chosen, floor_depth, generator_input, sized_as_image,
+    Generator, GeneratorReconstructor, SV3DGenerator, evenly_chosen, floor_depth, generator_input, scale_to_image,
     without_background)
 from gslrm_mouse.models.reconstructor import Reconstructor
 from gslrm_mouse.models.sv3d import SV3D_DOMAIN, sv3d_orbit
@@ -191,7 +191,7 @@ def test_size_and_place_come_home(radius, monkeypatch):
     assert (g.means[0] - centre).norm() < .1*true
     assert g.scales[0, 0].item() == pytest.approx(true, rel=.06)
 
-    monkeypatch.setattr("gslrm_mouse.models.generator.sized_as_image", lambda generated, view, domain: generated)
+    monkeypatch.setattr("gslrm_mouse.models.generator.scale_to_image", lambda generated, view: Similarity())
     assert abs(model(views).scales[0, 0].item()/true - 1) > .2
 
 
@@ -204,9 +204,12 @@ def test_the_nearest_views_give_the_size():
     image = torch.zeros(1, 40, 40)
     image[0, :24, :24] = 1.
     generated = Views(torch.zeros(6, 40, 40, 3), alpha, cams)
-    sized = sized_as_image(generated, Views(torch.zeros(1, 40, 40, 3), image, cams[0]), DOMAIN)
-    torch.testing.assert_close(sized.cameras.centers, cams.centers*24/12, atol=1e-4, rtol=0)
-    assert torch.equal(sized.cameras.R, cams.R)
+    view = Views(torch.zeros(1, 40, 40, 3), image, cams[[0]])
+    assert scale_to_image(generated, view).scale == pytest.approx(24/12)
+
+    farther = Similarity(3.).cameras(cams[[0]]) # a pixel covers three times as much of the world
+    assert scale_to_image(generated, replace(view, cameras=farther)).scale == pytest.approx(3*24/12)
+    with pytest.raises(ValueError, match="show nothing"): scale_to_image(replace(generated, alpha=0*alpha), view)
 
 
 def test_evenly_chosen():
@@ -240,8 +243,7 @@ def test_sv3d_is_given_the_elevation_of_the_calibration(views, is_told_angles):
     assert torch.equal(got.alpha[-1], prepared.views.alpha[0]) and torch.equal(got.images[-1], prepared.views.images[0])
     assert got.alpha[0, 12, 15] == 1 and got.alpha[0, 0, 0] == 0
 
-    sized = sized_as_image(got, prepared.views, SV3D_DOMAIN) # the image itself is the nearest view
-    torch.testing.assert_close(sized.cameras.w2c, got.cameras.w2c, atol=1e-4, rtol=0)
+    assert scale_to_image(got, prepared.views).scale == pytest.approx(1.) # the image itself is the nearest view
 
 
 class _Callable:

@@ -3,7 +3,7 @@
     python tools/docs/build.py [OUT]        the site, `_docs` when OUT is left out
     python tools/docs/build.py --quarto TO  where Quarto is there: a copy of the notebooks for `nbdev_docs --path TO`,
                                             with what nbdev would lose or stumble over put right"""
-import ast, base64, gzip, hashlib, html, importlib, json, os, re, shutil, sys, time
+import ast, base64, functools, gzip, hashlib, html, importlib, json, os, re, shutil, sys, time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from operator import attrgetter
@@ -192,11 +192,15 @@ def for_quarto(nbs:Path, to:Path):
 
 def processed(path:Path):
     "The notebook as nbdev hands it to Quarto; exported code stays (`fold_`), `show_doc` is answered (`symbol_`)."
+    return _processed(path, path.read_text(encoding="utf-8"))
+
+@functools.cache # the site and the copy for Quarto are made of the same notebooks
+def _processed(path:Path, content:str):
     from execnb.nbio import dict2nb
     from nbdev import processors
     from nbdev.process import NBProcessor
     from nbdev.showdoc import show_doc
-    raw = json.loads(path.read_text(encoding="utf-8"))
+    raw = json.loads(content)
     widgets = raw["metadata"].pop("widgets", {}).get(STATE) # nbdev would take a link's `source` for a cell's
     nb = dict2nb(opened(raw))
     nb.path_ = str(path)
@@ -696,13 +700,14 @@ def build(out:Path, nbs:Path=root/"nbs", cache:Path=root/"build/pandoc") -> dict
     return dict(pages=len(made), sources=len(sources), pictures=sum(page.pictures for page in made),
                 widgets=sum(page.widgets for page in made), viewers=len(viewers), sections=len(search))
 
-if __name__ == "__main__":
+def main(args:list[str]):
+    "The command line; ValueError says in a sentence what is wrong."
     start = time.time()
-    out = Path(sys.argv[-1] if sys.argv[1:] else "_docs").resolve()
-    try:
-        if sys.argv[1:2] == ["--quarto"]:
-            for_quarto(root/"nbs", out)
-            sys.exit()
-        said = build(out)
+    out = Path(args[-1] if args else "_docs").resolve()
+    if args[:1] == ["--quarto"]: return for_quarto(root/"nbs", out)
+    counts = ", ".join(f"{n} {kind}" for kind, n in build(out).items())
+    print(f"{counts}, in {time.time() - start:.0f} s: {out/'index.html'}")
+
+if __name__ == "__main__":
+    try: main(sys.argv[1:])
     except ValueError as e: sys.exit(str(e))
-    print(", ".join(f"{n} {k}" for k, n in said.items()) + f", in {time.time() - start:.0f} s: {out/'index.html'}")
