@@ -574,8 +574,9 @@ def _generator_finding(done) -> Finding:
         return Finding(_GENERATOR, measured, "open", "too few scenes")
     costs_less = all(x.high < 0 for x in unfamiliar.values())
     why = f"what it is not given cannot mislead the shape of its answer; unfamiliar cameras cost it " \
-          f"{_costs_by_subject(unfamiliar)} than GS-LRM with one view; {_true_views_sentence(more)}; one small " \
-          "generator without pretraining on photographs, so nothing follows about the quality of the released one"
+          f"{_costs_by_subject(unfamiliar)} than GS-LRM with one view, shares of what it has at home, which on mice " \
+          f"is little; {_true_views_sentence(more)}; one small generator without pretraining on photographs, so " \
+          "nothing follows about the quality of the released one"
     return Finding(_GENERATOR, measured, "reproduced" if costs_less else "partly", why)
 
 def _given_part(told:Interval) -> str:

@@ -212,10 +212,10 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
 
-def _choose_start(views, quality, predict_network, options) -> Start:
+def _choose_start(views, quality, predict_network, domain, options) -> Start:
     of_network = options.gaussians or NETWORK_GAUSSIANS
     if options.model == "gslrm":
-        return choose_start(views, quality, predict_network, of_network)
+        return choose_start(views, quality, predict_network, domain, of_network)
     return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
 
 def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a name and the Gaussians to compare with
@@ -228,10 +228,10 @@ def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a na
             baselines.append(("hull", surface_gaussians(views, quality.voxels, hull, thin=True)))
     return [(name, g) for name, g in baselines if len(g)]
 
-def _with_quality(views, predict_network, options, has_held_out, show_progress) -> _Result:
+def _with_quality(views, predict_network, domain, options, has_held_out, show_progress) -> _Result:
     quality = quality_of(options.quality, options.pixels, options.gaussians)
     predict_once = cache(predict_network)
-    start = _choose_start(views, quality, predict_once, options)
+    start = _choose_start(views, quality, predict_once, domain, options)
     steps = sum(stage.steps for stage in quality.stages)
     is_hidden = None if show_progress else True # None: unless stderr is a terminal
     with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
@@ -241,8 +241,9 @@ def _with_quality(views, predict_network, options, has_held_out, show_progress) 
 
 def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out, show_progress) -> _Result:
     predict_network = partial(_predict, prepared, reconstructor, options)
-    if options.quality is None: return _without_quality(views, predict_network(), reconstructor.domain, options)
-    return _with_quality(views, predict_network, options, has_held_out, show_progress)
+    domain = reconstructor.domain
+    if options.quality is None: return _without_quality(views, predict_network(), domain, options)
+    return _with_quality(views, predict_network, domain, options, has_held_out, show_progress)
 
 def _write_turntable(folder:Path, g:Gaussians, up:Tensor, is_wanted:bool):
     if not is_wanted: return

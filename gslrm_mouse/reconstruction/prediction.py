@@ -113,10 +113,10 @@ class Quality:
     "How much work per-scene optimisation does."
     voxels:int # of the visual hull that it starts on, along the longest side; Gaussians grow with the square
     stages:tuple[FitStage, ...]
-    hull_cameras:int = 5 # from so many cameras on it begins on the hull, with fewer a network may carve it
+    carved_below:float = math.inf # with fewer cameras than this a network carves the hull
 
 QUALITIES = dict(
-    draft=Quality(48, (FitStage(64, 20),), hull_cameras=3),
+    draft=Quality(48, (FitStage(64, 20),), carved_below=3),
     good=Quality(64, (FitStage(128, 60), FitStage(256, 60, means_rate=.4))),
     best=Quality(64, (
         FitStage(128, 90, means_rate=2.),
@@ -208,11 +208,11 @@ def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     return g.select(in_each_view.all(0))
 
 _AROUND = 12 # cameras around a hull
-_AROUND_SIZE = 96 # of their images, pixels
+_AROUND_SIZE = 192 # of their images, pixels: a tail is as wide as one of them
 _AROUND_FOV = 30. # degrees
 _GOLDEN_ANGLE = 137.5 # degrees
 _SPARE = 1.1 # distance of these cameras over the one from which the hull just fills the image
-_EMPTY = .2 # alpha of a pixel that a network leaves empty
+_EMPTY = .3 # alpha of a pixel that a network leaves empty
 
 def _cameras_around(hull:Hull, unit:str) -> Cameras:
     "Cameras in all directions, whose images a hull fills."
@@ -228,13 +228,12 @@ def carve_hull(
     hull:Hull,
     g:Gaussians, # a network's answer, in the world of the hull
 ) -> Hull: # may have no voxel left
-    "The voxels of a hull that the Gaussians, drawn from all around, do not leave empty, give or take a pixel."
+    "The voxels of a hull that the Gaussians, drawn from all around, do not leave empty."
     cams = _cameras_around(hull, g.unit)
     alpha = render(g, cams, eps2d=0.)[1]
-    grown = torch.nn.functional.max_pool2d(alpha[:, None], kernel_size=3, stride=1, padding=1)[:, 0]
     column, row, _ = cams.to(torch.float64).pixel_index(hull.points)
     view = torch.arange(len(alpha))[:, None]
-    is_left = (grown[view, row, column] > _EMPTY).all(0)
+    is_left = (alpha[view, row, column] > _EMPTY).all(0)
     return replace(hull, points=hull.points[is_left])
 
 def carved_start(
@@ -254,8 +253,7 @@ def carved_start(
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
 START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
 _CONSISTENT = .8 # mean IoU of the silhouettes with that hull
-_TOO_LARGE = .9 # a hull of which the network leaves a smaller share
-_TRUSTED = .25 # a network that leaves a larger share; another one shows something else
+_TRUSTED = .2 # a network that leaves a larger share of the hull; another one shows something else
 IOU_BY_CAMERAS = { # of the hull alone, of `good` as it begins here; novel views of twelve procedural mice, table below
     2: (.506, .703), 3: (.674, .814), 4: (.808, .892), 5: (.840, .922), 6: (.867, .941),
 }
@@ -271,9 +269,10 @@ def choose_start(
     views:Views, # one frame, any unit
     quality:Quality,
     predict_network, # function → a network's Gaussians in the views' world; called where they are needed
+    domain:CameraDomain, # of the network
     gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
 ) -> Start:
-    "The visual hull where it explains the silhouettes, carved where it is too large; else the network."
+    "The visual hull where it explains the silhouettes, carved by the network fitted to the views; else the network."
     if len(views) < 2:
         return Start("network", "a single camera has no visual hull", network_start(predict_network(), gaussians))
     hull = visual_hull(views, n=quality.voxels, rays=START_RAYS)
@@ -281,12 +280,13 @@ def choose_start(
     if not len(hull.points) or hull.iou.mean() < _CONSISTENT:
         reason = f"the visual hull of {len(views)} cameras explains only {explained}"
         return Start("network", reason, network_start(predict_network(), gaussians))
-    if len(views) < quality.hull_cameras:
-        g = predict_network()
-        carved = carve_hull(hull, g)
+    network = predict_network() if len(views) < quality.carved_below else None
+    if network is not None and (network.opacities > _VISIBLE).sum() >= _MIN_GAUSSIANS:
+        fitted = fit_to_views(network, views, domain)
+        carved = carve_hull(hull, fitted)
         share = len(carved.points)/len(hull.points)
-        if _TRUSTED < share < _TOO_LARGE:
-            reason = f"the network leaves {share:.0%} of the visual hull of {len(views)} cameras"
-            return Start("carved", reason, carved_start(g, carved, views, quality.voxels, gaussians))
+        if share > _TRUSTED:
+            reason = f"the network, fitted to the views, leaves {share:.0%} of the visual hull of {len(views)} cameras"
+            return Start("carved", reason, carved_start(fitted, carved, views, quality.voxels, gaussians))
     surface = surface_gaussians(views, quality.voxels, hull, thin=True)
     return Start("hull", f"the visual hull of {len(views)} cameras explains {explained}", surface)

@@ -6,9 +6,9 @@ import pytest
 import torch
 from gslrm_mouse.evaluation.dependence import DOSES, Dose
 from gslrm_mouse.experiments.base import VERDICTS, Arm, load_results
-from gslrm_mouse.experiments.dependence import LAPTOP_LGM_NAME, NETWORKS, dependence_arms, dependence_findings
-from gslrm_mouse.experiments.dependence import dependence_models, dependence_of, dependence_run, dependence_table
-from gslrm_mouse.experiments.dependence import home_score
+from gslrm_mouse.experiments.dependence import GENERATORS, LAPTOP_LGM_NAME, NETWORKS, TRUE_VIEWS, dependence_arms
+from gslrm_mouse.experiments.dependence import dependence_findings, dependence_models, dependence_of, dependence_run
+from gslrm_mouse.experiments.dependence import dependence_table, home_score
 from gslrm_mouse.models.conditioning import CONDITIONINGS, TRAININGS
 from gslrm_mouse.experiments.registry import EXPERIMENTS, OTHER_FINDINGS
 
@@ -127,6 +127,32 @@ def test_lgm_is_judged_only_where_it_can_lose_something_beside_gs_lrm():
     few = scenes(LAPTOP_LGM_NAME)[:1] + scenes(f"{ONE}, 4 views")[:1]
     assert finding(few, "LGM depends").why == "too few scenes"
     assert not any(f.claim.startswith("LGM") for f in dependence_findings(scenes(ONE)))
+
+
+GENERATOR, WITH_RAYS = list(GENERATORS)[0], f"{MANY}, 1 view"
+
+@pytest.mark.parametrize("unfamiliar, verdict, words", [
+    (.9, "reproduced", "less on heads and less on mice"),
+    (.3, "partly", "more on heads and more on mice"),
+    (.6, "partly", "not measurably more or less on heads"),
+])
+def test_the_place_of_the_generator_follows_the_numbers(unfamiliar, verdict, words):
+    done = scenes(WITH_RAYS, .5, .6) + scenes(GENERATOR, 1., unfamiliar, is_told=False, as_told=.9)
+    found = finding(done + scenes(TRUE_VIEWS, home=.9), "Zero123++ depends")
+    assert found.verdict == verdict and words in found.why
+    assert "would be better on heads and on mice" in found.why
+    assert "0 by construction" in found.measured
+
+    no_better = finding(done + scenes(TRUE_VIEWS, home=.8), "Zero123++ depends")
+    assert "would not be measurably better" in no_better.why
+
+
+def test_the_generator_is_judged_only_beside_gs_lrm_with_one_view():
+    alone = scenes(GENERATOR, is_told=False)
+    assert finding(alone, "Zero123++ depends").verdict == "open"
+    assert finding(alone[:1] + scenes(WITH_RAYS)[:1] + scenes(TRUE_VIEWS)[:1], "Zero123++").why == "too few scenes"
+    assert finding(alone + scenes(WITH_RAYS), "Zero123++").why == "too few scenes" # true views were not run
+    assert not any(f.claim.startswith("Zero123++") for f in dependence_findings(scenes(ONE)))
 
 
 def conditioned(given=.6, not_given=.6, varied=.8, as_told=.5):
