@@ -175,9 +175,9 @@ def reconstruct(
     # scale each Gaussian by its pixel's footprint: helps where cameras are not the checkpoint's
     # (choose coverage or size)
     sized:bool=False,
-    # of per-scene optimisation, which begins on the visual hull where it explains the silhouettes, with few cameras
-    # carved by the network, else in the network; on a recording of six cameras in held-out views: draft 0.4 s
-    # of one core, IoU 0.87, foreground 17 dB; good 1.6 s, 0.94, 20 dB; best 5.5 s, 0.95, 22 dB
+    # of per-scene optimisation, which begins on the visual hull where it explains the silhouettes, carved by the
+    # network with up to six cameras (draft: with two), else in the network; on a recording of six cameras, in views
+    # held out: draft 0.7 s of one core, IoU 0.87, foreground 17 dB; good 5.5 s, 0.95, 21 dB; best 14 s, 0.95, 22 dB
     quality:Literal["draft", "good", "best"]="good",
     no_fit:Annotated[bool, tyro.conf.FlagCreatePairsOff]=False, # the network alone, without optimisation
     fit:int|None=None, # instead of a quality: steps of optimisation from the network's Gaussians; 200 take two seconds

@@ -552,7 +552,21 @@ def _home_by_subject(done, name) -> str:
     cells = (f"{_SUBJECT_WORDS[subject]} {home_score(done, name, 'iou', (subject,)).mean:.2f}" for subject in SUBJECTS)
     return f"{name} {', '.join(cells)}"
 
+def _better_than_copying(done, name) -> list[str]: # subjects
+    if "copied input" not in _names(done): return list(SUBJECTS)
+    def home(model, subject): return home_score(done, model, "iou", (subject,)).mean
+    return [subject for subject in SUBJECTS if home(name, subject) > home("copied input", subject)]
+
+def _generator_sentence(unfamiliar:dict, shown:list[str]) -> str: # subject: generator minus GS-LRM; those to judge by
+    sentence = "what it is not given cannot mislead the shape of its answer"
+    judged = {subject: x for subject, x in unfamiliar.items() if subject in shown}
+    if judged: sentence += f"; unfamiliar cameras cost it {_costs_by_subject(judged)} than GS-LRM with one view"
+    for subject in unfamiliar.keys() - judged.keys():
+        sentence += f"; {_SUBJECT_WORDS[subject]} it is no better than a copy of its image, so its loss says nothing"
+    return sentence
+
 def _true_views_sentence(more:dict) -> str: # subject: IoU from true views minus IoU from the generated ones
+    if min(x.n for x in more.values()) < ENOUGH: return "what true views would give was not measured"
     better = [_SUBJECT_WORDS[subject] for subject, x in more.items() if x.low > 0]
     if not better: return "true views in place of the generated ones would not be measurably better"
     return f"true views in place of the generated ones would be better {' and '.join(better)}"
@@ -561,22 +575,20 @@ def _generator_finding(done) -> Finding:
     generator, with_rays = list(GENERATORS)[0], f"{list(NETWORKS)[1]}, 1 view"
     if any(name not in _names(done) or dependence_of(done, name) is None for name in (generator, with_rays)):
         return Finding(_GENERATOR, "nothing", "open", "one of the two was not run, or has nothing to lose")
-    shown = [name for name in (*GENERATORS, TRUE_VIEWS, with_rays, "copied input") if name in _names(done)]
+    beside = [name for name in (*GENERATORS, TRUE_VIEWS, with_rays, "copied input") if name in _names(done)]
     unfamiliar = _difference_by_subject(*(_losses(done, name, "consistent") for name in (with_rays, generator)))
     more = _difference_by_subject(_homes(done, generator), _homes(done, TRUE_VIEWS))
     measured = f"one view each; share of novel IoU lost under wrong cameras: by the generator 0 by construction, " \
                f"with the frame left as stated {_levels(done, (generator,), _as_told)}; under unfamiliar ones: " \
                f"{_levels(done, (generator, with_rays), _unfamiliar)}; generator minus GS-LRM " \
                f"{_differences_by_subject(unfamiliar)}; novel IoU with the undisturbed rig: " \
-               f"{'; '.join(_home_by_subject(done, name) for name in shown)}; true views minus generated ones " \
+               f"{'; '.join(_home_by_subject(done, name) for name in beside)}; true views minus generated ones " \
                f"{_differences_by_subject(more)}"
-    if min(x.n for x in (*unfamiliar.values(), *more.values())) < ENOUGH:
-        return Finding(_GENERATOR, measured, "open", "too few scenes")
-    costs_less = all(x.high < 0 for x in unfamiliar.values())
-    why = f"what it is not given cannot mislead the shape of its answer; unfamiliar cameras cost it " \
-          f"{_costs_by_subject(unfamiliar)} than GS-LRM with one view, shares of what it has at home, which on mice " \
-          f"is little; {_true_views_sentence(more)}; one small generator without pretraining on photographs, so " \
-          "nothing follows about the quality of the released one"
+    if min(x.n for x in unfamiliar.values()) < ENOUGH: return Finding(_GENERATOR, measured, "open", "too few scenes")
+    shown = _better_than_copying(done, generator)
+    costs_less = bool(shown) and all(unfamiliar[subject].high < 0 for subject in shown)
+    why = f"{_generator_sentence(unfamiliar, shown)}; {_true_views_sentence(more)}; one small generator without " \
+          "pretraining on photographs, so nothing follows about the quality of the released one"
     return Finding(_GENERATOR, measured, "reproduced" if costs_less else "partly", why)
 
 def _given_part(told:Interval) -> str:

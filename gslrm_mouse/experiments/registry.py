@@ -49,8 +49,8 @@ OTHER_FINDINGS = ( # of no experiment; measured in the notebook of `gslrm_mouse.
         why="by IoU only with two cameras, in the foreground never; with four or more, silhouettes and colours by "
             "themselves give more, so a gain of one network over another is not yet a gain over the baseline; in small "
             "images with the rasterizer's blur, which thickens the hull, networks have a better outline (model cards), "
-            "and with two and three cameras an optimisation gains outline, and loses foreground, where the network "
-            "carves the hull first"),)
+            "and an optimisation gains outline where the network, fitted to the views, carves the hull first; with two "
+            "and three cameras it loses foreground there"),)
 
 def experiments(
     plan:Plan,

@@ -246,8 +246,8 @@ _BACKGROUND = (
 
 _ADVICE = (
     "For your own rig, run `gslrm_mouse doctor RECORDING` to see whether it will fail and why, then "
-    "`gslrm_mouse reconstruct RECORDING`, which optimises Gaussians on its views. They begin on the visual hull, or "
-    "with the network's prediction where the silhouettes contradict each other.")
+    "`gslrm_mouse reconstruct RECORDING`, which optimises Gaussians on its views. They begin on the visual hull, which "
+    "the network carves, or with the network's prediction where the silhouettes contradict each other.")
 
 def _is_recording(section) -> bool: return section.experiment.name.startswith("recording")
 

@@ -34,8 +34,9 @@ from ..preprocess.canonical import canonicalize
 from ..preprocess.silhouettes import ModelInput
 from .film import FILM_FPS, film_pictures, plot_panels, render_orbit, turntable_cameras
 from .film import up_axis
-from .prediction import NETWORK_GAUSSIANS, START_RAYS, Start, choose_start, fit_to_views
-from .prediction import network_start, optimise_scene, predict, quality_of, training_blur
+from .prediction import NETWORK_GAUSSIANS, START_RAYS, START_RULE, Start, choose_start
+from .prediction import fit_to_views, network_start, optimise_scene, predict, quality_of
+from .prediction import training_blur
 from .sequence import (
     MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Followed, find_neighbours, follow, load_followed, read_sequence,
     save_motion, save_sequence, start_sequence, write_follow_film)
@@ -106,6 +107,7 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
         del options["sequence"]
     if options["model"] == "gslrm":
         del options["model"]
+        if "quality" in options: options["start"] = START_RULE
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
@@ -140,11 +142,14 @@ def _chosen_views(views:Views, options) -> tuple: # numbers of inputs and of hel
     empty = [views.names[i] if views.names else str(i) for i in range(len(views)) if not shows[i]]
     return inputs, held_out, empty
 
+def _up_of(options) -> Tensor|None: # (3,)
+    return None if options.up is None else torch.tensor(options.up, dtype=torch.float64)
+
 def _prepare(views:Views, reconstructor:Reconstructor, options) -> tuple[ModelInput, str]: # and the condition
     unit, domain = views.cameras.unit, reconstructor.domain
     if options.units == "mm" and unit != "mm":
         raise ValueError(f"the PLY cannot be in millimetres: the source's cameras are in {unit!r}")
-    up = None if options.up is None else torch.tensor(options.up, dtype=torch.float64)
+    up = _up_of(options)
     if options.model != "gslrm": return reconstructor.prepare(views, up), reconstructor.name
     if unit == "model" and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
     if options.units == unit == "model":
@@ -210,12 +215,12 @@ class _Result:
 
 def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
-    return _Result(fit_to_views(network, views, domain, options.fit), ", fitted")
+    return _Result(fit_to_views(network, views, domain, options.fit, up=_up_of(options)), ", fitted")
 
 def _choose_start(views, quality, predict_network, domain, options) -> Start:
     of_network = options.gaussians or NETWORK_GAUSSIANS
     if options.model == "gslrm":
-        return choose_start(views, quality, predict_network, domain, of_network)
+        return choose_start(views, quality, predict_network, domain, of_network, _up_of(options))
     return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
 
 def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a name and the Gaussians to compare with
@@ -391,6 +396,8 @@ def load_finished(
 def _difference(out, old, settings, key) -> str: # beginning of a sentence
     if key == "motion" and "sequence" in old:
         return f"{out} was begun by a version whose sequences follow the animal in another way"
+    if key == "start":
+        return f"{out} was begun by a version in which the optimisation of a frame begins elsewhere"
     if key != "files":
         return (f"{out} holds frames made with another {key} ({str(old.get(key))[:80]}, not "
                 f"{str(settings.get(key))[:80]})")

@@ -23,8 +23,8 @@ from ..views.hull import Hull, visual_hull
 from ..views.views import FOREGROUND_ALPHA, Views, border_pixels
 
 # %% auto #0
-__all__ = ['EPS2D', 'QUALITIES', 'FAINTEST', 'NETWORK_GAUSSIANS', 'START_RAYS', 'IOU_BY_CAMERAS', 'training_blur', 'blur_cloud',
-           'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views', 'Quality', 'quality_of',
+__all__ = ['EPS2D', 'QUALITIES', 'FAINTEST', 'NETWORK_GAUSSIANS', 'START_RULE', 'START_RAYS', 'IOU_BY_CAMERAS', 'training_blur',
+           'blur_cloud', 'pixel_footprints', 'resize_to_pixels', 'predict', 'fit_to_views', 'Quality', 'quality_of',
            'optimise_stages', 'optimise_scene', 'network_start', 'carve_hull', 'carved_start', 'Start', 'choose_start']
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #0d32957a
@@ -89,7 +89,7 @@ def _visible(g:Gaussians) -> Gaussians:
     if len(visible) < _MIN_GAUSSIANS:
         raise ValueError(f"a fit starts from at least {_MIN_GAUSSIANS} Gaussians with an opacity above {_VISIBLE}, "
                          f"the network left {len(visible)}; see gslrm_mouse doctor")
-    return visible
+    return replace(visible, sh=visible.sh[:, :1]) # one colour from all sides
 
 def fit_to_views(
     g:Gaussians|None, # start, in the views' world; points in the visual hull when None
@@ -98,9 +98,11 @@ def fit_to_views(
     steps:int=200, # of Adam
     size:int=128, # of the images, pixels
     seed:int=0,
+    *,
+    up:Tensor=None, # up axis of the views' world, +z when None
 ) -> Gaussians: # in the views' world
     "Gaussians fitted to their input views, smoothed by the rasterizer's blur there; ValueError if the start is empty."
-    prepared = canonicalize(views, domain, choose="coverage", size=size)
+    prepared = canonicalize(views, domain, choose="coverage", size=size, up=up)
     start = None if g is None else _visible(g).transform(prepared.to_source.inverse)
     fitted = fit_gaussians(prepared.views, Fit(steps=steps), seed, start)
     center = fitted.means.double().median(0).values
@@ -113,7 +115,7 @@ class Quality:
     "How much work per-scene optimisation does."
     voxels:int # of the visual hull that it starts on, along the longest side; Gaussians grow with the square
     stages:tuple[FitStage, ...]
-    carved_below:float = math.inf # with fewer cameras than this a network carves the hull
+    carved_below:int = 7 # with fewer cameras than this a network carves the hull; measured up to six
 
 QUALITIES = dict(
     draft=Quality(48, (FitStage(64, 20),), carved_below=3),
@@ -226,36 +228,37 @@ def _cameras_around(hull:Hull, unit:str) -> Cameras:
 
 def carve_hull(
     hull:Hull,
-    g:Gaussians, # a network's answer, in the world of the hull
+    g:Gaussians, # of a network, fitted to the views, in the world of the hull
 ) -> Hull: # may have no voxel left
     "The voxels of a hull that the Gaussians, drawn from all around, do not leave empty."
     cams = _cameras_around(hull, g.unit)
-    alpha = render(g, cams, eps2d=0.)[1]
+    distance = (cams.centers[0] - hull.points.mean(0)).norm().item()
+    alpha = render(g, cams, near_plane=.01*distance, eps2d=0.)[1]
     column, row, _ = cams.to(torch.float64).pixel_index(hull.points)
     view = torch.arange(len(alpha))[:, None]
     is_left = (alpha[view, row, column] > _EMPTY).all(0)
     return replace(hull, points=hull.points[is_left])
 
 def carved_start(
-    g:Gaussians, # a network's answer, in the views' world
+    g:Gaussians, # of a network, fitted to the views, in their world
     carved:Hull, # what it leaves of the hull of the views
     views:Views,
-    voxels:int, # of the hull along its longest side
     gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
 ) -> Gaussians:
     "What network and silhouettes leave of each other, where an optimisation begins."
-    surface = surface_gaussians(views, voxels, carved)
+    surface = surface_gaussians(views, hull=carved)
     near = _near_silhouettes(g, views)
     if not (near.opacities > FAINTEST).any():
         return surface
     return join_gaussians([network_start(near, gaussians), surface])
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
+START_RULE = 2 # of `choose_start`; another number where the same views would begin elsewhere
 START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
 _CONSISTENT = .8 # mean IoU of the silhouettes with that hull
 _TRUSTED = .2 # a network that leaves a larger share of the hull; another one shows something else
 IOU_BY_CAMERAS = { # of the hull alone, of `good` as it begins here; novel views of twelve procedural mice, table below
-    2: (.506, .703), 3: (.674, .814), 4: (.808, .892), 5: (.840, .922), 6: (.867, .941),
+    2: (.506, .723), 3: (.674, .856), 4: (.808, .925), 5: (.840, .947), 6: (.867, .957),
 }
 
 @dataclass(frozen=True)
@@ -265,12 +268,25 @@ class Start:
     reason:str
     gaussians:Gaussians
 
+def _begin_carved(hull, network, views, domain, gaussians, up) -> tuple: # Gaussians or None, what the network did
+    if (network.opacities > _VISIBLE).sum() < _MIN_GAUSSIANS: return None, "the network shows nothing"
+    try:
+        fitted = fit_to_views(network, views, domain, up=up)
+    except ValueError as error:
+        return None, f"the network could not be fitted to the views ({error})"
+    carved = carve_hull(hull, fitted)
+    share = len(carved.points)/len(hull.points)
+    said = f"the network, fitted to the views, leaves {share:.0%} of the visual hull of {len(views)} cameras"
+    if share <= _TRUSTED: return None, f"{said}, which is not believed"
+    return carved_start(fitted, carved, views, gaussians), said
+
 def choose_start(
     views:Views, # one frame, any unit
     quality:Quality,
     predict_network, # function → a network's Gaussians in the views' world; called where they are needed
     domain:CameraDomain, # of the network
     gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
+    up:Tensor=None, # up axis of the views' world, +z when None
 ) -> Start:
     "The visual hull where it explains the silhouettes, carved by the network fitted to the views; else the network."
     if len(views) < 2:
@@ -280,13 +296,9 @@ def choose_start(
     if not len(hull.points) or hull.iou.mean() < _CONSISTENT:
         reason = f"the visual hull of {len(views)} cameras explains only {explained}"
         return Start("network", reason, network_start(predict_network(), gaussians))
-    network = predict_network() if len(views) < quality.carved_below else None
-    if network is not None and (network.opacities > _VISIBLE).sum() >= _MIN_GAUSSIANS:
-        fitted = fit_to_views(network, views, domain)
-        carved = carve_hull(hull, fitted)
-        share = len(carved.points)/len(hull.points)
-        if share > _TRUSTED:
-            reason = f"the network, fitted to the views, leaves {share:.0%} of the visual hull of {len(views)} cameras"
-            return Start("carved", reason, carved_start(fitted, carved, views, quality.voxels, gaussians))
-    surface = surface_gaussians(views, quality.voxels, hull, thin=True)
-    return Start("hull", f"the visual hull of {len(views)} cameras explains {explained}", surface)
+    reason = f"the visual hull of {len(views)} cameras explains {explained}"
+    if len(views) < quality.carved_below:
+        start, said = _begin_carved(hull, predict_network(), views, domain, gaussians, up)
+        if start is not None: return Start("carved", said, start)
+        reason = f"{reason}; {said}"
+    return Start("hull", reason, surface_gaussians(views, quality.voxels, hull, thin=True))

@@ -151,7 +151,11 @@ def test_the_generator_is_judged_only_beside_gs_lrm_with_one_view():
     alone = scenes(GENERATOR, is_told=False)
     assert finding(alone, "Zero123++ depends").verdict == "open"
     assert finding(alone[:1] + scenes(WITH_RAYS)[:1] + scenes(TRUE_VIEWS)[:1], "Zero123++").why == "too few scenes"
-    assert finding(alone + scenes(WITH_RAYS), "Zero123++").why == "too few scenes" # true views were not run
+    without_truth = finding(alone + scenes(WITH_RAYS), "Zero123++")
+    assert without_truth.verdict == "partly" and "true views would give was not measured" in without_truth.why
+    no_better = finding(alone + scenes(WITH_RAYS) + scenes("copied input", home=.9), "Zero123++")
+    assert "on heads it is no better than a copy" in no_better.why and "unfamiliar cameras cost" not in no_better.why
+    assert no_better.verdict == "partly"
     assert not any(f.claim.startswith("Zero123++") for f in dependence_findings(scenes(ONE)))
 
 

@@ -410,6 +410,23 @@ def test_settings_do_not_mix(film, tiny_checkpoint, tmp_path):
     assert manifest(out)["settings"]["units"] == "model"
 
 
+@pytest.mark.parametrize("sequence, key, words", [
+    (False, "start", "a version in which the optimisation of a frame begins elsewhere"),
+    (True, "motion", "a version whose sequences follow the animal in another way")])
+def test_a_folder_of_another_version_is_named(film, tiny_checkpoint, tmp_path, sequence, key, words):
+    out = tmp_path/"d"
+    options = dict(checkpoint=tiny_checkpoint, quality="draft", fit=None, frames=[0], sequence=sequence,
+                   turntable=False, panels=False, film=False, viewer=False)
+    reconstruct(film, out, **options)
+    older = manifest(out)
+    del older["settings"][key]
+    (out/MANIFEST).write_text(json.dumps(older))
+    before = contents(out)
+    with pytest.raises(ValueError, match=f"begun by {words}; choose another folder, or pass --overwrite"):
+        reconstruct(film, out, **options | dict(frames=[0, 1]))
+    assert contents(out) == before
+
+
 def test_a_changed_source_does_not_mix(film, tiny_checkpoint, tmp_path):
     source, out = tmp_path/"rec", tmp_path/"d"
     shutil.copytree(film, source)
@@ -668,13 +685,13 @@ def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
         pipeline.reconstruct(film, out, **options)
 
 
-def test_few_cameras_begin_on_the_hull_carved_by_the_network(tmp_path):
+def test_an_optimisation_begins_on_the_hull_carved_by_the_network(tmp_path):
     "The file, the line and the baselines say so; the answer of a network that shows nothing is not used."
     recording = write_recording(tmp_path/"rec", 1, seed=4, cams=mouse_rig().resized(144, 128), truth=False)
     said = []
-    options = dict(inputs=3, checkpoint="gslrm_any", quality="good", turntable=False, panels=False, viewer=False)
-    pipeline.reconstruct(recording, tmp_path/"few", say=said.append, **options)
-    records = read_jsonl(tmp_path/"few/results.jsonl")
+    options = dict(inputs=5, checkpoint="gslrm_any", quality="good", turntable=False, panels=False, viewer=False)
+    pipeline.reconstruct(recording, tmp_path/"carved", say=said.append, **options)
+    records = read_jsonl(tmp_path/"carved/results.jsonl")
     assert {r["start"] for r in records} == {"carved"}
     assert {r["split"] for r in records} == {"input", "novel", "novel_network", "novel_hull"}
     began = "began on the hull carved by the network: the network, fitted to the views, leaves"
