@@ -45,9 +45,11 @@ def effects(tree):
 def packed_strings(tree):
     "An f-string that decides more than once."
     for node in ast.walk(tree):
-        if not isinstance(node, ast.JoinedStr): continue
+        if not isinstance(node, ast.JoinedStr):
+            continue
         decisions = [x for x in ast.walk(node) if isinstance(x, ast.IfExp)]
-        if len(decisions) > 1: yield node.lineno
+        if len(decisions) > 1:
+            yield node.lineno
 
 
 CHECKS = (nested_conditionals, effects, packed_strings)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 import numpy as np
 from ..evaluation.baselines import MaskEllipsoid, MeanShape, OptimisedHull, VisualHull
 from ..evaluation.baselines import copied_scores, with_views
@@ -28,7 +29,7 @@ from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
 
 # %% auto #0
 __all__ = ['LAPTOP_LGM_NAME', 'NETWORKS', 'GENERATORS', 'TRUE_VIEWS', 'BASELINES', 'SUBJECTS', 'DEPENDENCE_EXPERIMENT', 'Entry',
-           'conditioning_names', 'dependence_models', 'dependence_arms', 'dependence_run', 'dependence_of',
+           'Chain', 'conditioning_names', 'dependence_models', 'dependence_arms', 'dependence_run', 'dependence_of',
            'home_score', 'retention_by_dose', 'dependence_table', 'dependence_plot', 'dependence_findings']
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0008
@@ -45,9 +46,10 @@ def _shipped(file:str, name:str, n_views:int) -> Reconstructor:
     model = GSLRMReconstructor(network=network, domain=card.domain, name=name)
     return model if n_views == 6 else with_views(model, n_views)
 
-def _from_generated(name:str, steps:int, reconstructor:Callable) -> GeneratorReconstructor:
-    generator = ViewFlowGenerator(network=load_laptop_generator(), steps=steps)
-    return GeneratorReconstructor(generator=generator, reconstructor=reconstructor(), depth="masks", name=name)
+def _from_generated(name:str) -> GeneratorReconstructor:
+    chain = GENERATORS[name]
+    generator = ViewFlowGenerator(network=load_laptop_generator(), steps=chain.steps)
+    return GeneratorReconstructor(generator=generator, reconstructor=chain.reconstructor(), depth="masks", name=name)
 
 def _conditioned(key:str) -> Reconstructor:
     return conditioned_reconstructors()[key]
@@ -55,13 +57,19 @@ def _conditioned(key:str) -> Reconstructor:
 LAPTOP_LGM_NAME = "LGM, laptop"
 _CONDITIONED = tuple(f"{name}, {trained}" for trained in TRAININGS for name in CONDITIONINGS)
 NETWORKS = {"GS-LRM, one camera": "gslrm_64", "GS-LRM, varied cameras": "gslrm_any"}
-_BEHIND = "gslrm_any" # GS-LRM at the generator's cameras
-_behind = partial(_shipped, _BEHIND, _BEHIND, 6)
-_WITH_GSLRM = shipped_checkpoint("generator_laptop"), shipped_checkpoint(_BEHIND)
-GENERATORS = { # steps of a sample, 0 for the conditional mean; what reconstructs; their checkpoints
-    "small generator": (20, _behind, _WITH_GSLRM),
-    "small generator, conditional mean": (0, _behind, _WITH_GSLRM),
-    "small generator, optimised": (20, OptimisedHull, _WITH_GSLRM[:1])}
+class Chain(NamedTuple):
+    "The small generator, and what reconstructs from its views."
+    steps:int # of a sample, 0 for the conditional mean
+    reconstructor:Callable # () → Reconstructor
+    files:tuple[Path, ...] # checkpoints of both
+
+_GENERATOR_FILE = shipped_checkpoint("generator_laptop")
+_BEHIND_FILE = shipped_checkpoint("gslrm_any")
+_behind = partial(_shipped, "gslrm_any", "gslrm_any", 6)
+GENERATORS = {
+    "small generator": Chain(20, _behind, (_GENERATOR_FILE, _BEHIND_FILE)),
+    "small generator, conditional mean": Chain(0, _behind, (_GENERATOR_FILE, _BEHIND_FILE)),
+    "small generator, optimised": Chain(20, OptimisedHull, (_GENERATOR_FILE,))}
 TRUE_VIEWS = "true views at the generator's cameras"
 
 def _copied(held_out) -> dict:
@@ -70,7 +78,7 @@ def _copied(held_out) -> dict:
 
 def _true_views(held_out) -> dict:
     "What a generator would reach that draws the truth at its cameras."
-    chain = _from_generated(TRUE_VIEWS, 0, _behind)
+    chain = _from_generated(list(GENERATORS)[0])
     home = at_home(chain, held_out)
     cameras = home.to_model.inverse.cameras(chain.generator.cameras(home.views))
     answered = chain.reconstructor(raytrace(held_out.scene, cameras, 2))
@@ -96,11 +104,12 @@ def dependence_models() -> dict[str, Entry]: # by the name in tables
             views = {6: "", 4: ", 4 views", 1: ", 1 view"}[n]
             models[name + views] = Entry(partial(_shipped, file, name, n), (shipped_checkpoint(file),))
     models[LAPTOP_LGM_NAME] = Entry(laptop_lgm_reconstructor, (shipped_checkpoint("lgm_laptop"),))
-    for name, (steps, reconstructor, files) in GENERATORS.items():
-        models[name] = Entry(partial(_from_generated, name, steps, reconstructor), files)
+    for name, chain in GENERATORS.items():
+        models[name] = Entry(partial(_from_generated, name), chain.files)
     for name, path in conditioning_names().items():
         models[name] = Entry(partial(_conditioned, name), (path,), "conditioning")
-    return models | BASELINES | {TRUE_VIEWS: Entry(files=_WITH_GSLRM, group="baseline", scores=_true_views)}
+    perfect = Entry(files=(_GENERATOR_FILE, _BEHIND_FILE), group="baseline", scores=_true_views)
+    return models | BASELINES | {TRUE_VIEWS: perfect}
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d000b
 SUBJECTS = ("head", "mouse")
@@ -109,7 +118,8 @@ _QUICK_DOSES = tuple(d for d in DOSES if d in (
 _QUICK_MODELS = (*NETWORKS, "ellipsoid")
 
 def _of_files(files:tuple[Path, ...]) -> dict: # settings
-    if not files: return dict(world=WORLD)
+    if not files:
+        return dict(world=WORLD)
     first, *others = files
     settings = arm_settings(first)
     return settings | dict(behind=[checkpoint_hash(file) for file in others]) if others else settings
@@ -125,8 +135,10 @@ def dependence_arms(full:bool, checkpoint) -> list[Arm]:
 
 def dependence_run(arm:Arm, checkpoint=None, cache=None) -> list[dict]:
     "All doses of one head and one mouse."
-    s, entry = arm.settings, dependence_models()[arm.name]
-    doses, records = [Dose(*dose) for dose in s["doses"]], []
+    s = arm.settings
+    entry = dependence_models()[arm.name]
+    doses = [Dose(*dose) for dose in s["doses"]]
+    records = []
     model = entry.make() if entry.make else None
     for subject in s["subjects"]:
         held_out = rig_trial(subject, s["scene"])
@@ -553,26 +565,34 @@ def _home_by_subject(done, name) -> str:
     return f"{name} {', '.join(cells)}"
 
 def _better_than_copying(done, name) -> list[str]: # subjects
-    if "copied input" not in _names(done): return list(SUBJECTS)
-    def home(model, subject): return home_score(done, model, "iou", (subject,)).mean
+    if "copied input" not in _names(done):
+        return list(SUBJECTS)
+
+    def home(model, subject):
+        return home_score(done, model, "iou", (subject,)).mean
+
     return [subject for subject in SUBJECTS if home(name, subject) > home("copied input", subject)]
 
 def _generator_sentence(unfamiliar:dict, shown:list[str]) -> str: # subject: generator minus GS-LRM; those to judge by
     sentence = "what it is not given cannot mislead the shape of its answer"
     judged = {subject: x for subject, x in unfamiliar.items() if subject in shown}
-    if judged: sentence += f"; unfamiliar cameras cost it {_costs_by_subject(judged)} than GS-LRM with one view"
+    if judged:
+        sentence += f"; unfamiliar cameras cost it {_costs_by_subject(judged)} than GS-LRM with one view"
     for subject in unfamiliar.keys() - judged.keys():
         sentence += f"; {_SUBJECT_WORDS[subject]} it is no better than a copy of its image, so its loss says nothing"
     return sentence
 
 def _true_views_sentence(more:dict) -> str: # subject: IoU from true views minus IoU from the generated ones
-    if min(x.n for x in more.values()) < ENOUGH: return "what true views would give was not measured"
+    if min(x.n for x in more.values()) < ENOUGH:
+        return "what true views would give was not measured"
     better = [_SUBJECT_WORDS[subject] for subject, x in more.items() if x.low > 0]
-    if not better: return "true views in place of the generated ones would not be measurably better"
+    if not better:
+        return "true views in place of the generated ones would not be measurably better"
     return f"true views in place of the generated ones would be better {' and '.join(better)}"
 
 def _generator_finding(done) -> Finding:
-    generator, with_rays = list(GENERATORS)[0], f"{list(NETWORKS)[1]}, 1 view"
+    generator = list(GENERATORS)[0]
+    with_rays = f"{list(NETWORKS)[1]}, 1 view"
     if any(name not in _names(done) or dependence_of(done, name) is None for name in (generator, with_rays)):
         return Finding(_GENERATOR, "nothing", "open", "one of the two was not run, or has nothing to lose")
     beside = [name for name in (*GENERATORS, TRUE_VIEWS, with_rays, "copied input") if name in _names(done)]
@@ -584,7 +604,8 @@ def _generator_finding(done) -> Finding:
                f"{_differences_by_subject(unfamiliar)}; novel IoU with the undisturbed rig: " \
                f"{'; '.join(_home_by_subject(done, name) for name in beside)}; true views minus generated ones " \
                f"{_differences_by_subject(more)}"
-    if min(x.n for x in unfamiliar.values()) < ENOUGH: return Finding(_GENERATOR, measured, "open", "too few scenes")
+    if min(x.n for x in unfamiliar.values()) < ENOUGH:
+        return Finding(_GENERATOR, measured, "open", "too few scenes")
     shown = _better_than_copying(done, generator)
     costs_less = bool(shown) and all(unfamiliar[subject].high < 0 for subject in shown)
     why = f"{_generator_sentence(unfamiliar, shown)}; {_true_views_sentence(more)}; one small generator without " \

@@ -276,7 +276,8 @@ def scale_to_image(
     off = torch.atan2(y, x).abs()
     nearest = off < off.min() + math.radians(1)
     found = _extents(generated)[nearest.cpu()].mean().item()
-    if found == 0: raise ValueError("the generated views beside the image show nothing, so the object has no size")
+    if found == 0:
+        raise ValueError("the generated views beside the image show nothing, so the object has no size")
     wanted = _extents(view).item()
     return Similarity(wanted/found)
 

@@ -107,7 +107,8 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
         del options["sequence"]
     if options["model"] == "gslrm":
         del options["model"]
-        if "quality" in options: options["start"] = START_RULE
+        if "quality" in options:
+            options["start"] = START_RULE
     settings = dict(source=source, checkpoint=checkpoint_hash(checkpoint), **options, **more)
     return json.loads(json.dumps(settings)) # as a file holds them
 
@@ -217,8 +218,10 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit, up=_up_of(options)), ", fitted")
 
+_SEQUENCE_GAUSSIANS = 500 # of the network, where all frames follow the first: as good there, and a third faster
+
 def _choose_start(views, quality, predict_network, domain, options) -> Start:
-    of_network = options.gaussians or NETWORK_GAUSSIANS
+    of_network = options.gaussians or (_SEQUENCE_GAUSSIANS if options.sequence else NETWORK_GAUSSIANS)
     if options.model == "gslrm":
         return choose_start(views, quality, predict_network, domain, of_network, _up_of(options))
     return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
@@ -247,7 +250,8 @@ def _with_quality(views, predict_network, domain, options, has_held_out, show_pr
 def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out, show_progress) -> _Result:
     predict_network = partial(_predict, prepared, reconstructor, options)
     domain = reconstructor.domain
-    if options.quality is None: return _without_quality(views, predict_network(), domain, options)
+    if options.quality is None:
+        return _without_quality(views, predict_network(), domain, options)
     return _with_quality(views, predict_network, domain, options, has_held_out, show_progress)
 
 def _write_turntable(folder:Path, g:Gaussians, up:Tensor, is_wanted:bool):

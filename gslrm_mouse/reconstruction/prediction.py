@@ -195,6 +195,13 @@ _NEAR = 3 # pixels from a silhouette
 _NEAR_SIZE = 128 # of the images in which that is measured, pixels
 _NEAR_MARGIN = 1.5 # side of these images over that of the silhouette
 
+def _beside_images(points:Tensor, views:Views) -> Tensor: # (V, N) bool
+    "Which points lie beside an image out of which the animal reaches."
+    in_image = views.cameras.to(torch.float64).pixel_index(points)[2]
+    on_border = (views.alpha > FOREGROUND_ALPHA) & border_pixels(views.cameras)
+    reaches_out = on_border.flatten(1).any(1)
+    return reaches_out[:, None] & ~in_image
+
 def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     "Those whose centres lie near the silhouette of every view, or beside an image out of which the animal reaches."
     crops = foreground_crops(views, _NEAR_SIZE, _NEAR_MARGIN)
@@ -202,11 +209,8 @@ def _near_silhouettes(g:Gaussians, views:Views) -> Gaussians:
     near = torch.nn.functional.max_pool2d(masks, 2*_NEAR + 1, stride=1, padding=_NEAR)[:, 0] > 0
     means = g.means.double()
     column, row, in_crop = crops.cameras.to(torch.float64).pixel_index(means)
-    in_image = views.cameras.to(torch.float64).pixel_index(means)[2]
     view = torch.arange(len(views))[:, None]
-    on_border = (views.alpha > FOREGROUND_ALPHA) & border_pixels(views.cameras)
-    reaches_out = on_border.flatten(1).any(1)[:, None]
-    in_each_view = torch.where(in_crop, near[view, row, column], reaches_out & ~in_image)
+    in_each_view = torch.where(in_crop, near[view, row, column], _beside_images(means, views))
     return g.select(in_each_view.all(0))
 
 _AROUND = 12 # cameras around a hull
@@ -229,14 +233,16 @@ def _cameras_around(hull:Hull, unit:str) -> Cameras:
 def carve_hull(
     hull:Hull,
     g:Gaussians, # of a network, fitted to the views, in the world of the hull
+    views:Views, # those of the hull
 ) -> Hull: # may have no voxel left
-    "The voxels of a hull that the Gaussians, drawn from all around, do not leave empty."
+    """The voxels of a hull that the Gaussians, drawn from all around, do not leave empty. What lies beside an image
+    that cuts the animal off stays: the network was fitted to images that are empty there."""
     cams = _cameras_around(hull, g.unit)
     distance = (cams.centers[0] - hull.points.mean(0)).norm().item()
     alpha = render(g, cams, near_plane=.01*distance, eps2d=0.)[1]
     column, row, _ = cams.to(torch.float64).pixel_index(hull.points)
     view = torch.arange(len(alpha))[:, None]
-    is_left = (alpha[view, row, column] > _EMPTY).all(0)
+    is_left = (alpha[view, row, column] > _EMPTY).all(0) | _beside_images(hull.points, views).any(0)
     return replace(hull, points=hull.points[is_left])
 
 def carved_start(
@@ -269,15 +275,17 @@ class Start:
     gaussians:Gaussians
 
 def _begin_carved(hull, network, views, domain, gaussians, up) -> tuple: # Gaussians or None, what the network did
-    if (network.opacities > _VISIBLE).sum() < _MIN_GAUSSIANS: return None, "the network shows nothing"
+    if (network.opacities > _VISIBLE).sum() < _MIN_GAUSSIANS:
+        return None, "the network shows nothing"
     try:
         fitted = fit_to_views(network, views, domain, up=up)
     except ValueError as error:
         return None, f"the network could not be fitted to the views ({error})"
-    carved = carve_hull(hull, fitted)
+    carved = carve_hull(hull, fitted, views)
     share = len(carved.points)/len(hull.points)
     said = f"the network, fitted to the views, leaves {share:.0%} of the visual hull of {len(views)} cameras"
-    if share <= _TRUSTED: return None, f"{said}, which is not believed"
+    if share <= _TRUSTED:
+        return None, f"{said}, which is not believed"
     return carved_start(fitted, carved, views, gaussians), said
 
 def choose_start(
@@ -299,6 +307,7 @@ def choose_start(
     reason = f"the visual hull of {len(views)} cameras explains {explained}"
     if len(views) < quality.carved_below:
         start, said = _begin_carved(hull, predict_network(), views, domain, gaussians, up)
-        if start is not None: return Start("carved", said, start)
+        if start is not None:
+            return Start("carved", said, start)
         reason = f"{reason}; {said}"
     return Start("hull", reason, surface_gaussians(views, quality.voxels, hull, thin=True))

@@ -18,7 +18,8 @@ import build, check
 def site(tmp_path_factory):
     "The whole site, made by the command, in a folder of its own."
     out = tmp_path_factory.mktemp("docs")/"site"
-    with redirect_stdout(io.StringIO()) as said: build.main([str(out)])
+    with redirect_stdout(io.StringIO()) as said:
+        build.main([str(out)])
     assert "pages" in said.getvalue() and str(out/"index.html") in said.getvalue()
     return out
 

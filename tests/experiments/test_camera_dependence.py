@@ -129,7 +129,8 @@ def test_lgm_is_judged_only_where_it_can_lose_something_beside_gs_lrm():
     assert not any(f.claim.startswith("LGM") for f in dependence_findings(scenes(ONE)))
 
 
-GENERATOR, WITH_RAYS = list(GENERATORS)[0], f"{MANY}, 1 view"
+GENERATOR = list(GENERATORS)[0]
+WITH_RAYS = f"{MANY}, 1 view"
 
 @pytest.mark.parametrize("unfamiliar, verdict, words", [
     (.9, "reproduced", "less on heads and less on mice"),

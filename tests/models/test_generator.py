@@ -209,7 +209,8 @@ def test_the_nearest_views_give_the_size():
 
     farther = Similarity(3.).cameras(cams[[0]]) # a pixel covers three times as much of the world
     assert scale_to_image(generated, replace(view, cameras=farther)).scale == pytest.approx(3*24/12)
-    with pytest.raises(ValueError, match="show nothing"): scale_to_image(replace(generated, alpha=0*alpha), view)
+    with pytest.raises(ValueError, match="show nothing"):
+        scale_to_image(replace(generated, alpha=0*alpha), view)
 
 
 def test_evenly_chosen():

@@ -247,7 +247,7 @@ def test_doctor(film, tmp_path):
 
 def test_preprocess_and_reconstruct(film, tiny_checkpoint, tmp_path):
     out = tmp_path/"out"
-    reconstruct(film, out, 1, inputs=5, checkpoint=tiny_checkpoint, turntable=False)
+    reconstruct(film, out, 1, inputs=5, quality="draft", checkpoint=tiny_checkpoint, turntable=False)
     records = [json.loads(line) for line in (out/"results.jsonl").read_text().splitlines()]
     novel, = (r for r in records if r["split"] == "novel")
     size = SMALL.get(novel["camera"], (W, H))

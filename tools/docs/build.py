@@ -704,10 +704,13 @@ def main(args:list[str]):
     "The command line; ValueError says in a sentence what is wrong."
     start = time.time()
     out = Path(args[-1] if args else "_docs").resolve()
-    if args[:1] == ["--quarto"]: return for_quarto(root/"nbs", out)
+    if args[:1] == ["--quarto"]:
+        return for_quarto(root/"nbs", out)
     counts = ", ".join(f"{n} {kind}" for kind, n in build(out).items())
     print(f"{counts}, in {time.time() - start:.0f} s: {out/'index.html'}")
 
 if __name__ == "__main__":
-    try: main(sys.argv[1:])
-    except ValueError as e: sys.exit(str(e))
+    try:
+        main(sys.argv[1:])
+    except ValueError as error:
+        sys.exit(str(error))
