@@ -182,7 +182,8 @@ def reconstruct(
     no_fit:Annotated[bool, tyro.conf.FlagCreatePairsOff]=False, # the network alone, without optimisation
     fit:int|None=None, # instead of a quality: steps of optimisation from the network's Gaussians; 200 take two seconds
     pixels:int|None=None, # for experts: side of the images of the quality's last stage
-    gaussians:int|None=None, # for experts: about how many Gaussians the quality begins with
+    # for experts: about how many Gaussians the quality begins with on the hull; as many again from the network, at most
+    gaussians:int|None=None,
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
     # with --frames of a recording and a quality: the Gaussians of the first frame, which is made at the next higher

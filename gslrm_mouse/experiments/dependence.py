@@ -48,8 +48,11 @@ def _shipped(file:str, name:str, n_views:int) -> Reconstructor:
 
 def _from_generated(name:str) -> GeneratorReconstructor:
     chain = GENERATORS[name]
-    generator = ViewFlowGenerator(network=load_laptop_generator(), steps=chain.steps)
-    return GeneratorReconstructor(generator=generator, reconstructor=chain.reconstructor(), depth="masks", name=name)
+    return GeneratorReconstructor(
+        generator=ViewFlowGenerator(network=load_laptop_generator(), steps=chain.steps),
+        reconstructor=chain.reconstructor(),
+        depth="masks",
+        name=name)
 
 def _conditioned(key:str) -> Reconstructor:
     return conditioned_reconstructors()[key]
@@ -561,7 +564,10 @@ def _homes(done, name) -> dict: # (scene, subject): novel IoU with the undisturb
             for arm in done if arm["name"] == name for records in _scenes([arm], name)}
 
 def _home_by_subject(done, name) -> str:
-    cells = (f"{_SUBJECT_WORDS[subject]} {home_score(done, name, 'iou', (subject,)).mean:.2f}" for subject in SUBJECTS)
+    cells = []
+    for subject in SUBJECTS:
+        iou = home_score(done, name, "iou", (subject,)).mean
+        cells.append(f"{_SUBJECT_WORDS[subject]} {iou:.2f}")
     return f"{name} {', '.join(cells)}"
 
 def _better_than_copying(done, name) -> list[str]: # subjects
@@ -573,7 +579,10 @@ def _better_than_copying(done, name) -> list[str]: # subjects
 
     return [subject for subject in SUBJECTS if home(name, subject) > home("copied input", subject)]
 
-def _generator_sentence(unfamiliar:dict, shown:list[str]) -> str: # subject: generator minus GS-LRM; those to judge by
+def _generator_sentence(
+    unfamiliar:dict, # subject: loss of the generator minus that of GS-LRM
+    shown:list[str], # subjects to judge by
+) -> str:
     sentence = "what it is not given cannot mislead the shape of its answer"
     judged = {subject: x for subject, x in unfamiliar.items() if subject in shown}
     if judged:
@@ -596,7 +605,8 @@ def _generator_finding(done) -> Finding:
     if any(name not in _names(done) or dependence_of(done, name) is None for name in (generator, with_rays)):
         return Finding(_GENERATOR, "nothing", "open", "one of the two was not run, or has nothing to lose")
     beside = [name for name in (*GENERATORS, TRUE_VIEWS, with_rays, "copied input") if name in _names(done)]
-    unfamiliar = _difference_by_subject(*(_losses(done, name, "consistent") for name in (with_rays, generator)))
+    losses = [_losses(done, name, "consistent") for name in (with_rays, generator)]
+    unfamiliar = _difference_by_subject(*losses)
     more = _difference_by_subject(_homes(done, generator), _homes(done, TRUE_VIEWS))
     measured = f"one view each; share of novel IoU lost under wrong cameras: by the generator 0 by construction, " \
                f"with the frame left as stated {_levels(done, (generator,), _as_told)}; under unfamiliar ones: " \

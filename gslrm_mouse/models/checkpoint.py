@@ -198,7 +198,9 @@ def checkpoint_path(
 
 @cache
 def _hash_of(path:str, size:int, modified:int) -> str: # noqa: ARG001 (for the cache)
-    with open(path, "rb") as f: return hashlib.file_digest(f, "sha256").hexdigest()[:12]
+    with open(path, "rb") as f:
+        digest = hashlib.file_digest(f, "sha256")
+    return digest.hexdigest()[:12]
 
 def checkpoint_hash(path) -> str:
     "First 12 digits of the file's SHA-256."

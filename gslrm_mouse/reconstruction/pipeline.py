@@ -218,13 +218,14 @@ def _without_quality(views, network, domain, options) -> _Result:
     if not options.fit or not len(network): return _Result(network, "")
     return _Result(fit_to_views(network, views, domain, options.fit, up=_up_of(options)), ", fitted")
 
-_SEQUENCE_GAUSSIANS = 500 # of the network, where all frames follow the first: as good there, and a third faster
+_SEQUENCE_GAUSSIANS = 500 # of the network, where all frames follow the first: as good, and a third faster
 
 def _choose_start(views, quality, predict_network, domain, options) -> Start:
     of_network = options.gaussians or (_SEQUENCE_GAUSSIANS if options.sequence else NETWORK_GAUSSIANS)
     if options.model == "gslrm":
         return choose_start(views, quality, predict_network, domain, of_network, _up_of(options))
-    return Start("network", f"the model {options.model} was chosen", network_start(predict_network(), of_network))
+    g = network_start(predict_network(), of_network)
+    return Start("network", f"the model {options.model} was chosen", g)
 
 def _baselines(views, quality, predict_network, start) -> list[tuple]: # of a name and the Gaussians to compare with
     baselines = [("network", predict_network())]
@@ -608,7 +609,7 @@ def reconstruct(
     fit:int=None, # instead of a quality: steps of `fit_to_views` after the network; the network alone when 0
     quality:str="good", # of per-scene optimisation: one of `QUALITIES`
     pixels:int=None, # side of the crops of the quality's last stage
-    gaussians:int=None, # about how many the quality starts with; twice as many where network and hull carve each other
+    gaussians:int=None, # about how many the quality starts with on the hull; as many again from the network, at most
     turntable:bool=True, # write turntable.mp4
     panels:bool=True, # write views.png and cameras.png
     film:bool=True, # with `frames`: write film.mp4

@@ -263,7 +263,7 @@ START_RULE = 2 # of `choose_start`; another number where the same views would be
 START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
 _CONSISTENT = .8 # mean IoU of the silhouettes with that hull
 _TRUSTED = .2 # a network that leaves a larger share of the hull; another one shows something else
-IOU_BY_CAMERAS = { # of the hull alone, of `good` as it begins here; novel views of twelve procedural mice, table below
+IOU_BY_CAMERAS = { # novel views of twelve mice, see the table below: the hull alone, `good` as it begins here
     2: (.506, .723), 3: (.674, .856), 4: (.808, .925), 5: (.840, .947), 6: (.867, .957),
 }
 
@@ -274,12 +274,20 @@ class Start:
     reason:str
     gaussians:Gaussians
 
-def _begin_carved(hull, network, views, domain, gaussians, up) -> tuple: # Gaussians or None, what the network did
+def _begin_carved(
+    hull:Hull,
+    network:Gaussians, # its answer
+    views:Views,
+    domain:CameraDomain, # of the network
+    gaussians:int, # of the network, at most
+    up:Tensor|None,
+) -> tuple[Gaussians|None, str]: # None where the hull stays as it is; what the network did
+    "The start on what a network, fitted to the views, leaves of their hull."
     if (network.opacities > _VISIBLE).sum() < _MIN_GAUSSIANS:
         return None, "the network shows nothing"
     try:
         fitted = fit_to_views(network, views, domain, up=up)
-    except ValueError as error:
+    except ValueError as error: # such as an image that shows a sliver of the animal; said where the frame begins
         return None, f"the network could not be fitted to the views ({error})"
     carved = carve_hull(hull, fitted, views)
     share = len(carved.points)/len(hull.points)
@@ -298,16 +306,19 @@ def choose_start(
 ) -> Start:
     "The visual hull where it explains the silhouettes, carved by the network fitted to the views; else the network."
     if len(views) < 2:
-        return Start("network", "a single camera has no visual hull", network_start(predict_network(), gaussians))
+        start = network_start(predict_network(), gaussians)
+        return Start("network", "a single camera has no visual hull", start)
     hull = visual_hull(views, n=quality.voxels, rays=START_RAYS)
     explained = f"{hull.iou.mean().item():.0%} of the silhouettes"
     if not len(hull.points) or hull.iou.mean() < _CONSISTENT:
         reason = f"the visual hull of {len(views)} cameras explains only {explained}"
-        return Start("network", reason, network_start(predict_network(), gaussians))
+        start = network_start(predict_network(), gaussians)
+        return Start("network", reason, start)
     reason = f"the visual hull of {len(views)} cameras explains {explained}"
     if len(views) < quality.carved_below:
         start, said = _begin_carved(hull, predict_network(), views, domain, gaussians, up)
         if start is not None:
             return Start("carved", said, start)
         reason = f"{reason}; {said}"
-    return Start("hull", reason, surface_gaussians(views, quality.voxels, hull, thin=True))
+    surface = surface_gaussians(views, quality.voxels, hull, thin=True)
+    return Start("hull", reason, surface)
