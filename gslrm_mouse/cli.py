@@ -34,11 +34,12 @@ def _print_error(error): # libraries write messages of several lines
     print(f"gslrm_mouse: {' '.join(str(error).splitlines())}", file=sys.stderr)
 
 def _start(device, threads):
-    "Threads as asked for; ValueError for a device that is not there."
+    "Threads as asked for; ValueError for a number or a device that is not there."
     import torch
+    from gslrm_mouse.threads import torch_device
+    if threads < 0: raise ValueError(f"--threads should be a number of threads, or 0 for torch's own, got {threads}")
     if threads: torch.set_num_threads(threads)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"--device {device} was asked for, but this torch sees no CUDA device; use --device cpu")
+    torch_device(device)
 
 def with_argument_help(f):
     "`f` with the comments beside its parameters as the `Args:` that `--help` shows."
@@ -240,14 +241,19 @@ def reconstruct(
         skip_bad=skip_bad,
         say=None if numbers else say)
     is_network_alone = no_fit or fit == 0
+    most_frames = max(mean["frames"] for mean in scores.values())
     for split, mean in scores.items():
-        print(_score_line(split, mean, is_fitted=split == "input" and not is_network_alone))
+        notes = []
+        if split == "input" and not is_network_alone: notes.append("fitted to these")
+        if mean["frames"] < most_frames: notes.append(f"in {mean['frames']} of {most_frames} frames")
+        print(_score_line(split, mean, notes))
     advice = "; without --no-fit the Gaussians are optimised on the images" if is_network_alone else ""
     print(f"written: {out}{advice}")
 
 _SPLITS = dict(input="input views", novel="novel views", novel_network="novel views, the network alone",
                novel_hull="novel views, the visual hull alone")
 _AGREEMENT = .9 # share of the silhouettes that a coarse hull explains: the doctor is asked below it
+_OTHER_FINDINGS = ("out_of_domain", "up_axis", "frame_counts", "frame_times") # of the doctor, not on one frame's views
 
 def _check_consistency(source, number, unit, checkpoint, rig_file, force=False): # noqa: PLR0917
     """ValueError with the doctor's first finding where silhouettes and cameras of a frame contradict each other;
@@ -260,7 +266,7 @@ def _check_consistency(source, number, unit, checkpoint, rig_file, force=False):
     if not (is_recording(source) or is_sample(source)): return # what else it is, is said where it is read
     try: views = read_views(source, number, unit, rig_file)
     except MaskError as e:
-        if not force: return
+        if not force or e.problem == "mask_empty": return # a frame is made without views that show nothing
         raise ValueError(f"{e}; --force does not help, as nothing can be reconstructed without silhouettes") from None
     except (ValueError, OSError): return # what is wrong with the files is said where they are used
     if force or len(views) < 2: return
@@ -268,7 +274,7 @@ def _check_consistency(source, number, unit, checkpoint, rig_file, force=False):
     except ValueError: agreement = 0. # an empty mask, or an object behind a camera: the doctor says which
     if agreement >= _AGREEMENT: return
     diagnosis = diagnose(source, checkpoint, unit=unit, rig_file=rig_file)
-    findings = [f for f in diagnosis.findings if f.name != "out_of_domain"]
+    findings = [f for f in diagnosis.findings if f.name not in _OTHER_FINDINGS]
     if findings:
         says, means = findings[0].says, findings[0].means
         if means[1].islower():
@@ -276,8 +282,8 @@ def _check_consistency(source, number, unit, checkpoint, rig_file, force=False):
         raise ValueError(f"{says}: {means}; gslrm_mouse doctor {source} says more, and --force reconstructs it "
                          "nevertheless")
 
-def _score_line(split:str, mean:dict, is_fitted:bool) -> str:
-    note = " (fitted to these)" if is_fitted else ""
+def _score_line(split:str, mean:dict, notes:list) -> str:
+    note = f" ({', '.join(notes)})" if notes else ""
     return (f"{_SPLITS[split]}{note}: PSNR {mean['psnr']:.2f} dB (white image {mean['psnr_white']:.2f}), "
             f"foreground {mean['psnr_fg']:.2f} dB, IoU {mean['iou']:.3f}")
 
@@ -647,7 +653,8 @@ _KEPT = dict( # what an interrupted command leaves, and how it goes on
     reconstruct="nothing of an unfinished frame is kept; with --frames the finished ones are, and the same command "
                 "goes on",
     preprocess="finished samples are kept, and the same command goes on",
-    train="the run's checkpoints are kept, and the same command with --resume goes on from the last one",
+    train="the run's checkpoints are kept, and the same command with --resume, without --init, goes on from the last "
+          "one",
     pretrain="the run's checkpoints are kept, and the same command with --resume goes on from the last one")
 
 def _interrupted(args):

@@ -14,12 +14,13 @@ from torch import Tensor
 from ..calibration.rig import looks_transposed
 from ..cameras.pinhole import Cameras
 from ..cameras.rays import closest_point_to_rays
+from ..cameras.similarity import upright
 from .evidence import Diagnostic, GUESS_PIXELS, shrink_views
 from ..preprocess.silhouettes import border_share, com_offsets, foreground_stats, size_ratios
 from ..views.hull import visual_hull
 from ..views.samples import SAMPLES
 from ..views.triangulation import centroids, triangulate
-from ..views.views import Views, image_pixels, pad_views, unpad_views
+from ..views.views import Views, image_pixels, pad_views, shows_object, unpad_views
 
 # %% auto #0
 __all__ = ['EXACT_CURE', 'CAMERA_CHECKS', 'MIN_HULL_AGREEMENT', 'VIEW_CHECKS', 'DATA_CHECKS', 'predicted_iou', 'measured_views',
@@ -193,7 +194,8 @@ def _shows_the_same(e, i, j) -> bool:
 
 def view_order(e, center, domain, table):
     "Cameras whose numbers do not follow the ring in which they stand."
-    p = e.cameras.centers.double() - center
+    up = -e.cameras.R[:, 1].double().mean(0) # in the images
+    p = upright(up)(e.cameras.centers.double() - center)
     order = torch.rad2deg(torch.atan2(p[:, 1], p[:, 0])).argsort().tolist()
     start = order.index(0)
     ring = order[start:] + order[:start]
@@ -414,6 +416,8 @@ class Disagreement:
 def search_corrections(views:Views) -> Disagreement:
     "Undo the known mistakes in turn, in small images."
     small = shrink_views(views, GUESS_PIXELS)
+    if not all(shows_object(small)): # a speck that small images do not show
+        return Disagreement(math.nan, math.nan)
     n, before = len(small), _quick_agreement(small)
     few = small[torch.linspace(0, n - 1, min(n, _FEW)).round().long().tolist()]
     before_few = before if len(few) == n else _quick_agreement(few)

@@ -21,6 +21,7 @@ from ..models.named import usable_models
 from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import IOU_BY_CAMERAS
 from ..views.triangulation import triangulate
+from ..views.views import shows_object
 
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']
@@ -135,13 +136,15 @@ def diagnose(
 def _examine(e, domain, table) -> tuple: # (Prediction or None, diagnostics) of two cameras or more
     found, center, predicted = [], None, None
     if e.views:
-        center, problems = call_checked(lambda: triangulate(e.views).point, path=e.path)
+        center, problems = call_checked(
+            lambda: triangulate(e.views).point, path=e.path, is_sample=e.kind in ("sample", "data set"))
         found += problems
     if e.cameras is not None: found += _examine_cameras(e, center, domain, table)
     if center is not None:
         predicted, problems = _examine_views(e, center, domain, table)
         found += problems
-    elif e.views: # the object seems to lie behind a camera: which mistake, undone, puts it in front?
+    elif e.views and all(shows_object(e.views)):
+        # The object seems to lie behind a camera: which mistake, undone, puts it in front?
         found += [f for f in silhouettes(e, None, domain, table) if f.name != "disagreement"]
     return predicted, found
 

@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from ..calibration.formats import read_calibration
-from ..calibration.rig import Rig
+from ..calibration.rig import Rig, SizeError
 from ..cameras.pinhole import CameraError, Cameras
 from ..files import describe_folder
 from ..video import frame_stamps, open_video, video_info
@@ -254,10 +254,14 @@ def _info(folder) -> dict:
     if not isinstance(content, dict): return {}
     return {k: v for k, v in content.items() if k not in ("frames", "id")}
 
+def _sample_cameras(file, unit): # None for a file that does not say how large its unreadable images are
+    try: return call_checked(read_calibration, file, unit=unit)[0]
+    except SizeError: return None
+
 def _sample(path, unit) -> Evidence:
     views, broken = call_checked(read_sample, path, unit=unit, path=path, is_sample=True)
     file = next(path/name for name in SAMPLES if (path/name).exists())
-    cams = views.cameras if views else call_checked(read_calibration, file, unit=unit)[0]
+    cams = views.cameras if views else _sample_cameras(file, unit)
     says = f"a sample of {len(cams) if cams else 'unreadable'} view{'s'*(not cams or len(cams) != 1)}"
     if cams: says += f", {cams.size_text}"
     return Evidence(

@@ -143,7 +143,6 @@ NOISE = 8. # levels of 255; video codecs leave differences this large
 def estimate_background(
     samples:np.ndarray, # (S, H, W, 3) uint8, spread over the recording
     noise:float=NOISE, # levels of 255, over three channels, below which nothing counts as a difference
-    rounds:int=3, # of inpainting and choice
 ) -> Background:
     "The plate behind whatever moves."
     cv2 = import_cv2()
@@ -157,7 +156,7 @@ def estimate_background(
     del difference # as large as a third of all samples
     changed = cv2.dilate(restless.astype(np.uint8), disk_kernel(5)) > 0
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
-    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, rounds, noise)
+    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, noise)
     return Background(plate, changed, unseen, _thresholds(samples, plate, keep, noise))
 
 # %% ../../nbs/masks/00_background.ipynb #c0ad8857
@@ -174,7 +173,9 @@ def _animal_colors(samples, background, median) -> np.ndarray: # (32768,) cost p
     ratio = _color_histogram(foreground)/_color_histogram(median[~background.changed])
     return 1.5*np.clip(np.log(ratio), 0, 4)
 
-def _plate(samples, median, changed, tolerance, rounds, noise) -> tuple:
+_ROUNDS = 3 # of inpainting and choice
+
+def _plate(samples, median, changed, tolerance, noise) -> tuple:
     "The plate, where it is inpainted, and the samples (S, H, W) that it is made of."
     H, W = changed.shape
     step = max(1, W//512) # samples are compared at about 512 pixels
@@ -185,7 +186,7 @@ def _plate(samples, median, changed, tolerance, rounds, noise) -> tuple:
     rarity -= rarity.min(0)
     roughness = _roughness(median, changed)
     plate, unseen, animal = median, changed, None
-    for _ in range(rounds):
+    for _ in range(_ROUNDS):
         guess = _inpainted(plate, unseen)[::step, ::step]
         costs = _costs(x, guess, where, rarity, roughness, animal)
         lowest = costs.min(0)
@@ -237,10 +238,9 @@ def _differing_region(frame, bg) -> tuple:
 def segment_foreground(
     frame:np.ndarray, # (H, W, 3) uint8
     bg:Background,
-    level:float=1., # factor of the thresholds
 ) -> np.ndarray: # (H, W) bool
     "What stands in front of the plate."
-    return level_masks(match_lighting(frame, block_means(bg.plate)), bg, (level,))[0]
+    return level_masks(match_lighting(frame, block_means(bg.plate)), bg, (1.,))[0]
 
 def level_masks(
     frame, # (H, W, 3) uint8, in the plate's lighting

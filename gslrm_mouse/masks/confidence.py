@@ -150,7 +150,7 @@ class MaskReport:
     border:int # frames in which the mask touches the border
     made:bool # from the recording itself, else imported
     # share of the mask that is consistent with the other cameras, median over the checked frames;
-    # None without a calibration
+    # None where the cameras were not compared
     agreement:float|None = None
     residual_px:float|None = None # triangulation error of all cameras' centroids, median
 
@@ -161,11 +161,6 @@ def trust(self:MaskReport) -> str:
     agreement = 1. if self.agreement is None else self.agreement
     if confidence < MIN_CONFIDENCE or share > .25 or agreement < .7: return "unsure"
     return "sure" if confidence > .9 and share < .02 and agreement > .9 else "fairly sure"
-
-@patch(as_prop=True)
-def sure(self:MaskReport) -> str:
-    "The former name of `trust`, which the command line still uses."
-    return self.trust
 
 def _ranges(frames) -> str: # 3, 7-9
     runs = []
@@ -196,7 +191,9 @@ def summarize_masks(reports) -> str:
     "One sentence per camera, and what to do where one is not to be trusted."
     lines = [str(report) for report in reports]
     error = reports[0].residual_px
-    if error is None: lines.append("no calibration could be used, so the cameras were not compared with each other")
+    if error is None:
+        lines.append("the cameras were not compared with each other: that needs a calibration, three cameras, and "
+                     "frames in which all of them show the animal")
     else: lines.append(f"rays through the masks' centroids meet within {error:.1f} px (median)")
     if any(report.trust == "unsure" for report in reports):
         lines.append("look at masks.png; where a mask is wrong, a longer recording in which the animal moves about, "

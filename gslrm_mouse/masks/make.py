@@ -19,7 +19,7 @@ from .background import NOISE, bounding_slices, disk_kernel, estimate_background
 from .confidence import MIN_CONFIDENCE, MaskReport, area_steps, cross_view_agreement, doubt_reason
 from .confidence import inspect_frame, mask_confidence, mask_facts
 from .imported import decode_rle, items_in_order, read_coco, read_mask_folder, read_png
-from ..video import decode_frame, open_video, video_frames, video_info, write_video
+from ..video import decode_frame, decode_frames, open_video, video_frames, video_info, write_video
 from ..views.recordings import MASK_THRESHOLD, VIDEO_SUFFIXES, camera_videos, folder_layout
 from ..views.recordings import read_matching_rig
 from ..views.views import pad_images
@@ -90,8 +90,8 @@ def _write_camera(video, out, samples, noise, bar) -> list: # facts per frame
     if n < 8:
         raise ValueError(f"{video}: it has {n} frames, "
                          "and at least 8 are needed to tell an animal from its background")
-    every = -(-n//samples)
-    background = estimate_background(np.stack(list(video_frames(video, every))), noise)
+    chosen = np.linspace(0, n - 1, min(n, samples)).round().astype(int).tolist()
+    background = estimate_background(np.stack(list(decode_frames(video, chosen))), noise)
     facts = []
     write_mask_video(out, _segmented(video, background, facts, bar), _rate(video))
     if not any(frame_facts["area"] for frame_facts in facts):
@@ -115,7 +115,7 @@ def _matching_rig(path, videos, unit, rig_file):
     return read_matching_rig(path, sizes, unit, rig_file)[0]
 
 def _compare_cameras(path, part, videos, n, unit, rig_file) -> tuple: # {camera: agreement}, triangulation error
-    "Medians over some frames; ({}, None) where no calibration can be read."
+    "Medians over some frames; ({}, None) without a calibration, three cameras and frames that all masks show."
     try: rig = _matching_rig(path, videos, unit, rig_file)
     except (ValueError, FileNotFoundError, ImportError): return {}, None
     if len(rig) < 3: return {}, None

@@ -43,7 +43,8 @@ from .sequence import (
 from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.hull import visual_hull
-from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments, read_views
+from ..views.recordings import changed_files, fingerprint_of_source, is_recording, iter_moments
+from ..views.recordings import open_moments, read_views
 from ..views.views import MaskError, Views, pad_images, pad_views, shows_object, unpad_views
 
 # %% auto #0
@@ -125,15 +126,15 @@ def _unchanged(views:Views, size:int) -> ModelInput: # of views in model units
     same = Similarity(source="model", target="model")
     return ModelInput(views.resized(size, size), same, "cameras as the folder has them", True)
 
-def _input_views(views:Views, options) -> list: # spread evenly
-    default = 4 if views.cameras.unit == "model" else len(views)
+def _input_views(views:Views, options, of_recording:bool) -> list: # spread evenly
+    default = len(views) if of_recording else 4
     if options.inputs and options.inputs > len(views):
         raise ValueError(f"inputs={options.inputs} is more than the {len(views)} views of the source")
     n = min(options.inputs or default, len(views))
     return sorted({round(i*len(views)/n) for i in range(n)})
 
-def _chosen_views(views:Views, options) -> tuple: # numbers of inputs and of held-out views, names of empty ones
-    chosen = _input_views(views, options)
+def _chosen_views(views:Views, options, of_recording:bool) -> tuple: # inputs, held-out views, names of empty ones
+    chosen = _input_views(views, options, of_recording)
     shows = shows_object(views)
     inputs = [i for i in chosen if shows[i]]
     if len(inputs) < min(2, len(chosen)):
@@ -146,13 +147,16 @@ def _chosen_views(views:Views, options) -> tuple: # numbers of inputs and of hel
 def _up_of(options) -> Tensor|None: # (3,)
     return None if options.up is None else torch.tensor(options.up, dtype=torch.float64)
 
-def _prepare(views:Views, reconstructor:Reconstructor, options) -> tuple[ModelInput, str]: # and the condition
+def _prepare(
+    views:Views, reconstructor:Reconstructor, options, of_recording:bool,
+) -> tuple[ModelInput, str]: # and the condition
     unit, domain = views.cameras.unit, reconstructor.domain
     if options.units == "mm" and unit != "mm":
         raise ValueError(f"the PLY cannot be in millimetres: the source's cameras are in {unit!r}")
     up = _up_of(options)
     if options.model != "gslrm": return reconstructor.prepare(views, up), reconstructor.name
-    if unit == "model" and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
+    is_canonical = not of_recording and unit == "model"
+    if is_canonical and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
     if options.units == unit == "model":
         raise ValueError("the source's world and the network's differ with up or choose, and both are in model units; "
                          "leave out units, the PLY is in the source's world then")
@@ -191,8 +195,8 @@ def _plot_rigs(calibrated, presented, names):
 
 TURNTABLE_SIZE = 512 # pixels
 
-def _scoring_views(views:Views, domain:CameraDomain) -> Views: # small enough to render quickly
-    if views.cameras.unit == "model": return views.resized(domain.image_size, domain.image_size)
+def _scoring_views(views:Views, domain:CameraDomain, of_recording:bool) -> Views: # small enough to render quickly
+    if not of_recording: return views.resized(domain.image_size, domain.image_size)
     sizes = [(width//8, height//8) for width, height in views.cameras.image_sizes.tolist()]
     return pad_views([view.resized(*size) for view, size in zip(unpad_views(views), sizes)])
 
@@ -255,8 +259,7 @@ def _reconstruct_scene(views, prepared, reconstructor, options, *, has_held_out,
         return _without_quality(views, predict_network(), domain, options)
     return _with_quality(views, predict_network, domain, options, has_held_out, show_progress)
 
-def _write_turntable(folder:Path, g:Gaussians, up:Tensor, is_wanted:bool):
-    if not is_wanted: return
+def _write_turntable(folder:Path, g:Gaussians, up:Tensor):
     write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, size=TURNTABLE_SIZE, up=up)))
 
 def _records(g:Gaussians, truth:Views) -> tuple: # images, alphas, scores
@@ -290,7 +293,9 @@ class _Split:
     file:str # of the panels
     first_row:str # its label in the panels
 
-def _splits(views, inputs, held_out, prepared, domain, g, options) -> list[_Split]: # noqa: PLR0917
+def _splits( # noqa: PLR0917
+    views, inputs, held_out, prepared, domain, g, options, of_recording,
+) -> list[_Split]:
     "The input views and, where some are held out, the novel ones."
     if options.model == "gslrm": # as the network sees them; other models choose and reorder the inputs
         input_truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
@@ -298,7 +303,7 @@ def _splits(views, inputs, held_out, prepared, domain, g, options) -> list[_Spli
         input_truth, cloud = foreground_crops(views[inputs], domain.image_size), g
     splits = [_Split("input", inputs, input_truth, cloud, "views.png", "input")]
     if held_out:
-        novel_truth = _scoring_views(views[held_out], domain)
+        novel_truth = _scoring_views(views[held_out], domain, of_recording)
         splits.append(_Split("novel", held_out, novel_truth, g, "views_novel.png", "truth"))
     return splits
 
@@ -314,6 +319,12 @@ def _frame_records(splits, rendered, baselines, **facts) -> list[dict]:
             records += [dict(arm=name, camera=i, split=f"novel_{name}", **x) for i, x in zip(novel.cameras, scores)]
     return [facts | record for record in records]
 
+def _save_followed(folder:Path, followed:Followed, prepared, options):
+    "What the next frame begins in."
+    save_motion(folder, followed)
+    if options.is_polished:
+        save_cloud(followed.gaussians, prepared, folder/UNPOLISHED, options.units)
+
 def _make_frame(
     folder:Path,
     views:Views,
@@ -321,14 +332,15 @@ def _make_frame(
     *,
     reconstructor:Reconstructor,
     options,
+    of_recording:bool,
     tag:dict,
     say=None,
     continued=None, # function of the input views and the number → `Followed`, None for a sequence's first frame
 ) -> list[dict]:
     "Write all files of one frame; its records."
     start = time.perf_counter()
-    inputs, held_out, empty = _chosen_views(views, options)
-    prepared, condition = _prepare(views[inputs], reconstructor, options)
+    inputs, held_out, empty = _chosen_views(views, options, of_recording)
+    prepared, condition = _prepare(views[inputs], reconstructor, options, of_recording)
     followed = continued(views[inputs], number) if continued else None
     if followed:
         result = _Result(followed.shown, f", {options.quality}, {followed.kind}")
@@ -347,12 +359,10 @@ def _make_frame(
     if continued:
         motion = SEQUENCE_QUALITIES[options.quality].motion
         followed = followed or start_sequence(g, views[inputs], number, motion)
-        save_motion(folder, followed)
-        if options.is_polished:
-            save_cloud(followed.gaussians, prepared, folder/UNPOLISHED, options.units)
-    _write_turntable(folder, g, up_axis(prepared), options.turntable)
+        _save_followed(folder, followed, prepared, options)
+    if options.turntable: _write_turntable(folder, g, up_axis(prepared))
 
-    splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options)
+    splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options, of_recording)
     rendered = [_records(split.gaussians, split.truth) for split in splits]
     if options.panels:
         for split, (image, alpha, scores) in zip(splits, rendered):
@@ -398,14 +408,16 @@ def load_finished(
     is_whole = all((folder/name).is_file() for name in options.files)
     return records if is_same and is_whole else None
 
+_DECIDING = dict(model="gslrm", sequence=False, quality=None, fit=0) # they decide others; what it is if not stored
+
 def _difference(out, old, settings, key) -> str: # beginning of a sentence
     if key == "motion" and "sequence" in old:
         return f"{out} was begun by a version whose sequences follow the animal in another way"
     if key == "start":
         return f"{out} was begun by a version in which the optimisation of a frame begins elsewhere"
     if key != "files":
-        return (f"{out} holds frames made with another {key} ({str(old.get(key))[:80]}, not "
-                f"{str(settings.get(key))[:80]})")
+        before, now = (str(x.get(key, _DECIDING.get(key)))[:80] for x in (old, settings))
+        return f"{out} holds frames made with another {key} ({before}, not {now})"
     if key not in old: return f"{out} was begun by a version that did not record what frames are made of"
     changes = changed_files(old[key], settings[key])
     more = f" (and {len(changes) - 1} more)" if len(changes) > 1 else ""
@@ -417,7 +429,7 @@ def _check_settings(out:Path, settings:dict, numbers:list, overwrite:bool):
     try: old = json.loads(manifest.read_bytes())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{manifest} is no readable manifest; choose another folder") from None
-    different = [k for k in settings | old if old.get(k) != settings.get(k)]
+    different = [k for k in (*_DECIDING, *(settings | old)) if old.get(k) != settings.get(k)]
     if not different: return
     key = different[0]
     if not overwrite:
@@ -467,13 +479,13 @@ def _write_film(read, out:Path, settings:dict, numbers:list, turn:float):
     images = film_pictures([loader(path) for path in paths], read(tuple(numbers), [0]), numbers, up, turn)
     write_video(out/"film.mp4", images, FILM_FPS)
 
-def _write_view(folder:Path, views:Views, options):
+def _write_view(folder:Path, views:Views, options, *, of_recording:bool, title:str):
     "The viewer of what lies in a folder; where viser is missing, a line on stderr."
     if not has_viser():
         print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
         return
-    inputs = _input_views(views, options)
-    write_view(folder, views, held_out=[i for i in range(len(views)) if i not in inputs])
+    inputs = _input_views(views, options, of_recording)
+    write_view(folder, views, [i for i in range(len(views)) if i not in inputs], title)
 
 def _is_finished(out:Path, number:int, settings:dict) -> bool:
     return load_finished(frame_folder(out, number), settings) is not None
@@ -489,12 +501,16 @@ def _continue(
     key = load_followed(frame_folder(out, before.key))
     return follow(before, views, number, find_neighbours(key.gaussians), quality, motion)
 
-def _write_sequence(folders:list, out:Path, film:bool, turntable:bool):
+def _sequence_writers(numbers:list, out:Path, film:bool, turntable:bool) -> dict: # file: function that writes it
     "What a sequence has beside its frames."
-    sequence = read_sequence(folders)
-    save_sequence(sequence, out/SEQUENCE)
-    if film: write_follow_film(sequence, out/"follow.mp4")
-    _write_turntable(out, sequence.gaussians(0), torch.from_numpy(sequence.up), turntable)
+    @cache
+    def sequence(): return read_sequence([frame_folder(out, i) for i in numbers])
+    def write_turntable(): _write_turntable(out, sequence().gaussians(0), torch.from_numpy(sequence().up))
+
+    writers = {SEQUENCE: lambda: save_sequence(sequence(), out/SEQUENCE)}
+    if film: writers["follow.mp4"] = lambda: write_follow_film(sequence(), out/"follow.mp4")
+    if turntable: writers["turntable.mp4"] = write_turntable
+    return writers
 
 def _outdated(numbers:list, out:Path, settings:dict) -> list: # numbers
     "The finished frames of a sequence from the first on that did not begin in the finished frame before it."
@@ -506,14 +522,14 @@ def _outdated(numbers:list, out:Path, settings:dict) -> list: # numbers
 
 def _sequence_steps(
     make, out:Path, settings:dict, numbers:list, options, *, film, turntable,
-) -> tuple: # function of a frame, of all
+) -> tuple: # function that makes a frame, `_sequence_writers` of numbers or None
     if not options.sequence: return make, None
     chosen = SEQUENCE_QUALITIES[options.quality]
     continued = partial(
         _continue, out=out, settings=settings, numbers=numbers, motion=chosen.motion,
         quality=quality_of(chosen.first, options.pixels, options.gaussians))
     make = partial(make, continued=continued)
-    return make, partial(_write_sequence, out=out, film=film, turntable=turntable)
+    return make, partial(_sequence_writers, out=out, film=film, turntable=turntable)
 
 def _check_sequence(sequence, frames, fit, quality):
     if sequence and (frames is None or fit is not None or quality is None):
@@ -538,53 +554,76 @@ def _say_fewer_views(finished:dict): # number: records
         print(f"frames were made without cameras whose masks are empty there: {cameras}; \"empty\" in results.jsonl "
               "says which", file=sys.stderr)
 
-def _is_complete(manifest:Path) -> bool: # also of what belongs to all frames
-    return manifest.is_file() and json.loads(manifest.read_bytes()).get("complete", False)
+def _frames_of_files(manifest:Path) -> dict: # file that belongs to all frames: numbers of those it is made of
+    "As a finished call has left it; nothing after an interrupted one, or one of an older version."
+    if not manifest.is_file(): return {}
+    content = json.loads(manifest.read_bytes())
+    return content.get("made_of", {}) if content.get("complete") else {}
 
 def _write_incomplete(manifest:Path, settings:dict):
     write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
 
+def _write_missing(out:Path, writers:dict, made_of:dict):
+    "Write the files that are missing or made of other frames; `made_of` has the frames of each afterwards."
+    for name, (frames, write) in writers.items():
+        if made_of.get(name) == frames and (out/name).is_file(): continue
+        write()
+        made_of[name] = frames
+
 def _reconstruct_many( # noqa: PLR0917
     numbers, read, out, make, settings, *, overwrite, film, turn, skip_bad,
     view, # writes the viewer, from `out` and the views of the first frame; None for no viewer
-    write_sequence, # writes what a sequence has beside its frames, from their folders; None for frames by themselves
+    sequence_writers, # of the numbers of frames, see `_sequence_writers`; None for frames by themselves
 ) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them."
     _open_folder(out, settings, numbers, overwrite)
     manifest = out/MANIFEST
     todo = [i for i in numbers if overwrite or not _is_finished(out, i, settings)]
-    was_complete = _is_complete(manifest)
+    made_of = _frames_of_files(manifest)
     if todo:
         _write_incomplete(manifest, settings)
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
                           bar_format=_BAR) as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
-        outdated = _outdated(numbers, out, settings) if write_sequence else []
+        outdated = _outdated(numbers, out, settings) if sequence_writers else []
         if outdated:
             _write_incomplete(manifest, settings)
             bar.total += len(outdated)
             skipped |= _make_frames(read, out, make, outdated, bar, skip_bad)
 
-    is_new = not was_complete or not {*todo, *outdated} <= skipped.keys()
+    if not {*todo, *outdated} <= skipped.keys(): made_of = {}
     finished = {i: load_finished(frame_folder(out, i), settings) for i in _frame_numbers(out)}
     finished = {i: records for i, records in finished.items() if records}
     if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
-    if film and (is_new or not (out/"film.mp4").is_file()): _write_film(read, out, settings, list(finished), turn)
-    if write_sequence and is_new:
-        write_sequence([frame_folder(out, i) for i in numbers if i in finished])
-    if view and (is_new or not (out/VIEWER).is_file()): view(out, next(read((next(iter(finished)),))))
+    writers, every, of_call = {}, list(finished), [i for i in numbers if i in finished]
+    if film: writers["film.mp4"] = every, lambda: _write_film(read, out, settings, every, turn)
+    if sequence_writers:
+        writers |= {name: (of_call, write) for name, write in sequence_writers(of_call).items()}
+    if view: writers[VIEWER] = every, lambda: view(out, next(read(every[:1])))
+    _write_missing(out, writers, made_of)
     _say_fewer_views(finished)
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
-    complete = dict(settings=settings, complete=True, frames=list(finished), skipped=skipped)
-    if is_new or todo:
-        write_atomic(manifest, json.dumps(complete, indent=1))
+    content = dict(settings=settings, complete=True, frames=every, skipped=skipped, made_of=made_of)
+    complete = json.dumps(content, indent=1)
+    if not manifest.is_file() or manifest.read_text() != complete: write_atomic(manifest, complete)
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4
-def _means_by_split(records:list[dict]) -> dict: # mean scores of each split
-    splits = dict.fromkeys(r["split"] for r in records)
-    return {split: mean_scores([r for r in records if r["split"] == split]) for split in splits}
+def _means_by_split(records:list[dict]) -> dict: # of each split: mean scores, and the number of its frames
+    means = {}
+    for split in dict.fromkeys(r["split"] for r in records):
+        rows = [r for r in records if r["split"] == split]
+        means[split] = mean_scores(rows) | dict(frames=len({r["frame"] for r in rows}))
+    return means
+
+def _check_replaceable(source, out:Path):
+    "FileExistsError where `out` is something else than an earlier result of one frame, or holds the source."
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())): return
+    is_result = (out/"gaussians.ply").is_file() and (out/"results.jsonl").is_file()
+    if not is_result or Path(source).resolve().is_relative_to(out.resolve()):
+        raise FileExistsError(f"{out} is not an earlier result of one frame, so --overwrite does not replace it; "
+                              "choose another folder")
 
 def reconstruct(
     source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
@@ -629,14 +668,15 @@ def reconstruct(
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
         gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence,
         model=model)
-    path, out = checkpoint_path(checkpoint or FOR_RIGS), Path(out)
+    path, out, of_recording = checkpoint_path(checkpoint or FOR_RIGS), Path(out), is_recording(source)
     if frames is None:
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "
                                   "another folder")
-        if not overwrite: check_free(out)
+        if overwrite: _check_replaceable(source, out)
+        else: check_free(out)
         views = read_views(source, frame, unit, rig_file)
-        _input_views(views, options) # raises before the network is loaded
+        _input_views(views, options, of_recording) # raises before the network is loaded
     else:
         numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
     reconstructor, card = open_model(model, path, weights, variant, device), read_card(path)
@@ -649,15 +689,15 @@ def reconstruct(
         settings["rig_file"] = str(Path(rig_file).resolve())
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
-    make = partial(_make_frame, reconstructor=reconstructor, options=options, tag=tag)
+    make = partial(_make_frame, reconstructor=reconstructor, options=options, of_recording=of_recording, tag=tag)
+    view = partial(_write_view, options=options, of_recording=of_recording, title=out.resolve().name)
     if frames is None:
         with atomic_folder(out, overwrite) as folder:
             records = make(folder, views, frame, say=say)
-            if viewer: _write_view(folder, views, options)
+            if viewer: view(folder, views)
     else:
-        view = partial(_write_view, options=options) if viewer else None
-        make, write_sequence = _sequence_steps(make, out, settings, numbers, options, film=film, turntable=turntable)
+        make, sequence_writers = _sequence_steps(make, out, settings, numbers, options, film=film, turntable=turntable)
         records = _reconstruct_many(
             numbers, read, out, make, settings, overwrite=overwrite, film=film, turn=turn, skip_bad=skip_bad,
-            view=view, write_sequence=write_sequence)
+            view=view if viewer else None, sequence_writers=sequence_writers)
     return _means_by_split(records)

@@ -361,6 +361,7 @@ def write_view(
     folder, # of a reconstruction
     views:Views, # of its first frame, all cameras
     held_out=(), # which of them had no part in it
+    title:str=None, # of the page; the folder's name when None
 ) -> Path:
     "Write `view.html` and `view.json` of what lies in a folder; ImportError without viser."
     folder = Path(folder)
@@ -374,7 +375,7 @@ def write_view(
     _save_cameras(folder/CAMERAS, views.cameras, held_out)
     return write_viewer(
         folder/VIEWER, frames if is_sequence else frames[0], small.cameras, small.images, held_out=held_out, up=up,
-        title=folder.resolve().name)
+        title=title or folder.resolve().name)
 
 # %% ../../nbs/reconstruction/03_viewer.ipynb #60010025
 def _camera_names(cams:Cameras, held_out) -> list:

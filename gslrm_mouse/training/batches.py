@@ -4,6 +4,7 @@
 
 # %% ../../nbs/training/04_batches.ipynb #f2ceff40
 from __future__ import annotations
+import threading
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -74,7 +75,7 @@ class BatchStream:
     ):
         self.s, self.d, self.b = s, s.training.dataset, s.training.dataloader.batch_size_per_gpu
         self.source, self.replay, self.rank, self.world = source, replay, rank, world
-        self.broken = {}
+        self.broken, self._broken_lock = {}, threading.Lock() # workers of `prefetch` write it
         self._check_counts()
         if self.d.replay_share and replay is None:
             raise ValueError("training.dataset.replay_share was given without scenes to replay")
@@ -99,38 +100,43 @@ class BatchStream:
         ids = rng.integers(0, len(self.source), self.b*self.world)
         replayed = replay_rng.random(len(ids)) < d.replay_share
         is_shuffled = d.random_input_views and not self.s.mouse.use_mouse_dataset
-        mine, broken_before = range(self.rank*self.b, (self.rank + 1)*self.b), set(self.broken)
+        mine = range(self.rank*self.b, (self.rank + 1)*self.b)
 
-        parts = []
+        parts, newly_broken = [], []
         for j, i in enumerate(ids): # all draws, mine or not: the random state must not depend on the rank
             source = self.replay if replayed[j] else self.source
             if replayed[j]: i = replay_rng.integers(0, len(source))
             order = rng.permutation(source.n_views) if is_shuffled else np.arange(source.n_views)
             if j not in mine: continue
-            views, name = self._read(source, int(i), retry_rng=np.random.default_rng([seed, k, 2, j]))
+            views, name, broken = self._read(source, int(i), retry_rng=np.random.default_rng([seed, k, 2, j]))
+            newly_broken += broken
             if d.maximize_view_overlap: order = _overlapping_first(order, views.cameras.centers, n_in)
             chosen = order[:n_in + n_target].tolist()
             camera_names = [views.names[x] if views.names else f"camera {x}" for x in chosen]
             parts.append((views[chosen], name, camera_names))
-        newly_broken = [(name, why) for name, why in self.broken.items() if name not in broken_before]
         return self._batch(parts, n_in, newly_broken, torch.from_numpy(replayed[mine.start:mine.stop]))
 
-    def _read(self, source, i:int, retry_rng) -> tuple[Views, str]: # a frame and its name
+    def _read(self, source, i:int, retry_rng) -> tuple[Views, str, list]: # a frame, its name, broken ones and why
         "Frame `i`, or another one where it is broken and the settings allow it."
+        newly_broken = []
         while True:
-            try: return source[i], source.name(i)
+            name = source.name(i)
+            try: return source[i], name, newly_broken
             except (ValueError, OSError) as e:
-                name = source.name(i)
-                self.broken[name] = str(e)
-                self._check_broken(source, name)
+                if self._note_broken(source, name, str(e)): newly_broken.append((name, str(e)))
                 i = int(retry_rng.integers(0, len(source)))
 
-    def _check_broken(self, source, name:str):
+    def _note_broken(self, source, name:str, why:str) -> bool: # whether it was not known yet
+        "ValueError where more frames are broken than the settings allow."
+        with self._broken_lock:
+            is_new = name not in self.broken
+            self.broken[name] = why
+            n_broken = len(self.broken)
         allowed = self.d.max_broken_share
-        if len(self.broken)/len(source) <= allowed: return
-        message = f"the sample {name} cannot be used: {self.broken[name]}"
+        if n_broken/len(source) <= allowed: return is_new
+        message = f"the sample {name} cannot be used: {why}"
         if allowed:
-            message += (f"; {len(self.broken)} of {len(source)} are broken, more than the {allowed:.0%} that "
+            message += (f"; {n_broken} of {len(source)} are broken, more than the {allowed:.0%} that "
                         "training.dataset.max_broken_share allows")
         raise ValueError(message) from None
 

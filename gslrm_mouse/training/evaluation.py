@@ -36,6 +36,18 @@ def _split(source, n_views:int, n_in:int, n_novel:int=6) -> tuple[list, list]: #
     n_in = min(n_in, len(free) if held_out else len(free) - 1) # at least one novel view
     return free[:n_in], (free[n_in:] + held_out)[:n_novel]
 
+def _read_frames(read, numbers, skip_broken:bool) -> list: # of Views
+    "The frames of a source; the error of the first that is broken, where broken ones are not skipped or all are."
+    frames, errors = [], []
+    for number in numbers:
+        try:
+            frames.append(read(number))
+        except (ValueError, OSError) as error: # as `BatchStream` skips them
+            errors.append(error)
+            if not skip_broken: break
+    if errors and not (frames and skip_broken): raise errors[0]
+    return frames
+
 @torch.no_grad()
 def validate(
     model,
@@ -43,20 +55,23 @@ def validate(
     n:int=4, # held-out frames
     n_in:int=4, # input views
     size:int=None, # of the input images; as the source has them when None
+    *,
+    skip_broken:bool=False, # leave out frames that cannot be read
 ) -> dict: # input and novel: means over images; moments: number of frames
-    "Scores on frames that were never trained on; {} if there are none."
+    "Scores on frames that were never trained on; {} if there are none; the error of a frame that cannot be read."
     numbers = source.held_out(n)
     if not numbers: return {}
+    read = getattr(source, "moment", source.__getitem__)
+    frames = _read_frames(read, numbers, skip_broken)
     scores = dict(input=[], novel=[])
-    for number in numbers:
-        views = source.moment(number) if hasattr(source, "moment") else source[number]
+    for views in frames:
         inputs, novel = _split(source, len(views), n_in)
         given = views[inputs].resized(size, size) if size else views[inputs]
         g = _gaussians(model, given)
         scores["input"] += _scores(g, views[inputs])
         scores["novel"] += _scores(g, views[novel])
     means = {split: {**mean_scores(x), "pictures": len(x)} for split, x in scores.items()}
-    return {**means, "moments": len(numbers)}
+    return {**means, "moments": len(frames)}
 
 @torch.no_grad()
 def evaluate(
@@ -87,10 +102,12 @@ def _measured_domain(
     size:int,
     n:int=16,
     base:CameraDomain=None, # another domain that was trained on as well
+    *,
+    skip_broken:bool=False,
 ) -> CameraDomain:
     "The ranges of cameras and relative object size over `n` training frames."
     every = max(1, len(source)//n)
-    views = [source[i] for i in range(0, len(source), every)][:n]
+    views = _read_frames(source.__getitem__, range(0, len(source), every)[:n], skip_broken)
     facts = [f for v in views for f in camera_facts(v.cameras, base or CameraDomain())]
     elevations = [math.degrees(math.asin((c[2]/c.norm()).item())) for v in views for c in v.cameras.centers]
     coverage = [x for v in views for x in (v.alpha > .5).float().mean((1, 2)).sqrt().tolist()]
@@ -106,11 +123,12 @@ def _measured_domain(
     return measured if base is None else _union(measured, base)
 
 def _union(a:CameraDomain, b:CameraDomain) -> CameraDomain:
+    "The ranges of both; the canonical camera and the visible width, which are not measured, are those of `b`."
     ranges = {}
     for key in ("fov", "aspect", "distance", "elevation", "coverage", "n_views"):
         (low_a, high_a), (low_b, high_b) = getattr(a, key), getattr(b, key)
         ranges[key] = min(low_a, low_b), max(high_a, high_b)
-    return replace(a, **ranges)
+    return replace(a, **ranges, canonical=b.canonical, visible=b.visible)
 
 def _is_canonical(s, source) -> bool: # by construction
     if not isinstance(source, SceneDataset) or s.training.checkpointing.resume_ckpt: return False
@@ -136,7 +154,9 @@ def _varied_domain(measured, source, n:int=500) -> CameraDomain:
 def training_domain(s, source, n_views, size, base) -> CameraDomain:
     "The cameras that a run with the settings `s` was trained on, beginning with a network of the domain `base`."
     if not _is_canonical(s, source):
-        measured = _measured_domain(source, n_views, size, base=base if s.training.dataset.replay_share else None)
+        d = s.training.dataset
+        also = base if d.replay_share else None
+        measured = _measured_domain(source, n_views, size, base=also, skip_broken=d.max_broken_share > 0)
         is_varied = isinstance(source, SceneDataset) and source.variety.on
         return _varied_domain(measured, source) if is_varied else measured
     coverage = []

@@ -17,17 +17,18 @@ from ..models.checkpoint import ModelCard, checkpoint_hash, from_json_fields, lo
 from ..models.gslrm import GSLRM
 from ..models.lora import merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
+from ..threads import torch_device
 from .batches import Batch, BatchStream, prefetch, view_counts
 from .evaluation import evaluate, training_domain, validate
 from .freeze import apply_trainable, distillation_teacher
 from .guard import check_gradient, describe_skip, skip_event
-from .losses import ForwardOutput, Losses, rank_weights
+from .losses import ForwardOutput, Losses, compared_samples, rank_weights
 from .record import Record, save_sheet
 from .runs import checkpoints, last_checkpoint, learning_curve, read_log, steps_of
 from .settings import Settings, load_settings, settings_from, to_plain_dict
 from .sources import SceneDataset, build_dataset, picture_size
 from .state import Run, initial_network, load_run, load_run_weights
-from .state import read_state, save_run, schedule_length
+from .state import read_state, save_run, saved_start, schedule_length
 from .step import PASS_SCORES, Clock, forward_pass, lr_factor, mse_to_db, optimizers_for
 from .step import pass_scores
 
@@ -70,8 +71,9 @@ def _accumulate(run, batches, clock) -> tuple[dict, dict, Batch]: # loss terms a
 def _process_factors(run, out:ForwardOutput) -> tuple[float, float]: # terms inside the mask, terms outside it
     "Factors that turn the mean of the processes' masked losses into the mean over the pixels of all processes."
     if run.accelerator.num_processes == 1: return 1., 1.
-    inside = (out.truth_alpha > .5).sum()
-    counts = torch.stack([inside, out.truth_alpha.numel() - inside])[None]
+    alpha = compared_samples(out).truth_alpha
+    inside = (alpha > .5).sum()
+    counts = torch.stack([inside, alpha.numel() - inside])[None]
     return rank_weights(run.accelerator.gather(counts), run.accelerator.process_index)
 
 def _optimizer_step(run, params, norm, lr_share):
@@ -149,13 +151,17 @@ def _accelerator(s:Settings, out:Path, device:str):
     from accelerate import Accelerator
     trackers = list(s.training.logging.trackers)
     for name in trackers: _check_tracker(name)
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"the device is {device}, but this torch sees no CUDA device")
-    if device.startswith("cuda:"): torch.cuda.set_device(device)
-    if device.startswith("cuda"):
+    wanted = torch_device(device)
+    if wanted.type == "cuda":
+        if wanted.index is not None: torch.cuda.set_device(wanted)
         torch.backends.cuda.matmul.allow_tf32 = s.training.runtime.use_tf32
         torch.backends.cudnn.allow_tf32 = s.training.runtime.use_tf32
-    return Accelerator(cpu=device == "cpu", mixed_precision="no", log_with=trackers or None, project_dir=str(out))
+    is_cpu = wanted.type == "cpu"
+    accelerator = Accelerator(cpu=is_cpu, mixed_precision="no", log_with=trackers or None, project_dir=str(out))
+    if accelerator.device.type != wanted.type:
+        raise ValueError(f"the device is {device}, but accelerate uses {accelerator.device} in this process; begin a "
+                         "new process (in Jupyter, restart the kernel)")
+    return accelerator
 
 def _check_folder(out:Path, init, resume:bool):
     if resume and init is not None:
@@ -173,7 +179,7 @@ def open_run(s:Settings, out, init:str=None, resume:bool=False, device:str="cpu"
     if s.training.dataloader.num_threads: torch.set_num_threads(s.training.dataloader.num_threads)
     accelerator = _accelerator(s, out, device)
     start = s.training.checkpointing.resume_ckpt if init is None else str(init)
-    model, domain, path = initial_network(s, start)
+    model, domain, path = saved_start(s, out, start) if resume else initial_network(s, start)
     init_hash = checkpoint_hash(path) if path else ""
     model.grad_checkpoint_every = s.training.runtime.grad_checkpoint_every
 
@@ -214,7 +220,8 @@ def _monitor(run, record:Record, batch:Batch, source):
     if s.validation.enabled and run.step % s.validation.val_every == 0:
         n_in, _ = view_counts(s.training.dataset)
         input_size = s.model.image_tokenizer.image_size if s.training.dataset.target_size else None
-        scores = validate(run.raw, source, s.validation.n, n_in, input_size)
+        skips = s.training.dataset.max_broken_share > 0
+        scores = validate(run.raw, source, s.validation.n, n_in, input_size, skip_broken=skips)
         if scores: record.write(dict(event="validation", step=run.step, **scores))
     if vis_every and run.step % vis_every == 0: save_sheet(run, batch)
 
@@ -239,8 +246,8 @@ def run_training(
     accum, save_every = s.training.runtime.grad_accum_steps, s.training.checkpointing.checkpoint_every
     _, end = schedule_length(s, len(run.stream.source), run.stream.b*run.stream.world)
     if stop_at is not None: end = min(end, stop_at)
-    record = Record(run, end, command, resume)
     source, loader = _validation_source(run, cache), s.training.dataloader
+    record = Record(run, end, command, resume)
     batches = prefetch(run.stream, range(run.step*accum, end*accum), loader.num_workers, loader.prefetch_factor)
     try:
         with torch.autograd.set_detect_anomaly(s.debug):

@@ -20,7 +20,7 @@ from .settings import LossSettings
 
 # %% auto #0
 __all__ = ['l2_loss', 'background_loss', 'ssim_loss', 'pixelalign_loss', 'pointsdist_loss', 'Perceptual', 'LPIPS', 'distill_loss',
-           'ForwardOutput', 'Losses', 'rank_weights']
+           'ForwardOutput', 'compared_samples', 'Losses', 'rank_weights']
 
 # %% ../../nbs/training/01_losses.ipynb #85daa783
 def l2_loss(
@@ -232,9 +232,9 @@ class ForwardOutput:
 
 _PER_SAMPLE = ("image", "alpha", "truth", "truth_alpha", "xyz", "o", "d", "input_alpha") # fields with a batch axis
 
-def _without_replayed(out:ForwardOutput) -> ForwardOutput:
-    "The samples that were not replayed, beside the raw outputs of those that were; all samples if all were replayed."
-    if out.replayed.all(): return out
+def compared_samples(out:ForwardOutput) -> ForwardOutput:
+    "The samples whose images are compared: with distillation those that were not replayed, or all if all were."
+    if out.raw is None or out.replayed.all(): return out
     fields = {name: getattr(out, name) for name in _PER_SAMPLE}
     return replace(out, **{name: x[~out.replayed] for name, x in fields.items() if x is not None})
 
@@ -306,7 +306,7 @@ class Losses(nn.Module):
         weights = _loss_weights(self.s, step, self.l2_warmup)
         if weights["distill"] and out.raw is not None:
             if out.replayed.all(): weights = dict.fromkeys(weights, 0.) | dict(distill=weights["distill"])
-            out = _without_replayed(out)
+            out = compared_samples(out)
         terms = self._terms(out)
         factors = dict(l2=share[0] if self.s.masked_l2_loss else 1., background=share[1])
         parts = {}

@@ -97,7 +97,7 @@ class FreezeSettings:
     enabled:bool = False
     freeze_transformer_until:int = 0 # number of layers, counted from the first
     freeze_patch_embedder:bool = False # and the LayerNorm after it
-    freeze_positional_embeddings:bool = False # the learned tokens of the scene-level Gaussians
+    freeze_positional_embeddings:bool = False # learned tokens of the scene-level Gaussians, markers of the first view
     policy:str = "" # new: a name instead of the three: none, transformer, layers:K, patch_embedder, heads
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class DatasetSettings:
     camera_variety:VarietySettings = _default(VarietySettings) # new: any field of view, instead of camera_spread
     rig_scale:int = 1 # new: of procedural mice: 1 films 1152 × 1024 pixels, 4 a quarter of each
     input_views:list[int] = field(default_factory=list) # new: numbers of inputs to draw from; empty: num_input_views
-    target_views:int = 0 # new: views that are targets only; 0: num_views - num_input_views
+    target_views:int = 0 # new: views that are targets only; 0: num_views minus the inputs of the pass
     target_size:int = 0 # new: size of the target images, pixels; 0: as the inputs
     target_inputs:int = 0 # new: this many of the inputs are targets too
     heldout_cameras:list[int] = field(default_factory=list) # new: never trained on
@@ -443,10 +443,14 @@ def _view_problems(s:Settings):
                   or losses.background_loss_weight or losses.alpha_loss_weight)
     if d.remove_alpha and needs_mask:
         yield "training.dataset.remove_alpha takes away the mask that a masked, background or alpha loss needs"
-    has_targets = d.target_has_input or d.target_views or d.input_views or d.num_views > d.num_input_views
+    fewest_inputs = min(d.input_views or [d.num_input_views])
+    if not 0 <= d.target_inputs <= fewest_inputs:
+        yield f"target_inputs is {d.target_inputs}, but a pass may have only {fewest_inputs} input views"
+    has_targets = (d.target_has_input or d.target_inputs or d.target_views or d.input_views
+                   or d.num_views > d.num_input_views)
     if not has_targets:
         yield (f"num_views {d.num_views} leaves no target beside {d.num_input_views} input views; inputs are targets "
-               "only if target_has_input is true")
+               "only if target_has_input is true or target_inputs is positive")
     if s.mouse.use_mouse_dataset: return
     for key in ("normalize_cameras", "auto_generate_mask"):
         if getattr(s.mouse, key):
@@ -459,6 +463,9 @@ def _is_range(values) -> bool: return len(values) == 2 and 0 < values[0] <= valu
 
 def _camera_problems(s:Settings):
     d = s.training.dataset
+    if not d.kinds: yield "training.dataset.kinds names no kind of procedural scenes"
+    if len(d.elevation) != 2:
+        yield f"training.dataset.elevation should be the lowest and the highest angle, got {d.elevation}"
     if _is_canonical(d):
         for key in ("normalize_distance_to", "heldout_cameras", "frames"):
             if getattr(d, key):
@@ -512,10 +519,14 @@ def _small_numbers(s:Settings):
         (t.runtime, "grad_accum_steps", at_least_one), (t.runtime, "grad_clip_norm", positive),
         (t.runtime, "allowed_gradnorm_factor", positive), (t.dataloader, "batch_size_per_gpu", at_least_one),
         (t.optimizer, "lr", positive), (t.checkpointing, "checkpoints_total_limit", at_least_one),
-        (t.checkpointing, "checkpoint_every", at_least_one),
+        (t.checkpointing, "checkpoint_every", at_least_one), (t.logging, "print_every", at_least_one),
+        (t.logging.wandb, "log_every", at_least_one), (t.dataset, "rig_scale", at_least_one),
+        (s.validation, "val_every", at_least_one),
     ):
         value = getattr(section, name)
         if value < least: yield f"{name} = {value} is too small"
+    if not 0 <= t.dataset.max_broken_share < 1:
+        yield f"max_broken_share = {t.dataset.max_broken_share} should be at least 0 and less than 1"
 
 _CHECKS = (_refused_values, _conditioning_problems, _view_problems, _camera_problems, _variety_problems, _size_problems,
            _trainable_problems, _small_numbers)
@@ -550,11 +561,13 @@ class _SettingsLoader(YAML_LOADER):
 
 _NUMBER = (r"[-+]?[0-9][0-9_]*\.[0-9_]*([eE][-+]?[0-9]+)?|[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+|\.[0-9_]+([eE][-+][0-9]+)?"
            r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
-_TIMESTAMP = "tag:yaml.org,2002:timestamp"
-_SettingsLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in resolvers if tag != _TIMESTAMP]
+_INTEGER = r"[-+]?(0b[01_]+|0x[0-9a-fA-F_]+|0[0-7_]*|[1-9][0-9_]*)"
+_TIMESTAMP, _INT, _FLOAT = (f"tag:yaml.org,2002:{kind}" for kind in ("timestamp", "int", "float"))
+_SettingsLoader.yaml_implicit_resolvers = { # YAML's own numbers have a base of 60 too: frames 20:40 would be 1240
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_TIMESTAMP, _INT, _FLOAT)]
     for first, resolvers in YAML_LOADER.yaml_implicit_resolvers.items()}
-_SettingsLoader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"({_NUMBER})$"), list("-+0123456789."))
+_SettingsLoader.add_implicit_resolver(_INT, re.compile(f"({_INTEGER})$"), list("-+0123456789"))
+_SettingsLoader.add_implicit_resolver(_FLOAT, re.compile(f"({_NUMBER})$"), list("-+0123456789."))
 
 def _missing(path:Path) -> FileNotFoundError:
     if not path.parent.is_dir(): return FileNotFoundError(f"no settings at {path}; there is no folder {path.parent}")
@@ -592,11 +605,14 @@ def settings_from(*parts, where:str="settings") -> Settings: # nested dicts, lat
 
 # %% ../../nbs/training/00_settings.ipynb #acb04b05
 def _override_tree(overrides) -> dict:
+    tree = OmegaConf.create()
     for override in overrides:
-        if "=" not in override: raise ValueError(f"an override is written key=value, got {override!r}")
-    try: tree = OmegaConf.to_container(OmegaConf.from_dotlist(list(overrides)))
-    except (OmegaConfBaseException, yaml.YAMLError) as e:
-        raise ValueError(f"the overrides {' '.join(overrides)} cannot be read ({one_line(e)})") from None
+        key, equals, value = override.partition("=")
+        if not equals: raise ValueError(f"an override is written key=value, got {override!r}")
+        try: OmegaConf.update(tree, key, yaml.load(value, _SettingsLoader))
+        except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
+            raise ValueError(f"the override {override} cannot be read ({one_line(e)})") from None
+    tree = OmegaConf.to_container(tree)
     check_keys(tree, "override")
     return tree
 

@@ -173,7 +173,7 @@ class MomentDataset:
     def __getitem__(self, i:int) -> Views:
         v = self.moment(self.numbers[i])
         if not v.names: v = replace(v, names=tuple(f"camera {k}" for k in range(len(v))))
-        if self.keep and len(v) > max(self.keep): v = v[list(self.keep)]
+        if self.keep: v = v[[k for k in self.keep if k < len(v)]]
         if len(v) != self.n_views: raise ValueError(f"it has {len(v)} views where the others have {self.n_views}")
         return v
 
@@ -219,8 +219,10 @@ def _procedural_mice(d:DatasetSettings) -> _Frames:
         about=dict(source="procedural mice", world=WORLD, rig_scale=d.rig_scale),
         n_cameras=n_cameras)
 
-def _split(d:DatasetSettings, numbers:list, whole:bool) -> tuple[list, list]: # train, val
-    train, _, val = split_by_time(len(numbers), 0. if whole else d.val_share, None if d.gap < 0 else d.gap)
+def _split(d:DatasetSettings, numbers:list, val_share:float, whole:bool) -> tuple[list, list]: # train, val
+    "The last block in time is held out; a source that is used whole is for both."
+    if whole: return numbers, numbers
+    train, _, val = split_by_time(len(numbers), val_share, None if d.gap < 0 else d.gap)
     return [numbers[i] for i in train], [numbers[i] for i in val]
 
 def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
@@ -228,8 +230,9 @@ def _recorded(d:DatasetSettings, path:Path, whole:bool) -> _Frames:
         raise ValueError(f"{path} is a recording, whose cameras lie outside the domain of the network; "
                          f"set training.dataset.method to one of {', '.join(METHODS)}")
     recording = open_recording(path, d.unit or None)
-    numbers = parse_frames(d.frames, recording.n_frames, "training.dataset.frames")
-    train, val = _split(d, numbers, whole)
+    chosen = "" if whole else d.frames
+    numbers = parse_frames(chosen, recording.n_frames, "training.dataset.frames")
+    train, val = _split(d, numbers, d.val_share, whole)
     return _Frames(
         train=train,
         val=val,
@@ -244,10 +247,12 @@ def _sampled(d:DatasetSettings, m:MouseSettings, path:Path, whole:bool) -> _Fram
     if is_list: folders = _listed(path)
     elif path.is_dir(): folders = sample_folders(path)
     else:
-        raise FileNotFoundError("training.dataset.dataset_path: a list (.txt), a folder of samples or a recording was "
-                                f"looked for at {path}; {describe_folder(path.parent)}")
+        setting = "validation.dataset_path" if whole else "training.dataset.dataset_path"
+        raise FileNotFoundError(f"{setting}: a list (.txt), a folder of samples or a recording was looked for at "
+                                f"{path}; {describe_folder(path.parent)}")
     white_threshold = m.mask_threshold/255 if m.use_mouse_dataset and m.auto_generate_mask else None
-    train, val = _split(d, list(range(len(folders))), whole or is_list)
+    val_share = 0. if is_list else d.val_share
+    train, val = _split(d, list(range(len(folders))), val_share, whole)
     return _Frames(
         train=train,
         val=val,
@@ -270,7 +275,9 @@ def _kept_cameras(heldout:list, n:int) -> tuple: # those that may be trained on
         if not 0 <= camera < n:
             raise ValueError(f"training.dataset.heldout_cameras: camera {camera} was named, "
                              f"there are {n} (0 to {n - 1})")
-    return tuple(i for i in range(n) if i not in heldout)
+    kept = tuple(i for i in range(n) if i not in heldout)
+    if not kept: raise ValueError(f"training.dataset.heldout_cameras names all {n} cameras, none is left to train on")
+    return kept
 
 def _open_frames(s:Settings, path:str, whole:bool) -> _Frames:
     d = s.training.dataset
@@ -283,7 +290,7 @@ def build_dataset(
     s:Settings,
     folder, # of the cache
     domain:CameraDomain=CameraDomain(), # of the checkpoint, for the preprocessing
-    path:str=None, # instead of training.dataset.dataset_path, used whole
+    path:str=None, # instead of training.dataset.dataset_path: all of its frames are for validation
 ): # SceneDataset or MomentDataset
     "The frames that the settings name; FileNotFoundError or ValueError in a sentence."
     d, size, folder, whole = s.training.dataset, picture_size(s), Path(folder), path is not None

@@ -19,8 +19,8 @@ from .runs import last_checkpoint, load_state, save_state
 from .settings import Settings, diff_settings, settings_from, to_plain_dict
 
 # %% auto #0
-__all__ = ['initial_network', 'schedule_length', 'Run', 'weights_settings', 'read_state', 'load_run_weights', 'save_run',
-           'load_run']
+__all__ = ['initial_network', 'saved_start', 'schedule_length', 'Run', 'weights_settings', 'read_state', 'load_run_weights',
+           'save_run', 'load_run']
 
 # %% ../../nbs/training/08_state.ipynb #cfcaa9ad
 def _architecture(config) -> dict: # the same network takes images of any size
@@ -42,6 +42,19 @@ def initial_network(s:Settings, init:str="") -> tuple: # GSLRM, domain of its ca
     wrong = diff_settings(_architecture(card.config), _architecture(s.config))
     if wrong: raise ValueError(f"{path} is another network than the settings: {'; '.join(wrong)}")
     return model, replace(card.domain, image_size=size), path
+
+def saved_start(
+    s:Settings,
+    out, # folder of a run that is resumed
+    init:str="", # what the teacher of full fine-tuning is a copy of
+) -> tuple: # as `initial_network`
+    "The network that takes the weights of a run's last checkpoint, and the domain of the one that the run began with."
+    _, state = read_state(last_checkpoint(out))
+    domain = from_json_fields(CameraDomain, state["domain"])
+    is_taught = s.training.losses.distill_loss_weight > 0 and not s.training.lora.enabled
+    if not is_taught: return GSLRM(s.config), domain, None
+    model, _, path = initial_network(s, init)
+    return model, domain, path
 
 def schedule_length(
     s:Settings,

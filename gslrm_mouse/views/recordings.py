@@ -411,7 +411,9 @@ def iter_moments(
 
 # %% ../../nbs/views/03_recordings.ipynb #e7641b69
 _BLOCK = 2**20 # bytes that are hashed at once
-_RIG_FOLDERS = ("", "calibration", "calibrations", "sparse", "sparse/0", "colmap") # in which rigs are looked for
+_RIG_FOLDERS = ( # in which rigs are looked for
+    "", "calibration", "sparse", "sparse/0", "colmap", "calibrations", "calibrations/calibration",
+    "calibrations/sparse", "calibrations/sparse/0", "calibrations/colmap")
 _RIG_TEXTS = ("cameras", "images", "unit", "extrinsics", "intrinsics") # stems of .txt and .bin files of a rig
 
 def fingerprint_of_file(path) -> str:
@@ -427,7 +429,8 @@ def _rig_files(path:Path) -> list[Path]:
     suffixes |= {".pkl", ".json", ".toml", ".yml", ".yaml", ".xml", ".mat", ".h5", ".hdf5"}
     suffixes -= {".txt", ".bin", ".mp4"}
     folders = [path/name for name in _RIG_FOLDERS]
-    if not find_rigs(path): folders += _calibrations_above(path)
+    if not find_rigs(path):
+        folders += [above/name for above in _calibrations_above(path) for name in _RIG_FOLDERS]
     files = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file()]
     return [p for p in files if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)]
 
@@ -469,7 +472,7 @@ def fingerprint_of_source(
         found = {name: f"{len(files)} files {combined_fingerprint(files)}" for name, files in samples.items()}
     if rig_file is not None:
         chosen = Path(rig_file)
-        files = [p for p in chosen.iterdir() if p.is_file()] if chosen.is_dir() else [chosen]
+        files = [p for p in chosen.iterdir() if p.is_file()] + _rig_files(chosen) if chosen.is_dir() else [chosen]
         found |= {f"calibration: {name}": value for name, value in _fingerprints(chosen.parent, files).items()}
     if truth:
         files = [Path(truth)/"heldout_cameras.json", *Path(truth).glob("frame_*_view_*.png")]

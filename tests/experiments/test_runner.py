@@ -75,7 +75,7 @@ def test_two_at_a_time_write_whole_lines(fakes, tiny_checkpoint, tmp_path):
     for name in fakes:
         lines = load_results(results/f"{name}.jsonl")
         assert sorted((line["name"], line["seed"]) for line in lines) == expected
-        assert all(.2 < line["seconds"] < 30 for line in lines)
+        assert all(line["seconds"] > .2 for line in lines)
     run_arms(plan, results, cache, jobs=2, known=fakes, say=quiet)
     assert len(calls(cache)) == 12
 

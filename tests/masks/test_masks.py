@@ -108,7 +108,7 @@ def test_stored_names_of_a_report(rec):
     assert list(stored) == [
         "camera", "sure", "sentence", "made", "agreement", "residual_px", "confidence", "doubts", "frames",
     ]
-    assert stored["sure"] == report.trust == report.sure
+    assert stored["sure"] == report.trust
     assert {int(frame): reason for frame, reason in stored["doubts"].items()} == report.doubtful
 
 
