@@ -21,7 +21,6 @@ from ..models.named import usable_models
 from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import IOU_BY_CAMERAS
 from ..views.triangulation import triangulate
-from ..views.views import shows_object
 
 # %% auto #0
 __all__ = ['Diagnosis', 'diagnose']
@@ -143,7 +142,7 @@ def _examine(e, domain, table) -> tuple: # (Prediction or None, diagnostics) of 
     if center is not None:
         predicted, problems = _examine_views(e, center, domain, table)
         found += problems
-    elif e.views and all(shows_object(e.views)):
+    elif e.views and all(finding.name != "mask_empty" for finding in found):
         # The object seems to lie behind a camera: which mistake, undone, puts it in front?
         found += [f for f in silhouettes(e, None, domain, table) if f.name != "disagreement"]
     return predicted, found

@@ -19,7 +19,7 @@ from gslrm_mouse.calibration.formats import write_calibration
 from gslrm_mouse.calibration.json_frames import nerfstudio_bytes
 from gslrm_mouse.cameras.pinhole import Cameras, look_at, orbit
 from gslrm_mouse.cameras.presets import mouse_rig
-from gslrm_mouse.doctor.checks import duplicates, explain_disagreement, silhouettes
+from gslrm_mouse.doctor.checks import duplicates, explain_disagreement, silhouettes, view_order
 from gslrm_mouse.doctor.diagnosis import diagnose
 from gslrm_mouse.doctor.evidence import Diagnostic, Evidence
 from gslrm_mouse.models.gslrm import GSLRM
@@ -410,3 +410,39 @@ def test_every_name_is_registered():
 def test_calibrations_without_a_size_name_the_option(doctor, tmp_path):
     got = doctor(write_calibration(mouse_rig(), tmp_path/"new_cam.pkl"))
     assert got.returncode == 3 and f"gslrm_mouse doctor {tmp_path/'new_cam.pkl'} --size" in got.stderr
+
+
+def test_a_speck_in_one_mask_is_a_finding(recording, tmp_path):
+    "Of one pixel it is gone in small images, of two in smaller ones; neither ends the diagnosis."
+    for side, name in ((1, "mask_empty"), (2, "disagreement")):
+        folder = shutil.copytree(recording, tmp_path/str(side))
+        path = folder/"simpleclick_undist/3.mp4"
+        masks = [np.zeros_like(frame) for frame in video_frames(path)]
+        for mask in masks: mask[200:200 + side, 300:300 + side] = 255
+        write_video(path, masks, fps=20, crf=1)
+        assert [finding.name for finding in diagnose(folder).findings] == [name]
+
+
+def test_a_blender_sample_without_alpha_is_named(tmp_path):
+    "The size of its images is in the images only, and they cannot be used."
+    Image.fromarray(np.full((32, 32, 3), 90, np.uint8)).save(tmp_path/"0.png")
+    frames = [dict(file_path="./0", transform_matrix=np.eye(4).tolist()) for _ in range(2)]
+    (tmp_path/"transforms.json").write_text(json.dumps(dict(camera_angle_x=.7, frames=frames)))
+    assert "no_alpha" in {finding.name for finding in diagnose(tmp_path).findings}
+
+
+def test_the_order_around_the_animal_does_not_depend_on_the_world_axes():
+    in_order = orbit([0., 60, 120, 180, 240, 300], [10.]*6, 300., 40., 64, unit="mm")
+    exchanged = in_order[[0, 2, 1, 3, 4, 5]]
+    turned = torch.tensor([[1., 0, 0], [0, 0, -1], [0, 1, 0]]) # y down
+
+    def in_turned_world(cams):
+        w2c = cams.w2c.clone()
+        w2c[:, :3, :3] = w2c[:, :3, :3] @ turned.T.to(w2c)
+        return replace(cams, w2c=w2c)
+
+    for cams in (in_order, in_turned_world(in_order)):
+        assert list(view_order(Evidence("x", "recording", "", cameras=cams), torch.zeros(3), None, None)) == []
+    for cams in (exchanged, in_turned_world(exchanged)):
+        [note] = view_order(Evidence("x", "recording", "", cameras=cams), torch.zeros(3), None, None)
+        assert "0, 2, 1, 3, 4, 5" in note.says

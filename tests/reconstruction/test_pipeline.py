@@ -774,3 +774,68 @@ def test_a_network_refuses_cameras_in_another_unit(film):
         network(in_mm.views.images[None], cams.batch())
     with pytest.raises(ValueError, match="model units|'mm'"):
         predict(network, in_mm)
+
+
+def test_a_frame_replaces_nothing_but_a_frame(film, tiny_checkpoint, tmp_path):
+    "Not the recording, not a folder of other things; what was there stays."
+    recording, other = shutil.copytree(film, tmp_path/"rec"), tmp_path/"other"
+    other.mkdir()
+    (other/"notes.txt").write_text("mine")
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False, viewer=False, overwrite=True)
+    for out in (recording, recording.parent, other):
+        before = contents(out)
+        with pytest.raises(FileExistsError, match="not an earlier result of one frame"):
+            reconstruct(recording, out, **options)
+        assert contents(out) == before
+    reconstruct(recording, tmp_path/"out", **options)
+    reconstruct(recording, tmp_path/"out", frame=1, **options)
+    assert {r["frame"] for r in records(tmp_path/"out")} == {1}
+    shutil.move(recording, tmp_path/"out/rec")
+    with pytest.raises(FileExistsError, match="not an earlier result"):
+        reconstruct(tmp_path/"out/rec", tmp_path/"out", **options)
+    assert (tmp_path/"out/rec").is_dir()
+
+
+def test_a_recording_in_model_units_is_a_recording(film, tiny_checkpoint, tmp_path):
+    "All of its cameras, canonicalised, as it would be in millimetres."
+    recording = shutil.copytree(film, tmp_path/"rec")
+    rig = pickle.loads((recording/"new_cam.pkl").read_bytes())
+    for cam in rig: cam["T"] = np.array(cam["T"])/120
+    (recording/"new_cam.pkl").write_bytes(pickle.dumps(rig))
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False, viewer=False)
+    reconstruct(film, tmp_path/"mm", **options)
+    reconstruct(recording, tmp_path/"model", unit="model", **options)
+    in_mm, in_units = records(tmp_path/"mm"), records(tmp_path/"model")
+    assert [r["camera"] for r in in_units] == [0, 1, 2, 3, 4, 5]
+    for a, b in zip(in_mm, in_units, strict=True):
+        assert (a["arm"], b["arm"]) == ("exact", "exact")
+        assert abs(a["psnr"] - b["psnr"]) < .01
+
+
+def test_files_of_all_frames_are_made_of_the_frames_that_are_there(film, tiny_checkpoint, tmp_path):
+    out = tmp_path/"out"
+    options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False, viewer=False)
+    reconstruct(film, out, frames=[0, 1], **options)
+    reconstruct(film, out, frames=[0, 1, 2], film=False, **options)
+    assert manifest(out)["made_of"] == {}
+    reconstruct(film, out, frames=[0, 1, 2], **options)
+    assert n_decoded(out/"film.mp4", [0, 1, 2]) == 3
+    assert manifest(out)["made_of"] == {"film.mp4": [0, 1, 2]}
+    before = contents(out)
+    reconstruct(film, out, frames=[0, 1, 2], **options)
+    assert contents(out).keys() == before.keys()
+    assert contents(out)[out/"film.mp4"] == before[out/"film.mp4"]
+
+
+def test_a_camera_without_the_animal_needs_no_force(film, tiny_checkpoint, tmp_path, capsys):
+    recording = shutil.copytree(film, tmp_path/"rec")
+    empty_mask(recording, 3, 0)
+    options = ["--checkpoint", str(tiny_checkpoint), "--no-fit", "--no-turntable", "--no-panels", "--no-viewer"]
+    cli.main(["reconstruct", str(recording), "--frames", "0:2", "--force", "--out", str(tmp_path/"out"), *options])
+    assert folders(tmp_path/"out") == [0, 1]
+    mistakes = {("--device", "gpu"): "there is no device 'gpu'", ("--threads", "-1"): "--threads should be"}
+    for wrong, says in mistakes.items():
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["reconstruct", str(film), "--out", str(tmp_path/"no"), *options, *wrong])
+        said = capsys.readouterr().err
+        assert stop.value.code == 2 and says in said and "Traceback" not in said

@@ -315,3 +315,16 @@ def test_a_killed_run_of_polished_frames_continues_to_the_same_numbers(recording
     sequence = load_sequence(out)
     assert np.allclose(sequence.gaussians(2).means, shown.means)
     assert np.allclose(sequence.gaussians(2).scales, shown.scales, rtol=1e-4)
+
+
+def test_files_of_a_sequence_are_made_of_the_frames_of_the_call(recording, whole, tmp_path):
+    out = shutil.copytree(whole, tmp_path/"out")
+    for frames in (range(3), range(N)):
+        reconstruct(recording, out, frames=frames)
+        assert load_sequence(out).numbers.tolist() == list(frames)
+    assert not (out/"follow.mp4").exists()
+    reconstruct(recording, out, frames=range(N), film=True)
+    assert (out/"follow.mp4").is_file() and (out/"film.mp4").is_file()
+    (out/SEQUENCE).unlink()
+    reconstruct(recording, out, frames=range(N))
+    assert load_sequence(out).numbers.tolist() == list(range(N))

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 import torch
 
+from gslrm_mouse.cameras.domain import CameraDomain
+from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.models import gslrm
-from gslrm_mouse.models.checkpoint import checkpoint_hash, read_card
+from gslrm_mouse.models.checkpoint import ModelCard, checkpoint_hash, read_card, save_checkpoint
 from gslrm_mouse.scenes.dataset import scene_views
+from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.training.batches import BatchStream
 from gslrm_mouse.training.guard import GuardState
 from gslrm_mouse.training.loop import export_run, load_trained, open_run, run_training, train, train_step
@@ -553,3 +556,37 @@ def test_a_resumed_run_still_knows_what_it_started_from(tmp_path, cache):
 def run_and_export(s, out, cache, **options):
     run_training(s, out, cache=cache, **options)
     return export_run(out, n_eval=1)
+
+
+def test_a_run_begun_with_init_resumes_with_its_domain(tmp_path, cache):
+    "Frames of a recording are prepared for the checkpoint that the run began with, before and after an interruption."
+    run_training(tiny(1), tmp_path/"first", cache=cache)
+    network = load_trained(last_checkpoint(tmp_path/"first"))[0]
+    domain = CameraDomain(fov=(30., 30.), distance=(4., 4.), image_size=16)
+    init = save_checkpoint(tmp_path/"init.safetensors", network, ModelCard(network.config, domain, {}))
+    missing = dict(resume_ckpt="nowhere.safetensors", checkpoint_every=2) # is not looked for: --init was given
+    s = tiny(4, checkpointing=missing)
+    run_training(s, tmp_path/"whole", str(init), cache=cache)
+    run_training(s, tmp_path/"resumed", str(init), stop_at=2, cache=cache)
+    assert open_run(s, tmp_path/"resumed", resume=True, cache=cache).domain == domain
+    run_training(s, tmp_path/"resumed", cache=cache, resume=True)
+    assert same(weights(tmp_path/"whole"), weights(tmp_path/"resumed"))
+
+
+def test_a_data_set_for_validation_is_validated_with(tmp_path):
+    recording = write_recording(tmp_path/"rec", 6, seed=4, cams=mouse_rig().resized(96, 85), truth=False)
+    dataset = dict(dataset_path=str(recording), method="mm", num_views=4, num_input_views=3, frames="0:4", val_share=0.)
+    s = tiny(2, dataset=dataset)
+    validation = replace(s.validation, enabled=True, dataset_path=str(recording), val_every=1, n=2)
+    run_training(replace(s, validation=validation), tmp_path/"run", cache=tmp_path/"cache")
+    found = events(tmp_path/"run", "validation")
+    assert [(event["step"], event["moments"]) for event in found] == [(0, 2), (1, 2)]
+    wrong = replace(validation, dataset_path=str(tmp_path/"nowhere"))
+    with pytest.raises(FileNotFoundError, match="^validation.dataset_path"):
+        run_training(replace(s, validation=wrong), tmp_path/"other", cache=tmp_path/"cache")
+    assert not (tmp_path/"other/log.jsonl").exists()
+
+
+def test_a_device_is_written_as_torch_knows_it(tmp_path, cache):
+    with pytest.raises(ValueError, match="there is no device 'gpu'"):
+        run_training(tiny(1), tmp_path/"run", device="gpu", cache=cache)

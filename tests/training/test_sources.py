@@ -1,5 +1,6 @@
 "Stored training frames are made anew when anything that is read of their source has changed."
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -59,3 +60,27 @@ def test_the_content_of_a_video_counts_not_its_size(film, tmp_path):
     (recording/VIDEOS/"1.mp4").write_bytes(data)
     after = dataset_of(recording, tmp_path/"cache")
     assert before.folder != after.folder and before.facts() != after.facts()
+
+
+def settings_of(recording, **dataset):
+    dataset = dict(dataset_path=str(recording), method="mm") | dataset
+    return settings_from(dict(model=dict(image_tokenizer=dict(image_size=32)), training=dict(dataset=dataset)))
+
+
+def test_a_source_for_validation_is_used_whole(film, tmp_path):
+    s = settings_of(film, frames="0:2")
+    source = build_dataset(s, tmp_path/"cache", path=str(film))
+    assert source.held_out(9) == [0, 1, 2, 3]
+    with pytest.raises(FileNotFoundError, match="^validation.dataset_path: "):
+        build_dataset(s, tmp_path/"cache", path=str(tmp_path/"nowhere"))
+    with pytest.raises(FileNotFoundError, match="^training.dataset.dataset_path: "):
+        build_dataset(settings_of(tmp_path/"nowhere"), tmp_path/"cache")
+
+
+def test_held_out_cameras_are_never_trained_on(film, tmp_path):
+    with pytest.raises(ValueError, match="names all 6 cameras"):
+        build_dataset(settings_of(film, heldout_cameras=list(range(6))), tmp_path/"cache")
+    source = build_dataset(settings_of(film, heldout_cameras=[0], val_share=0.), tmp_path/"cache")
+    five = replace(source, prepare=lambda views: source.prepare(views)[1:], folder=tmp_path/"five")
+    assert len(source[0]) == 5
+    with pytest.raises(ValueError, match="it has 4 views where the others have 5"): five[0]

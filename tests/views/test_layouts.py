@@ -1,5 +1,6 @@
 "Folders of other labs: each layout is built with tiny videos, and every camera must get its own video, mask and pose."
 import json
+import shutil
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -18,6 +19,7 @@ from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.doctor.evidence import read_evidence
 from gslrm_mouse.masks.imported import read_coco, read_png
 from gslrm_mouse.masks.make import import_masks
+from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.video import decode_frame, video_info, write_video
 from gslrm_mouse.views.recordings import camera_number, fingerprint_of_source, is_recording, open_moments
 from gslrm_mouse.views.recordings import open_recording, read_views
@@ -307,3 +309,19 @@ def test_every_image_that_a_sample_names_is_part_of_its_fingerprint(tmp_path):
         after = fingerprint_of_source(tmp_path)
         name = f"images/{image.name}"
         assert after[name] != before[name]
+
+
+def test_a_changed_model_below_a_chosen_folder_is_noticed(tmp_path):
+    recording = write_recording(tmp_path/"rec", 2, seed=4, cams=mouse_rig().resized(96, 85), truth=False)
+    project = tmp_path/"project"
+    for mm in (0., 40.):
+        cams = mouse_rig().resized(96, 85)
+        w2c = cams.w2c.clone()
+        w2c[:, 2, 3] += mm
+        shutil.rmtree(project, ignore_errors=True)
+        (project/"sparse").mkdir(parents=True)
+        write_calibration(replace(cams, w2c=w2c), project/"sparse/0")
+        state = fingerprint_of_source(recording, rig_file=project)
+        assert any("sparse/0" in name for name in state)
+        if mm == 0.: before = state
+    assert state != before
