@@ -293,8 +293,8 @@ class ImageProcessor:
     def __call__(self, image:Tensor) -> Tensor: # (H, W, 3) in [0, 1] → (1, 3, crop, crop)
         "The image as an encoder takes it."
         pillow = Image.fromarray((image.cpu()*255).round().byte().numpy())
-        factor = self.edge/min(pillow.size)
-        width, height = (int(side*factor) for side in pillow.size)
+        shorter = min(pillow.size)
+        width, height = (self.edge*side//shorter for side in pillow.size)
         pillow = pillow.resize((width, height), self.resample)
         left, top = (width - self.crop)//2, (height - self.crop)//2
         pillow = pillow.crop((left, top, left + self.crop, top + self.crop))

@@ -132,11 +132,12 @@ def test_the_image_processor_is_that_of_transformers(tmp_path):
                   image_std=list(CLIP_STD), resample=3)
     (tmp_path/"features").mkdir()
     (tmp_path/"features"/"preprocessor_config.json").write_text(json.dumps(config))
-    pixels = np.random.default_rng(2).integers(0, 256, (33, 47, 3), dtype=np.uint8)
-    expected = clip.CLIPImageProcessorPil(**config)(pixels, return_tensors="pt").pixel_values
     processor = load_image_processor(tmp_path, "features", "a model")
-    got = processor(torch.from_numpy(pixels).float()/255)
-    torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+    for height, width in ((33, 47), (77, 77), (154, 200)): # 77*(20/77) is less than 20 in floating point
+        pixels = np.random.default_rng(2).integers(0, 256, (height, width, 3), dtype=np.uint8)
+        expected = clip.CLIPImageProcessorPil(**config)(pixels, return_tensors="pt").pixel_values
+        got = processor(torch.from_numpy(pixels).float()/255)
+        torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
     assert processor == ImageProcessor(20, 16, CLIP_MEAN, CLIP_STD, 3)
 
 
