@@ -9,6 +9,8 @@ VENV   ?= .venv
 BIN     = $(VENV)/bin
 STUDY  ?= study
 export OMP_WAIT_POLICY = PASSIVE
+# The tests start many processes. Where this is set, each of them would compile all modules of torch anew, in 3 s.
+unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .PHONY: setup test lint sync nbtest pytest slow fuzz study docs readme clean

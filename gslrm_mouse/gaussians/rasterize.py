@@ -8,6 +8,7 @@ import math
 import re
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
+import numpy as np
 import torch
 from torch import Tensor
 from ..cameras.pinhole import Cameras
@@ -170,7 +171,7 @@ def render(
     g = gaussians if gaussians.means.dtype in (torch.float32, torch.float64) else gaussians.to(torch.float32)
     K, w2c = cams.K.to(g.means), cams.w2c.to(g.means)
     if w2c.ndim == 2: K, w2c = K[None], w2c[None]
-    lead = torch.broadcast_shapes(g.means.shape[:-2], w2c.shape[:-3])
+    lead = np.broadcast_shapes(g.means.shape[:-2], w2c.shape[:-3]) # torch's own imports sympy
     def expand(x, n): return x.expand(*lead, *x.shape[x.ndim - n:]) # keeps the last `n` dimensions
     image, alpha, _ = rasterization(
         expand(g.means, 2), expand(g.quats, 2), expand(g.scales, 2), expand(g.opacities, 1), expand(g.sh, 3),
