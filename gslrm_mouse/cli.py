@@ -68,7 +68,8 @@ def study(
     # all experiments, all conditions, three seeds: hours; interrupt it at will, the same command continues
     full:bool=False,
     only:str|None=None, # experiments by name, separated by commas; a wrong name lists them
-    seeds:str|None=None, # conditions of these seeds only: 0 or 0,1
+    # conditions of these seeds only: 0 or 0,1; of variety and dependence, whose seeds are scenes, those scenes
+    seeds:str|None=None,
     # measure a recording of yours (any layout the doctor reads); procedural mice when left out
     recording:Path|None=None,
     unit:Unit|None=None, # of the recording's cameras; as their file states or implies when left out
@@ -89,8 +90,9 @@ def study(
     # at any higher resolution
     smooth:bool=True,
     jobs:int=0, # conditions at a time, in processes of their own; 0 = one per core and two at most, one with a GPU
-    device:str="cpu", # cpu, cuda, cuda:1, …
-    threads:int=1, # CPU threads of each
+    # cpu, cuda, cuda:1, … for recipes, zoom and a recording; the other experiments compute on the CPU
+    device:str="cpu",
+    threads:int=1, # CPU threads of each; 0 = as torch decides
 ):
     """Why does the network go white, and what helps? Run the experiments and write a report.
 

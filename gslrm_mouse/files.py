@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
            'read_bytes', 'quoted_path', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml',
-           'check_torch_file', 'atomic_file', 'recover_folder', 'atomic_folder', 'check_free', 'require_empty_folder',
-           'write_atomic', 'read_jsonl']
+           'check_torch_file', 'atomic_file', 'locked_folder', 'recover_folder', 'atomic_folder', 'check_free',
+           'require_empty_folder', 'write_atomic', 'read_jsonl']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -202,6 +202,16 @@ def _locked(folder): # BlockingIOError where another process has the lock, which
 def _in_use(out) -> FileExistsError:
     return FileExistsError(f"{out} is being written by another process; wait until it has ended, "
                            "or choose another folder")
+
+@contextmanager
+def locked_folder(
+    folder, # that exists
+):
+    "Keeps other processes out of a folder that is written piece by piece; FileExistsError where one is writing it."
+    with ExitStack() as stack:
+        try: stack.enter_context(_locked(folder))
+        except BlockingIOError: raise _in_use(folder) from None
+        yield
 
 def recover_folder(
     out:Path, # of a result

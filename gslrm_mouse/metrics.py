@@ -45,7 +45,7 @@ def _window_means(x:Tensor) -> Tensor: # (N, H, W) → (N, H - 10, W - 10)
     return F.conv2d(by_row, window.mT, groups=len(x))[0]
 
 def to_channels_first(images:Tensor) -> Tensor: # (..., H, W, 3) → (N, 3, H, W)
-    return images.flatten(0, -4).movedim(-1, 1)
+    return images.reshape(-1, *images.shape[-3:]).movedim(-1, 1)
 
 def ssim_map(
     image:Tensor, # (..., H, W, 3), values of about [0, 1]

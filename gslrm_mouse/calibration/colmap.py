@@ -72,7 +72,7 @@ class _Image(NamedTuple):
     name:str # of the file
 
 def _lines(data) -> list:
-    lines = data.decode("utf-8", errors="replace").splitlines()
+    lines = data.decode("utf-8-sig", errors="replace").splitlines()
     return [line.strip() for line in lines if not line.lstrip().startswith("#")]
 
 def _text_cameras(data, name) -> dict: # id: intrinsics

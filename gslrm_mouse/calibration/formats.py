@@ -4,6 +4,7 @@
 
 # %% ../../nbs/calibration/06_formats.ipynb #00b51da7
 from __future__ import annotations
+import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -148,11 +149,16 @@ FORMATS = {
 _MAGIC_BYTES = {
     b"\x80": "MAMMAL", b"{": "FaceLift", b"[": "FaceLift", b"MATLAB": "DANNCE", b"\x89HDF": "Pose Splatter"}
 
+def _without_mark(data:bytes) -> bytes:
+    "The bytes without the byte-order mark that programs on Windows write before text."
+    return data.removeprefix(codecs.BOM_UTF8)
+
 def _matching_format(data:bytes) -> str|None:
     return next((name for name, f in FORMATS.items() if f.matches(data)), None)
 
 def detect_format(data:bytes) -> str|None:
     "The name of the format which the bytes are in, or begin like; None where there is none."
+    data = _without_mark(data)
     start = data.lstrip()
     begins_like = next((name for magic, name in _MAGIC_BYTES.items() if start.startswith(magic)), None)
     return _matching_format(data) or begins_like
@@ -161,7 +167,7 @@ def _read_file(path, width, height, unit) -> Rig:
     is_part_of_model = path.stem in ("cameras", "images") and path.suffix in (".txt", ".bin")
     if is_part_of_model and is_colmap(path.parent): return read_colmap(path.parent, width, height, unit)
     if path.name in EASYMOCAP_FILES and path.is_file(): return read_easymocap(path.parent, width, height, unit)
-    data = read_bytes(path)
+    data = _without_mark(read_bytes(path))
     name = detect_format(data)
     if name is None:
         raise ValueError(f"{path}: none of the known formats ({', '.join(FORMATS)}), it begins with {data[:12]!r}")
@@ -187,7 +193,7 @@ def _rig_format(path) -> str|None:
         data = f.read(64)
         is_video = data[4:8] == b"ftyp" or data.startswith((b"RIFF", b"\x1aE\xdf\xa3")) # mp4 and mov, avi, mkv
         if not is_video: data += f.read(_SEARCHED_BYTES)
-    name = _matching_format(data)
+    name = _matching_format(_without_mark(data))
     if name == "DANNCE" and not _is_dannce_rig(data): return None
     if name == "Pose Splatter" and b"camera_parameters" not in data: return None
     return name
@@ -211,7 +217,7 @@ def _groups(folder:Path, files:dict) -> list: # of (function that reads them, pa
     return [(FORMATS[name].read_files, paths) for name, paths in groups.items() if len(paths) > 1]
 
 def _read_files(read, paths, name, width, height, unit) -> Rig:
-    return read({path.name: read_bytes(path) for path in paths}, name, width, height, unit)
+    return read({path.name: _without_mark(read_bytes(path)) for path in paths}, name, width, height, unit)
 
 def find_rigs(folder) -> dict: # name: function of (width, height, unit) which reads it
     "The rigs in a folder: sparse models, single files, and files of one camera each taken together."

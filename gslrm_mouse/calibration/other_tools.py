@@ -168,7 +168,8 @@ def is_kalibr(data:bytes) -> bool:
     "Whether the bytes are a chain of cameras of Kalibr."
     if data.lstrip()[:1] in (b"{", b"[", b"<", b"\x80"): return False
     text = data[:2**20]
-    keys = rb"(?m)^cam\d+[ \t]*:[ \t]*$", rb"(?m)^[ \t]+intrinsics[ \t]*:", rb"(?m)^[ \t]+distortion_model[ \t]*:"
+    camera = rb"(?m)^cam\d+[ \t]*:[ \t]*(?:#.*)?\r?$"
+    keys = camera, rb"(?m)^[ \t]+intrinsics[ \t]*:", rb"(?m)^[ \t]+distortion_model[ \t]*:"
     return all(re.search(key, text) for key in keys)
 
 def _rigid(x, where, what) -> np.ndarray: # (4, 4)

@@ -295,12 +295,17 @@ def given_sizes(
     n:int, # cameras
     name, # of the file, for messages
 ) -> list: # of n (width, height), None where nothing is stated
-    "What the user states of each camera's image; ValueError for another number of sizes than cameras."
+    "What the user states of each camera's image; ValueError for another number of sizes than cameras, or for no size."
     columns = [[x]*n if np.ndim(x) == 0 else list(x) for x in (width, height)]
     for column in columns:
         if len(column) == n: continue
         raise ValueError(f"{name}: it holds {n} camera{'s'*(n != 1)}, and the sizes of {len(column)} images were given")
-    return list(zip(*columns))
+    sizes = [tuple(map(_pixel_count, size)) for size in zip(*columns)]
+    for size in sizes:
+        stated = [x for x in size if x is not None]
+        if all(map(_is_pixel_count, stated)): continue
+        raise ValueError(f"{name}: width and height should be whole numbers of pixels, found {str(size)[:60]}")
+    return sizes
 
 def _image_sizes(stored, given, name) -> list: # of (width, height)
     "The size of each stored image: from the file, or as given; ValueError where they differ or neither is known."
@@ -430,7 +435,8 @@ def rig_to_cameras(
                          size=sizes[i], name=names[i] if names else None) for i in range(len(K))]
 
 # %% ../../nbs/calibration/00_rig.ipynb #5f822bfc
-_UNIT_DISTANCES = {"millimetres": ("mm", 20., 20000.), "model units": ("model", 1., 10.)} # shortest, longest
+_SHORTEST_MM = 20. # nearer than this, the numbers are no millimetres
+_UNIT_DISTANCES = {"millimetres": ("mm", _SHORTEST_MM, 20000.), "model units": ("model", 1., 10.)} # shortest, longest
 _METRES = .05, 1. # a lab's rig this far from its aim was measured in metres
 _DOUBTFUL = 200. # a rig in millimetres is seldom nearer; one in centimetres may be
 
@@ -488,7 +494,8 @@ def assign_unit(
     if world == "model":
         reason = f"{tool} has no unit: model units; state unit= if its world was scaled to a length"
         return replace(rig, unit="model", reason=reason)
-    if world == "m" and distance < _UNIT_DISTANCES["millimetres"][1]:
+    could_be_metres = distance < _SHORTEST_MM
+    if world == "m" and could_be_metres:
         return _converted(rig, "m", f"{tool} writes metres, median distance to {what} {distance:.3g}")
     try: unit, reason = infer_unit(rig)
     except ValueError as e: unit, reason = None, str(e)

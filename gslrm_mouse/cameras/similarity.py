@@ -65,7 +65,7 @@ def fit_similarity(
     x_mean, y_mean = x.mean(0), y.mean(0)
     dx, dy = x - x_mean, y - y_mean
     U, S, Vh = torch.linalg.svd(dy.T @ dx/len(x))
-    if len(x) < 3 or S[1] < 1e-9*S[0]:
+    if len(x) < 3 or S[1] <= 1e-9*S[0]:
         raise ValueError(f"a similarity needs three points off one line, got {len(x)} points")
     sign = torch.ones_like(S)
     sign[2] = torch.sign(torch.linalg.det(U @ Vh))

@@ -9,13 +9,14 @@ import json
 import math
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from ..files import read_jsonl
+from ..stats import ENOUGH
 
 # %% auto #0
-__all__ = ['VERDICTS', 'Arm', 'load_results', 'append_result', 'cached_records', 'Finding', 'Experiment', 'select_finished',
-           'stored']
+__all__ = ['VERDICTS', 'Arm', 'load_results', 'append_result', 'cached_records', 'Finding', 'open_if_few', 'Experiment',
+           'select_finished', 'stored']
 
 # %% ../../nbs/experiments/00_base.ipynb #75d11e60
 @dataclass(frozen=True)
@@ -88,6 +89,15 @@ class Finding:
     verdict:str # of `VERDICTS`
     why:str
 
+def open_if_few(
+    findings:list[Finding],
+    n:int, # independent units that were measured
+    units:str="mice",
+) -> list[Finding]:
+    "The findings as they are, or without a verdict where they rest on fewer than `ENOUGH` units."
+    if n >= ENOUGH: return findings
+    return [f if f.verdict == "open" else replace(f, verdict="open", why=f"too few {units}") for f in findings]
+
 @dataclass(frozen=True)
 class Experiment:
     "A question, and how it is answered."
@@ -99,12 +109,12 @@ class Experiment:
     findings:object # finished arms → list[Finding]
     table:object = None # finished arms → `Table`; the report makes a plain one when None
 
-def select_finished(e:Experiment, path, arms:list) -> list[dict]:
-    "Those of an experiment's conditions that the file has, in the order of `arms`."
+def select_finished(path, arms:list) -> list[dict]:
+    "Those of the conditions `arms` that the file has, in their order."
     finished = {x["key"]: x for x in load_results(path)}
     return [finished[arm.key] for arm in arms if arm.key in finished]
 
 def stored(e:Experiment, path, checkpoint) -> list[dict]:
     "An experiment's finished conditions: of the full study where the file has any, else of the quick one."
-    of_full_study = select_finished(e, path, e.arms(True, checkpoint))
-    return of_full_study or select_finished(e, path, e.arms(False, checkpoint))
+    of_full_study = select_finished(path, e.arms(True, checkpoint))
+    return of_full_study or select_finished(path, e.arms(False, checkpoint))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from ..evaluation.scoring import rig_and_novel_views, score_cloud, score_cloud_in
-from .base import Arm, Experiment, Finding
+from .base import Arm, Experiment, Finding, open_if_few
 from .plan import Plan, chosen_frames, is_one_animal, recorded_frames, recording_settings
 from .plan import records_of
 from .recipes import RECIPE_DESCRIPTIONS
@@ -163,7 +163,7 @@ def control_findings(done) -> list[Finding]:
     consistent = [method for method in summary if held[method][0] > best - .05]
     is_worse = best - held["pixel_based"][0] > .05
     millimetres = summary["mm"].get(("novel", "iou"), held["mm"])
-    return [
+    findings = [
         Finding(
             claim="Pixel-based preprocessing makes the data fit the camera",
             measured="directly optimised Gaussians explain the held-out view with IoU "
@@ -180,6 +180,7 @@ def control_findings(done) -> list[Finding]:
             verdict="answered",
             why="millimetres are good data that this network cannot read; overwritten intrinsics and copied cameras "
                 "are bad data" if "mm" in consistent else "see the table")]
+    return open_if_few(findings, held["exact"].n)
 
 def recording_control_findings(done) -> list[Finding]:
     "Whether a recording's images and cameras agree."

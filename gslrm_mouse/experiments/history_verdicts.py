@@ -11,7 +11,7 @@ from .history import change, condition_names, condition_settings, conditions_wit
 from .history import gradient_shares_of, history_a_arms, history_b_arms, history_run
 from .history import per_mouse, trajectory
 from .history_plots import history_a_plot, history_b_plot
-from ..stats import ci_text, mean_ci, signed_ci
+from ..stats import ENOUGH, Interval, ci_text, mean_ci, signed_ci
 
 # %% auto #0
 __all__ = ['HISTORY_A_EXPERIMENT', 'HISTORY_B_EXPERIMENT', 'history_a_findings', 'history_b_findings']
@@ -53,22 +53,28 @@ def _white_from_the_start(done, millimetres):
         verdict=verdict,
         why=why)
 
+def _blame_of_format(
+    gain:Interval, # of IoU, by one similarity transform in place of millimetres
+    white:float, # share of the foreground that is rendered white after it
+) -> tuple[str, str]: # verdict on the claim that the intrinsics made it white, why
+    if gain.n < ENOUGH: return "open", "too few mice"
+    if gain.low > .2 and white < .5: return "not reproduced", "the unit did"
+    if gain.low > 0: return "partly", "the unit has a part in it"
+    if gain.high < 0: return "reproduced", "the unit did not: without millimetres the IoU is lower"
+    return "open", "the interval of the difference that the unit makes includes zero"
+
 def _unit_or_intrinsics(done, millimetres, similarity, exact):
     in_mm, in_unit, in_exact = (
         per_mouse(done, name, "novel", "iou", 1) for name in (millimetres, similarity, exact))
     blank = per_mouse(done, similarity, "novel", "blank", 1)
-    at_least = mean_ci(in_unit - in_mm).low # nan for a single mouse
-    if math.isnan(at_least): verdict = "open"
-    elif at_least > .2 and blank.mean() < .5: verdict = "not reproduced"
-    elif at_least > 0: verdict = "partly"
-    else: verdict = "reproduced"
+    verdict, why = _blame_of_format(mean_ci(in_unit - in_mm), blank.mean())
     return Finding(
         claim="The camera format, focal lengths 725 and 820 and the principal point, made it white",
         measured=f"the same pixels and the same intrinsics under a single global similarity transform: "
                  f"IoU {ci_text(in_unit, 2)} instead of {ci_text(in_mm, 2)} at step 1, {blank.mean():.0%} of the "
                  f"foreground rendered white; with the exact camera {ci_text(in_exact, 2)}",
         verdict=verdict,
-        why=f"the unit did; what is left between these intrinsics and the exact camera is "
+        why=f"{why}; what is left between these intrinsics and the exact camera is "
             f"{ci_text(in_exact - in_unit, 2)} of IoU")
 
 def _effect_of_training(done, lr, kinds):
@@ -234,25 +240,38 @@ def _which_cause(done):
     return Finding(claim=claim, measured=measured, verdict="answered", why=why)
 
 # %% ../../nbs/experiments/10_history_verdicts.ipynb #de6760c1
+def _largest_norm(trace): # infinite where a norm is not finite, which is stored as None
+    return math.inf if None in trace["norm"] else max(trace["norm"])
+
+def _over_median(trace): # of such a run the median is not finite, either
+    largest = _largest_norm(trace)
+    return largest/trace["median"] if math.isfinite(largest) else math.inf
+
+def _norm_text(largest, over_median):
+    if math.isinf(largest): return "not finite"
+    return f"at most {largest:.2g}, {over_median:.0f} times its median"
+
 def _gradients_explode(done, names):
     traces = {name: _traces(done, name) for name in names}
     n_skipped = sum(len(trace["skipped"]) for of_name in traces.values() for trace in of_name)
-    largest = {name: max(max(trace["norm"]) for trace in traces[name]) for name in names}
-    over_median = {name: max(max(trace["norm"])/trace["median"] for trace in traces[name]) for name in names}
+    largest = {name: max(map(_largest_norm, traces[name])) for name in names}
+    over_median = {name: max(map(_over_median, traces[name])) for name in names}
     by_ratio = sorted(names, key=lambda name: -over_median[name])
-    top = [f"{name} at most {largest[name]:.2g}, {over_median[name]:.0f} times its median" for name in by_ratio[:3]]
+    top = [f"{name} {_norm_text(largest[name], over_median[name])}" for name in by_ratio[:3]]
     worst = by_ratio[0]
-    if n_skipped: verdict = "reproduced"
+    if n_skipped or math.isinf(over_median[worst]): verdict = "reproduced"
     elif over_median[worst] > 20: verdict = "partly"
     else: verdict = "not reproduced"
     by_module = _shares_text(gradient_shares_of(done, worst, -1, "modules"))
     by_parameter = _shares_text(gradient_shares_of(done, worst))
-    why = (f"at the end of {worst} the squared gradient lies in {by_module}; within the decoder of the pixels: "
-           f"{by_parameter}")
+    why = f"at the end of {worst} no share of the gradient was recorded"
+    if by_module:
+        why = (f"at the end of {worst} the squared gradient lies in {by_module}; within the decoder of the pixels: "
+               f"{by_parameter}")
     verdict, why = _if_long_enough(done, names, verdict, why)
     return Finding(
         claim="Gradient norms explode: 716, 876, 2808 against a threshold of 200",
-        measured=f"of {len(names)} conditions, those with the largest gradient norms: {'; '.join(top)}; "
+        measured=f"of {len(names)} conditions, those with the largest norms over their median: {'; '.join(top)}; "
                  f"{n_skipped} skipped steps",
         verdict=verdict,
         why=why)

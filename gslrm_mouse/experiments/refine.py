@@ -11,7 +11,7 @@ import numpy as np
 from ..cameras.domain import CameraDomain
 from ..cameras.presets import novel_cameras
 from ..evaluation.scoring import rig_and_novel_views, score_cloud
-from .base import Arm, Experiment, Finding
+from .base import Arm, Experiment, Finding, open_if_few
 from .plan import arm_settings, records_of
 from ..gaussians.rasterize import render
 from ..models.checkpoint import load_checkpoint
@@ -101,22 +101,26 @@ def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
 
 # %% ../../nbs/experiments/14_refine.ipynb #800f03cf
 def by_rig(done:list[dict]) -> dict: # (number of cameras, cloud): {score: (mice,)}
-    "Scores mouse by mouse, dB and IoU."
+    "Scores mouse by mouse, dB and IoU, and the number of Gaussians."
     scores = {}
     for record in records_of(done, "iou"):
         row = scores.setdefault((record["cameras"], record["cloud"]), {})
-        for name in ("iou", "psnr", "psnr_white", "psnr_fg"): row.setdefault(name, []).append(record[name])
+        for name in ("iou", "psnr", "psnr_white", "psnr_fg", "n_gaussians"):
+            row.setdefault(name, []).append(record[name])
     return {key: {name: np.array(values) for name, values in row.items()} for key, row in scores.items()}
 
+def _mean_number(scores) -> str: return f"{scores['n_gaussians'].mean():.0f}"
+
 def refine_table(done:list[dict]) -> Table:
-    "Scores of each reconstruction for each number of cameras."
+    "Scores of each reconstruction for each number of cameras, with its mean number of Gaussians."
     rows = []
     for (n_cameras, cloud), scores in by_rig(done).items():
         iou = scores["iou"]
         psnr, white, foreground = (f"{scores[k].mean():.2f}" for k in ("psnr", "psnr_white", "psnr_fg"))
-        rows.append([n_cameras, cloud, ci_text(iou), f"{psnr} ({white})", foreground])
-    return Table(
-        ["cameras", "Gaussians", "novel IoU", "PSNR [dB] (white image)", "foreground PSNR [dB]"], rows)
+        rows.append([n_cameras, cloud, _mean_number(scores), ci_text(iou), f"{psnr} ({white})", foreground])
+    head = ["cameras", "Gaussians", "mean number of Gaussians", "novel IoU", "PSNR [dB] (white image)",
+            "foreground PSNR [dB]"]
+    return Table(head, rows)
 
 # %% ../../nbs/experiments/14_refine.ipynb #75ff2dd1
 def _plot_score(ax, scores, key, label):
@@ -181,17 +185,23 @@ def refine_findings(done:list[dict]) -> list[Finding]:
         verdict="answered",
         why=f"by IoU, optimising the network's Gaussians on its own input views is {optimised}")
 
+    def with_number(n, cloud):
+        overlap, foreground = scores[n, cloud]["iou"].mean(), scores[n, cloud]["psnr_fg"].mean()
+        return f"{overlap:.2f} ({foreground:.1f} dB, {_mean_number(scores[n, cloud])} Gaussians)"
+
     gains = {n: gain(n, from_network, from_nothing) for n in rigs}
+    has_equal_numbers = not any(gain(n, from_network, from_nothing, "n_gaussians").any() for n in rigs)
     foreground = gain(rigs[0], from_network, from_nothing, "psnr_fg")
+    numbers = "" if has_equal_numbers else "; the two also differ in the number of their Gaussians"
     start = Finding(
         claim="Is the network needed at all, once one optimises per scene? (not in the original report)",
-        measured="novel IoU (foreground PSNR): " + "; ".join(
-            f"{n} cameras, from the visual hull {level(n, from_nothing)}, from the network {level(n, from_network)}, "
-            f"{signed_ci(gains[n], 3)}" for n in rigs),
+        measured="novel IoU (foreground PSNR, mean number of Gaussians): " + "; ".join(
+            f"{n} cameras, from the visual hull {with_number(n, from_nothing)}, from the network "
+            f"{with_number(n, from_network)}, {signed_ci(gains[n], 3)}" for n in rigs),
         verdict="answered",
         why=f"by IoU, starting from the network's Gaussians is {_compared(gains)}; by foreground PSNR it is "
-            f"{_compared({rigs[0]: foreground})} ({signed_ci(foreground, 1, ' dB')})")
-    return [optimisation, start]
+            f"{_compared({rigs[0]: foreground})} ({signed_ci(foreground, 1, ' dB')}){numbers}")
+    return open_if_few([optimisation, start], len(foreground))
 
 REFINE_EXPERIMENT = Experiment(
     name="refine",

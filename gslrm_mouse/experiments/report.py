@@ -17,8 +17,8 @@ from markupsafe import Markup
 from PIL import Image
 from .plan import Plan, records_of
 from .registry import EXPERIMENTS, OTHER_FINDINGS, experiment_title
-from .runner import Section, collect_section, count_text, duration_text, own_folder
-from .runner import planned_arms, run_arms, stored_parts
+from .runner import Section, check_jobs, collect_section, count_text, duration_text
+from .runner import own_folder, planned_arms, run_arms, stored_parts
 from ..files import atomic_folder
 from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
 from ..reconstruction.viewer import example_reconstruction, has_viser, still_image, write_example
@@ -423,7 +423,7 @@ def study(
     cache=None, # folder of training runs and images; `out`/cache when None
     *,
     jobs:int=1, # conditions at a time
-    threads:int=1, # CPU threads of each
+    threads:int=1, # CPU threads of each; torch's number when 0
     command:str="", # recorded in the report
     known:dict=None, # see `experiments`
     say=print, # called with a line for each condition
@@ -435,6 +435,7 @@ def study(
     begun = time.perf_counter()
     card = read_card(plan.checkpoint)
     planned_arms(plan, cache, known) # raises before anything is written
+    check_jobs(jobs)
     out.mkdir(parents=True, exist_ok=True)
     _mark(out, dict(command=command), finished=False)
 
@@ -447,12 +448,13 @@ def study(
 
     n_done, n_planned = sum(len(s.done) for s in sections), sum(s.asked for s in sections)
     steps, size = card.training.get("steps", "?"), card.config.image_size
+    of_each = count_text(threads, "thread") if threads else "torch's number of threads"
     facts = dict(
         command=f"`{command}`",
         checkpoint=f"{Path(plan.checkpoint).name}, hash {current}, {steps} training steps, {size} px",
         arms=f"{n_done} of {n_planned}, {len(failed)} failed",
         time=f"{duration_text(time.perf_counter() - begun)} for this call, {_computing(sections)} of computing in all, "
-             f"{jobs} at a time, {count_text(threads, 'thread')} each",
+             f"{jobs} at a time, {of_each} each",
         results="JSON lines, a condition each; `results.jsonl` has one record per line",
         torch=torch.__version__)
     extra = () if plan.recording else OTHER_FINDINGS
@@ -495,8 +497,10 @@ def report_from(
         checkpoint=f"{path.name}, hash {current}",
         results="stored ones; nothing was run for this page",
         arms=f"{sum(len(s.done) for s in sections)}, {_computing(sections)} of computing")
+    of_recording = all(_is_recording(s) for s in sections if s.done)
+    extra = () if of_recording else OTHER_FINDINGS
     absent = {s.experiment.name: s.command for s in sections if not s.done and not _is_recording(s)}
-    write_report(out, sections, facts, absent=absent, extra=OTHER_FINDINGS)
+    write_report(out, sections, facts, absent={} if of_recording else absent, extra=extra)
     _mark(out, facts)
     return sections
 

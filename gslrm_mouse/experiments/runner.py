@@ -6,7 +6,6 @@
 from __future__ import annotations
 import os
 import signal
-import threading
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -21,14 +20,25 @@ from .base import Arm, Experiment, append_result, load_results
 from .plan import Plan
 from .registry import EXPERIMENTS, RECORDING_EXPERIMENTS, experiment_title, experiments
 from ..models.checkpoint import checkpoint_hash
+from ..threads import Interrupts
 
 # %% auto #0
-__all__ = ['planned_arms', 'duration_text', 'count_text', 'run_arms', 'Section', 'collect_section', 'stored_parts', 'own_folder']
+__all__ = ['planned_arms', 'duration_text', 'count_text', 'check_jobs', 'run_arms', 'Section', 'collect_section', 'stored_parts',
+           'own_folder']
 
 # %% ../../nbs/experiments/16_runner.ipynb #4d3d00d5
+def _check_named(plan, planned):
+    "ValueError where an experiment that was asked for by name has no condition."
+    for name, (experiment, arms) in zip(plan.only, planned):
+        if arms: continue
+        of_full_study = experiment.arms(True, plan.checkpoint)
+        if of_full_study: raise ValueError(f"{name} is part of the full study only; add --full")
+        raise ValueError(f"{name} has no condition, not even in the full study")
+
 def planned_arms(plan:Plan, cache=None, known:dict=None) -> list[tuple]: # (Experiment, its conditions)
-    "Every experiment of a plan with its conditions; ValueError where no condition has one of the seeds."
+    "Every experiment of a plan with its conditions; ValueError where a named one has none, or none has the seeds."
     planned = [(e, e.arms(plan.full, plan.checkpoint)) for e in experiments(plan, cache, known)]
+    _check_named(plan, planned)
     if not plan.seeds: return planned
     seeds = sorted({arm.seed for _, arms in planned for arm in arms})
     if not set(plan.seeds) & set(seeds):
@@ -74,7 +84,7 @@ def _without_bars():
 
 # %% ../../nbs/experiments/16_runner.ipynb #fc78c2c4
 def _run_one(plan, name, arm, cache, known, threads) -> tuple: # records, seconds
-    torch.set_num_threads(threads)
+    if threads: torch.set_num_threads(threads)
     experiment = next(e for e in experiments(plan, cache, known) if e.name == name)
     begun = time.perf_counter()
     with _without_bars(): records = experiment.run(arm, plan.checkpoint, Path(cache))
@@ -113,39 +123,22 @@ def _interrupts_held_back():
     try: yield
     finally: signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
-class _Interrupts:
-    """Remembers Ctrl-C inside the block.
-
-    A library may replace the `KeyboardInterrupt` by an error of its own, which would be taken for a condition that
-    failed: torch raises ValueError where it comes while an element of a storage is read, as safetensors' files are.
-    """
-    def __enter__(self) -> _Interrupts:
-        self.has_come = False
-        is_main = threading.current_thread() is threading.main_thread() # others cannot handle signals
-        self.handler = signal.getsignal(signal.SIGINT) if is_main else None
-        if callable(self.handler):
-            signal.signal(signal.SIGINT, self._remember)
-        return self
-
-    def _remember(self, number, frame):
-        self.has_come = True
-        self.handler(number, frame)
-
-    def __exit__(self, *error):
-        if callable(self.handler):
-            signal.signal(signal.SIGINT, self.handler)
+def check_jobs(jobs:int):
+    "ValueError where less than one condition at a time is asked for."
+    if jobs < 1: raise ValueError(f"jobs is {jobs}; the number of conditions at a time should be 1 or more")
 
 def run_arms(
     plan:Plan,
     results, # folder: a file of JSON lines for each experiment
     cache, # folder: training runs and images
     jobs:int=1, # conditions at a time
-    threads:int=1, # CPU threads of each
+    threads:int=1, # CPU threads of each; torch's number when 0
     *,
     known:dict=None, # see `experiments`
     say=print, # called with a line for each condition
 ) -> list[tuple]: # (experiment, condition, traceback) of those that failed
     "Run the conditions that are not stored yet."
+    check_jobs(jobs)
     results = Path(results)
     planned = [(e.name, arm) for e, arms in planned_arms(plan, cache, known) for arm in arms]
     names = {name for name, _ in planned}
@@ -156,7 +149,7 @@ def run_arms(
         f"{len(planned) - len(todo)} of them stored; {at_a_time} at a time")
     if not todo: return []
     progress, failed = _Progress(len(todo), say), []
-    with _Interrupts() as interrupts, closing(_outcomes(todo, jobs, plan, cache, known, threads)) as outcomes:
+    with Interrupts() as interrupts, closing(_outcomes(todo, jobs, plan, cache, known, threads)) as outcomes:
         for name, arm, result in outcomes:
             try:
                 records, seconds = result()
@@ -211,28 +204,36 @@ def _stored_section(name, results, checkpoint, known) -> Section: # of an experi
     option = "--full " if keys == full else ""
     return collect_section(e, path, keys, checkpoint_hash(checkpoint), f"gslrm_mouse study {option}--only {name}")
 
+def _common_settings(line) -> dict:
+    "The settings that the conditions of one recording have in common: all but the frame."
+    return {name: value for name, value in line["settings"].items() if name not in ("frame", "scene")}
+
 def _recorded_section(name, results, checkpoint, recorded) -> Section: # of an experiment on a recording
     e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]
     path = Path(results)/f"{e.name}.jsonl"
     lines = load_results(path, checkpoint=checkpoint_hash(checkpoint))
-    last = lines[-1]["settings"] if lines else dict(recording=None, called="")
-    keys = [line["key"] for line in lines if line["settings"]["recording"] == last["recording"]]
+    last = _common_settings(lines[-1]) if lines else dict(called="")
+    keys = [line["key"] for line in lines if _common_settings(line) == last]
     command = f"gslrm_mouse study --recording {last['called']} --only {name}"
     return collect_section(e, path, keys, checkpoint_hash(checkpoint), command)
 
 def stored_parts(
     results, # folder of JSON lines
     checkpoint, # whose conditions are shown
-    only=(), # names of experiments; all, and those of recordings, when empty
+    only=(), # names of experiments, on procedural mice and on a recording; all when empty
     known:dict=None, # see `experiments`
     recorded:dict=None, # the same for recordings
 ) -> list[Section]:
-    "A section for every experiment, with what a folder has of it."
+    "A section for every experiment, with what a folder has of it; ValueError for an unknown name."
     known = known or EXPERIMENTS
     recorded = RECORDING_EXPERIMENTS if recorded is None else recorded
-    sections = [_stored_section(name, results, checkpoint, known) for name in only or known]
-    if only: return sections
-    return sections + [_recorded_section(name, results, checkpoint, recorded) for name in recorded]
+    every = known | recorded
+    for name in only:
+        if name not in every: raise ValueError(f"there is no experiment {name!r}; there are {', '.join(every)}")
+    on_mice = [name for name in only or known if name in known]
+    on_recordings = [name for name in only or recorded if name in recorded]
+    sections = [_stored_section(name, results, checkpoint, known) for name in on_mice]
+    return sections + [_recorded_section(name, results, checkpoint, recorded) for name in on_recordings]
 
 # %% ../../nbs/experiments/16_runner.ipynb #9121e8b8
 def own_folder(out) -> Path:

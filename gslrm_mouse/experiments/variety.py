@@ -11,7 +11,7 @@ import torch
 from ..cameras.similarity import IDENTITY
 from ..evaluation.scoring import score_cloud
 from ..evaluation.sensitivity import PERTURBATIONS, Trial, trial
-from .base import Arm, Experiment, Finding
+from .base import Arm, Experiment, Finding, open_if_few
 from .plan import arm_settings
 from ..models.checkpoint import load_checkpoint, shipped_checkpoint
 from ..plotting import save_figure
@@ -19,7 +19,7 @@ from ..preprocess.silhouettes import ModelInput
 from ..reconstruction.prediction import predict, training_blur
 from ..scenes.dataset import HELD_OUT, VarietySettings, scene_views
 from ..scenes.tracer import raytrace
-from ..stats import Interval, Table, mean_ci, signed_ci
+from ..stats import ENOUGH, Interval, Table, mean_ci, signed_ci
 
 # %% auto #0
 __all__ = ['NETWORKS', 'PAIRS', 'POINTS', 'WAYS', 'VARIED', 'VARIETY_EXPERIMENT', 'missing_networks', 'score_ways',
@@ -202,7 +202,7 @@ def variety_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e515
 def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the claim, why
     "Whether a loss belongs to the rays, which both networks have, or to the training set."
-    if min(one.n, many.n) < 4: return "open", "too few scenes"
+    if min(one.n, many.n) < ENOUGH: return "open", "too few scenes"
     remains = many.mean/one.mean if one.mean > 0 else np.nan
     share = f"with the same rays, architecture and number of steps, {remains:.0%} of the loss remains after training " \
             "with varied cameras"
@@ -312,7 +312,9 @@ def _relative_finding(done) -> Finding:
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"
     done = paired(done)
-    return [_format_finding(done), _price_finding(done), _contradiction_finding(done), _relative_finding(done)]
+    of_both = [_format_finding(done), _price_finding(done), _contradiction_finding(done)]
+    n_both, n_small = (len(_scenes_of(done, pair[0])) for pair in PAIRS)
+    return [*open_if_few(of_both, n_both, "scenes"), *open_if_few([_relative_finding(done)], n_small, "scenes")]
 
 VARIETY_EXPERIMENT = Experiment(
     name="variety",

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 import numpy as np
 from ..evaluation.scoring import rig_and_novel_views, zero_shot
-from .base import Arm, Experiment, Finding
+from .base import Arm, Experiment, Finding, open_if_few
 from .plan import Plan, arm_settings, chosen_frames, recorded_frames, recording_settings
 from .plan import is_one_animal, records_of
 from ..models.checkpoint import load_checkpoint
@@ -118,7 +118,7 @@ def zoom_findings(done) -> list[Finding]:
     if exact[0] > .4: solution = "partly" # a mouse, with parts missing
     if exact[0] > .8: solution = "reproduced" # a silhouette that is nearly right
     pixel_based_as_white = abs(white_pixel_based - 14) < 2.5 # a white image scores the same: 14 dB show no mouse
-    return [
+    findings = [
         Finding(
             claim="How good is zero-shot on pixel-based data? (open in the original report)",
             measured=f"novel IoU {ci_text(as_was, 2)} as the data set was, with a flattering {own_input:.2f} on its "
@@ -140,6 +140,7 @@ def zoom_findings(done) -> list[Finding]:
                      "sample-uniform ones",
             verdict="not reproduced" if pixel_based_as_white else "partly",
             why="so the number says nothing without the white-image baseline beside it")]
+    return open_if_few(findings, exact.n)
 
 def recording_zoom_findings(done) -> list[Finding]:
     "What should stay canonical for a recording."

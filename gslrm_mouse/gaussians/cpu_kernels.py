@@ -869,8 +869,9 @@ def _check_inputs(means, tensors, st):
     dtypes = {str(x.dtype) for x in tensors}
     if len(dtypes) > 1 or means.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"rasterize needs tensors all of float32 or all of float64, not {sorted(dtypes)}.")
-    if max(st.width, st.height) > TILE*2**15:
-        raise ValueError(f"rasterize takes images of at most {TILE*2**15} pixels a side, not {st.width} × {st.height}.")
+    most = TILE*(2**15 - 1) # boxes hold the end tile, int16
+    if max(st.width, st.height) > most:
+        raise ValueError(f"rasterize takes images of at most {most} pixels a side, not {st.width} × {st.height}.")
     if means.shape[1] >= 2**24:
         raise ValueError(f"rasterize takes fewer than 2^24 Gaussians, not {means.shape[1]}.")
 

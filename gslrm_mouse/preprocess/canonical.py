@@ -98,6 +98,11 @@ def _resample(views, virtual) -> tuple: # images, alpha
     H = rotation_homography(views.cameras, virtual)
     return warp_views(views, H, virtual.width, virtual.height)
 
+def _magnified(virtual, z) -> Cameras: # z: (V,), or () for all
+    K = virtual.K.clone()
+    K[:, :2, :2] *= z.view(-1, 1, 1)
+    return replace(virtual, K=K)
+
 def _project_silhouette(alpha, to_virtual) -> Tensor: # (N, 3) homogeneous pixels of the virtual image
     yx = (alpha > .5).nonzero().double() + .5
     return torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
@@ -127,14 +132,20 @@ def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale 
     scale, z = 1., torch.ones_like(distances)
     if choose == "equal_distances": z = distances/distances.mean()
     if choose not in ("size", "coverage", "zoom"): return scale, z
-    _, alpha = _resample(views, virtual)
+    whole = _tight_zooms(views, virtual, 0.).min().clamp(max=1.) # magnification at which no silhouette is cut
+    _, alpha = _resample(views, _magnified(virtual, whole))
     if zoom is None and not (alpha > .5).any():
         raise ValueError(f"choose={choose!r} needs the size of the object, and at {virtual.width} px no pixel of the "
                          "image shows more object than background; pass a larger size, or choose='distance'")
     if choose == "size":
         shown = visible_width(domain.mean_fov, domain.mean_distance)
-        scale = domain_size(domain)/shown/_relative_size(alpha)
-    else: z = z*(zoom or _zoom_to(sum(domain.coverage)/2, alpha, virtual.width))
+        scale = domain_size(domain)/shown/(_relative_size(alpha)/whole.item())
+    elif zoom: z = z*zoom
+    else:
+        zoom = whole*_zoom_to(sum(domain.coverage)/2, alpha, virtual.width)
+        # a silhouette that reaches the border already may have parts that are too thin to count in `alpha`
+        if whole < 1: zoom = min(zoom, whole)
+        z = z*zoom
     return scale, z
 
 # %% ../../nbs/preprocess/05_canonical.ipynb #0b4ba832
@@ -181,9 +192,7 @@ def canonicalize(
     distances = (views.cameras.centers.double() - center).norm(dim=-1)
     if choose == "object": scale, z = _tight_factors(views, virtual, distances, domain, cut)
     else: scale, z = _factors(views, virtual, distances, domain, choose, zoom)
-    K = virtual.K.clone()
-    K[:, :2, :2] *= z[:, None, None] # the pixels are resampled to this K
-    virtual = replace(virtual, K=K)
+    virtual = _magnified(virtual, z) # the pixels are resampled to this K
     images, alpha = _resample(views, virtual)
 
     turn = Similarity() if up is None else upright(up) # `up` levels the images above, and here the world
@@ -324,7 +333,7 @@ def plot_choices(
     "The two ratios of a rig and an object beside a checkpoint's, and where each choice lands; returns the figure."
     import matplotlib.pyplot as plt
     choices = {choose: _mean_view(canonicalize(views, domain, choose=choose).certificate) for choose in EXACT}
-    known = dict(size=domain_size(domain), distance=domain.mean_distance, fov=sum(domain.fov)/2,
+    known = dict(size=domain_size(domain), distance=domain.mean_distance, fov=domain.mean_fov,
                  coverage=sum(domain.coverage)/2)
     rig, checkpoint = (view_ratios(x["coverage"], known["fov"]) for x in (choices["distance"], known))
     fig, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4))

@@ -9,13 +9,14 @@ import json
 import re
 import shutil
 import uuid
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from PIL import Image
 from tqdm import tqdm
 from ..calibration.json_frames import facelift_frame
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
-from ..files import write_atomic
+from ..files import locked_folder, write_atomic
 from .methods import get_method
 from .silhouettes import ModelInput, check_model_input
 from ..views.recordings import changed_files, fingerprint_of_source, iter_moments, open_moments
@@ -123,22 +124,30 @@ def _check_same_settings(out, manifest, settings):
         if stored.get(key) == settings.get(key): continue
         raise ValueError(f"{_difference(out, stored, settings, key)}; choose another folder")
 
-def _open_folder(out:Path, settings:dict):
-    "Make `out`, or check that it holds the same data set; half-written samples are removed."
+def _check_folder(out:Path, settings:dict):
+    "That `out` is new, or holds the same data set."
     manifest = out/"preprocess.json"
     if manifest.is_file(): _check_same_settings(out, manifest, settings)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists, is not empty and has no preprocess.json to go on from; choose another "
                               "folder")
+
+@contextmanager
+def _opened_folder(out:Path, settings:dict):
+    "Make or continue `out`, which no other process may write meanwhile; half-written samples are removed."
+    _check_folder(out, settings)
     out.mkdir(parents=True, exist_ok=True)
-    for path in out.iterdir():
-        if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", path.name): shutil.rmtree(path)
+    with locked_folder(out):
+        _check_folder(out, settings) # another process may have begun it before the lock
+        for path in out.iterdir():
+            if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", path.name): shutil.rmtree(path)
+        yield
 
 # %% ../../nbs/preprocess/03_dataset.ipynb #7712ae1a
 def preprocess_dataset(
     source, # a recording, a sample folder, or a folder of sample folders
     out, # folder to make, or to continue
-    method:str="pixel_based", # a name in `METHODS`, or the name to record for `recipe`
+    method:str="pixel_based", # a name in `METHODS`
     frames=None, # numbers of frames, or of samples in the order of their names; all when None
     size:int=512, # of the square images, pixels
     *,
@@ -146,14 +155,15 @@ def preprocess_dataset(
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
     val_share:float=.1, # the last block in time, for validation
     gap:int=None, # samples between train and val, in neither list, see `split_by_time`
-    recipe=None, # (views, domain, …) → ModelInput, a method of your own
     domain:CameraDomain=FACELIFT_DOMAIN, # of the checkpoint
     skip_bad:bool=False, # leave out frames that cannot be read or made, and list them; otherwise they stop the run
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     **options, # of the method: ratio, by, true_k, …
 ) -> dict: # what `preprocess.json` holds
-    "Write a data set of samples by one method, with lists split by time; resumable."
-    recipe = recipe or get_method(method)
+    """Write a data set of samples by one method, with lists split by time; resumable.
+
+    FileExistsError where `out` holds anything else, or where another process is writing it."""
+    recipe = get_method(method)
     out = Path(out)
     options = {**_AS_WAS.get(method, {}), **options}
     if size < 8: raise ValueError(f"images of {size} px were requested, at least 8 px are needed")
@@ -166,13 +176,13 @@ def preprocess_dataset(
         files=fingerprint_of_source(source, rig_file=rig_file))
     settings = json.loads(json.dumps(settings)) # as the manifest holds them
     if unit: settings["unit"] = unit
-    _open_folder(out, settings)
-    write_atomic(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
+    folders = {number: out/f"sample_{k:06d}" for k, number in enumerate(numbers)}
 
     def make(views, domain): return recipe(views, domain, **options)
-    folders = {number: out/f"sample_{k:06d}" for k, number in enumerate(numbers)}
-    skipped = _make_samples(read, folders, make, replace(domain, image_size=size), settings, skip_bad)
-    return _finish(out, settings, dict(train=train, gap=between, val=val), skipped)
+    with _opened_folder(out, settings):
+        write_atomic(out/"preprocess.json", json.dumps(dict(settings=settings, complete=False), indent=1))
+        skipped = _make_samples(read, folders, make, replace(domain, image_size=size), settings, skip_bad)
+        return _finish(out, settings, dict(train=train, gap=between, val=val), skipped)
 
 def _make_samples(read, folders, make, domain, settings, skip_bad) -> dict: # name → why it was skipped
     "Write every sample that is not complete."

@@ -91,7 +91,8 @@ def in_millimetres(views:Views, domain:CameraDomain, center:Tensor=None) -> Mode
 def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
     """Each camera moved to the checkpoint's distance from the calibration's origin, by a factor of its own.
 
-    Rotation and K stay (`normalize_camera_distance` of the original code)."""
+    Rotation and K stay (`normalize_camera_distance` of the original code). ValueError for two cameras, or for cameras
+    that stand in a line."""
     v = _stretched(views, domain.image_size)
     centers = v.cameras.centers.double()
     moved = centers*(domain.mean_distance/centers.norm(dim=-1, keepdim=True))
@@ -102,7 +103,11 @@ def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInp
     statement = (f"the cameras were scaled by different factors ({factor.min():.2f} to {factor.max():.2f} of their "
                  "mean), which is no similarity: the views no longer agree on one object")
     model_units = replace(v, cameras=replace(v.cameras, w2c=w2c, unit="model"))
-    return ModelInput(model_units, fit_similarity(moved, centers, "model", views.cameras.unit), statement)
+    try: to_source = fit_similarity(moved, centers, "model", views.cameras.unit)
+    except ValueError:
+        raise ValueError("the method per_camera needs three cameras that do not stand in a line, "
+                         f"got {len(views)} cameras") from None
+    return ModelInput(model_units, to_source, statement)
 
 def similarity(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInput:
     "A single global similarity transform about the object, and the true K of the stretched images."

@@ -23,8 +23,9 @@ def draw_floor(
     height:int,
     rng:np.random.Generator,
 ) -> np.ndarray: # (H, W, 3) in [0, 1]
-    "The empty scene. Needs OpenCV."
+    "The empty scene; ValueError for a kind that is not one of `FLOORS`. Needs OpenCV."
     import cv2
+    if kind not in FLOORS: raise ValueError(f"the kind of a floor should be one of {', '.join(FLOORS)}, got {kind!r}")
     y, x = np.mgrid[:height, :width]
     waves = 108 + 12*np.sin(x/17)*np.sin(y/23)
     if kind == "plain": return waves[..., None]/255*np.ones(3)
@@ -61,13 +62,18 @@ def video_before(
     view:int=0, # which camera of them; also the seed
     noise:float=.012, # standard deviation, of a range of 1
 ) -> tuple[np.ndarray, np.ndarray]: # (N, H, W, 3) uint8 frames, (N, H, W) bool true silhouettes
-    "What a camera that stands still records of these poses in front of a background."
+    """What a camera that stands still records of these poses in front of a background.
+
+    ValueError for a kind that is not one of `VIDEO_KINDS`."""
+    if kind not in VIDEO_KINDS:
+        raise ValueError(f"the kind of a video should be one of {', '.join(VIDEO_KINDS)}, got {kind!r}")
     rng = np.random.default_rng(view)
     height, width = poses[0].alpha.shape[1:]
     floor = draw_floor(_FLOOR_OF.get(kind, "rough"), width, height, rng)
     frames, truth = [], []
     for i in range(len(poses)):
-        pose = poses[max(0, i - _REST)*3 if kind == "rests" else i]
+        number = min(max(0, i - _REST)*3, len(poses) - 1) if kind == "rests" else i
+        pose = poses[number]
         alpha, behind = pose.alpha[view].numpy(), floor
         if kind == "shadow":
             behind = _with_shadow(floor, alpha)

@@ -29,7 +29,12 @@ def distorted(
     views:Views, # of pinhole cameras
     lens:Lens, # of the same cameras
 ) -> Views: # images as stored; the cameras stay those of `views`
-    "The images that cameras with this lens store of the same scene; the inverse of `Lens.undistort`. Needs OpenCV."
+    """The images that cameras with this lens store of the same scene; the inverse of `Lens.undistort`. Needs OpenCV.
+
+    ValueError for a fisheye lens."""
+    if lens.model == "fisheye":
+        raise ValueError("distorted simulates lenses of OpenCV's radial model, got a fisheye lens; pass one of the "
+                         "model 'opencv'")
     import cv2
     y, x = np.meshgrid(np.arange(lens.height) + .5, np.arange(lens.width) + .5, indexing="ij")
     pixels = np.stack([x, y, np.ones_like(x)]).reshape(3, -1)

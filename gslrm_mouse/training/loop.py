@@ -17,7 +17,7 @@ from ..models.checkpoint import ModelCard, checkpoint_hash, from_json_fields, lo
 from ..models.gslrm import GSLRM
 from ..models.lora import merge_adapter, save_adapter
 from ..scenes.dataset import WORLD
-from ..threads import torch_device
+from ..threads import Interrupts, torch_device
 from .batches import Batch, BatchStream, prefetch, view_counts
 from .evaluation import evaluate, training_domain, validate
 from .freeze import apply_trainable, distillation_teacher
@@ -230,6 +230,27 @@ def _validation_source(run, cache):
     if not (s.validation.enabled and s.validation.dataset_path): return run.stream.source
     return build_dataset(s, _cache_folder(s, run.out, cache), run.domain, s.validation.dataset_path)
 
+def _next_step(run, batches, record:Record, source) -> dict|None: # what the guard says of the step
+    "Read, train, write down."
+    start = time.perf_counter()
+    passes = [next(batches) for _ in range(run.s.training.runtime.grad_accum_steps)]
+    wait = time.perf_counter() - start
+    _monitor(run, record, passes[-1][1], source)
+    broken = [sample for _, batch in passes for sample in batch.broken]
+    for name, why in broken: record.broken(name, why)
+    step_record, event = train_step(run, passes)
+    record.update({**step_record, "wait": round(wait, 4)}, event)
+    run.step += 1
+    return event
+
+def _steps_until(end:int, run, batches, record:Record, source, interrupts:Interrupts):
+    save_every = run.s.training.checkpointing.checkpoint_every
+    while run.step < end:
+        interrupts.check()
+        event = _next_step(run, batches, record, source)
+        if record.main and (run.step % save_every == 0 or run.step == end): save_run(run)
+        _stop_if_mostly_skipped(run, event)
+
 def run_training(
     s:Settings,
     out, # folder of the run
@@ -243,29 +264,19 @@ def run_training(
 ) -> Path: # the last checkpoint
     "Train as the settings say; resumable bit for bit on the same machine."
     run = open_run(s, out, init, resume, device, cache)
-    accum, save_every = s.training.runtime.grad_accum_steps, s.training.checkpointing.checkpoint_every
+    accum = s.training.runtime.grad_accum_steps
     _, end = schedule_length(s, len(run.stream.source), run.stream.b*run.stream.world)
     if stop_at is not None: end = min(end, stop_at)
     source, loader = _validation_source(run, cache), s.training.dataloader
-    record = Record(run, end, command, resume)
-    batches = prefetch(run.stream, range(run.step*accum, end*accum), loader.num_workers, loader.prefetch_factor)
-    try:
-        with torch.autograd.set_detect_anomaly(s.debug):
-            while run.step < end:
-                start = time.perf_counter()
-                passes = [next(batches) for _ in range(accum)]
-                wait = time.perf_counter() - start
-                _monitor(run, record, passes[-1][1], source)
-                broken = [sample for _, batch in passes for sample in batch.broken]
-                for name, why in broken: record.broken(name, why)
-                step_record, event = train_step(run, passes)
-                record.update({**step_record, "wait": round(wait, 4)}, event)
-                run.step += 1
-                if record.main and (run.step % save_every == 0 or run.step == end): save_run(run)
-                _stop_if_mostly_skipped(run, event)
-    finally:
-        record.close()
-        batches.close()
+    with Interrupts() as interrupts:
+        record = Record(run, end, command, resume)
+        batches = prefetch(run.stream, range(run.step*accum, end*accum), loader.num_workers, loader.prefetch_factor)
+        try:
+            with torch.autograd.set_detect_anomaly(s.debug):
+                _steps_until(end, run, batches, record, source, interrupts)
+        finally:
+            record.close()
+            batches.close()
     run.accelerator.wait_for_everyone()
     return last_checkpoint(out)
 

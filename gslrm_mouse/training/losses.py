@@ -96,9 +96,11 @@ import numpy as np
 from scipy.io import loadmat
 try:
     import resource
-    resource.setrlimit(resource.RLIMIT_AS, (int(memory), int(memory)))
-    resource.setrlimit(resource.RLIMIT_CPU, (int(seconds), int(seconds)))
-except ImportError: pass # Windows
+    limits = (resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_CPU, int(seconds))
+except ImportError: limits = () # Windows
+for limit, value in limits:
+    try: resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError): pass # macOS refuses one of memory
 layers = loadmat(path, squeeze_me=True, struct_as_record=False)["layers"]
 convs = [layer for layer in layers if layer.type == "conv" and not layer.name.startswith("fc")]
 arrays = {}

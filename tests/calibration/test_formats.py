@@ -1,4 +1,5 @@
 "Calibration files of other tools: a written rig is read back; a damaged or hostile file gives a rig or one sentence."
+import codecs
 import importlib.util
 import json
 import pickle
@@ -9,6 +10,7 @@ import sys
 import time
 import tomllib
 import tracemalloc
+import types
 import zlib
 from dataclasses import replace
 from itertools import pairwise
@@ -23,6 +25,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
 
+from gslrm_mouse.calibration import matlab_hdf5
 from gslrm_mouse.calibration.formats import FORMATS, find_rigs, read_calibration, write_calibration
 from gslrm_mouse.calibration.rig import Rig, SizeError, looks_transposed
 from gslrm_mouse.cameras.lens import Lens
@@ -161,6 +164,28 @@ def test_round_trip_through_a_child_process(tmp_path, name, skew):
     assert_same(read_calibration(path, W, H, "mm"), rig)
     path = write_calibration(rig.cameras, new_path(tmp_path, name), name)
     assert_same(read_calibration(path, W, H, "mm"), rig, lens=False)
+
+
+@pytest.mark.parametrize("name", [name for name in OTHERS if name not in ("MAMMAL", "COLMAP binary")])
+def test_text_from_windows(tmp_path, name):
+    "A byte-order mark and the line ends of Windows change nothing."
+    rig, has_lens = storable_rig(name, 3, 3, "opencv", False)
+    source = rig if has_lens else rig.cameras
+    path = write_calibration(source, new_path(tmp_path, name), name)
+    files = list(path.iterdir()) if path.is_dir() else [path]
+    for file in files: file.write_bytes(codecs.BOM_UTF8 + file.read_bytes().replace(b"\n", b"\r\n"))
+    if has_lens and name in SORTED: source = sorted_by_name(rig)
+    places = [path] if path.is_dir() else [path, path.parent]
+    for place in places:
+        stated = None if FORMATS[name].world == "m" else source.unit
+        assert_same(read_calibration(place, W, H, stated), source, has_lens)
+
+
+def test_comments_in_a_chain_of_cameras(tmp_path):
+    rig, _ = storable_rig("Kalibr", 3, 2, "opencv", False)
+    path = write_calibration(rig, new_path(tmp_path, "Kalibr"), "Kalibr")
+    path.write_text(path.read_text().replace("cam0:", "cam0: # left").replace("cam1:", "cam1:\t# right"))
+    assert_same(read_calibration(path), rig)
 
 
 def test_formats_agree(tmp_path):
@@ -518,6 +543,20 @@ def test_missing_library_is_a_sentence(tmp_path, monkeypatch):
     assert_refused(lambda: read_calibration(path, W, H), "a.mat: scipy is needed", "gslrm_mouse[formats]")
     assert_refused(lambda: write_calibration(random_rig(1), tmp_path/"a.h5"), "h5py is needed", "gslrm_mouse[formats]")
     assert not (tmp_path/"a.h5").exists()
+
+
+def test_a_limit_that_the_system_refuses(monkeypatch):
+    "As macOS does with the limit of memory; the others hold."
+    limits = {}
+
+    def setrlimit(limit, value):
+        if limit == "memory": raise ValueError("current limit exceeds maximum limit")
+        limits[limit] = value
+    names = dict(RLIMIT_AS="memory", RLIMIT_CPU="time", RLIMIT_CORE="core")
+    monkeypatch.setitem(sys.modules, "resource", types.SimpleNamespace(setrlimit=setrlimit, **names))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    exec(matlab_hdf5._CHILD_LIMITS, dict(MEMORY=1, SECONDS=2, ENTRIES=3, PACKAGES=""))
+    assert limits == dict(time=(2, 2), core=(0, 0))
 
 
 def test_import_needs_no_extra():

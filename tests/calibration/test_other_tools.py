@@ -1,4 +1,5 @@
 "Units, sizes and the tools of item 17: right values by OpenCV, and one sentence for whatever cannot be read."
+import codecs
 import io
 import json
 import struct
@@ -16,8 +17,10 @@ from gslrm_mouse.calibration.colmap import colmap_files
 from gslrm_mouse.calibration.formats import FORMATS, find_rigs, read_calibration, write_calibration
 from gslrm_mouse.calibration.json_frames import nerfstudio_bytes
 from gslrm_mouse.cameras.pinhole import Cameras, look_at
+from gslrm_mouse.cameras.presets import facelift_rig
 from gslrm_mouse.files import write_atomic
-from gslrm_mouse.views.samples import read_sample
+from gslrm_mouse.views.samples import read_sample, write_sample
+from gslrm_mouse.views.views import Views
 
 
 def scaled(cams, scale):
@@ -127,6 +130,16 @@ def test_blender_folder(tmp_path):
     cameras = read_sample(tmp_path).cameras
     assert (cameras.width, cameras.height, cameras.unit) == (80, 60, "model")
     assert np.allclose(cameras.K[1], [[40/np.tan(.345), 0, 40], [0, 40/np.tan(.345), 30], [0, 0, 1]])
+
+
+def test_a_sample_from_windows(tmp_path):
+    "Its JSON begins with a byte-order mark."
+    alpha = torch.zeros(2, 16, 16)
+    alpha[:, 4:12, 4:12] = 1
+    views = Views(torch.ones(2, 16, 16, 3), alpha, facelift_rig(16, n=2))
+    file = write_sample(views, tmp_path/"sample")/"opencv_cameras.json"
+    file.write_bytes(codecs.BOM_UTF8 + file.read_bytes())
+    assert torch.allclose(read_sample(tmp_path/"sample").cameras.w2c.float(), views.cameras.w2c.float())
 
 
 # ---- files of several tools in folders ----

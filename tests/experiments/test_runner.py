@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,9 @@ import torch
 from gslrm_mouse.experiments.base import Arm, append_result, load_results
 from gslrm_mouse.experiments.plan import Plan, records_of
 from gslrm_mouse.experiments.recipes import summary
-from gslrm_mouse.experiments.registry import experiments
+from gslrm_mouse.experiments.registry import EXPERIMENTS, experiments
 from gslrm_mouse.experiments.report import report_from, study
-from gslrm_mouse.experiments.runner import run_arms, stored_parts
+from gslrm_mouse.experiments.runner import planned_arms, run_arms, stored_parts
 from gslrm_mouse.models.checkpoint import checkpoint_hash, shipped_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -128,6 +129,40 @@ def test_seeds_names_and_folders(fakes, tiny_checkpoint, tmp_path):
     assert "seeds 2" in page and "Not in this report: north" in page
 
 
+def test_threads_as_torch_decides(fakes, tiny_checkpoint, tmp_path):
+    plan = Plan(str(tiny_checkpoint), only=("south",))
+    failed = run_arms(plan, tmp_path/"results", tmp_path/"cache", threads=0, known=fakes, say=quiet)
+    assert failed == []
+    assert len(load_results(tmp_path/"results/south.jsonl")) == 2
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_less_than_one_at_a_time_is_refused_before_anything_is_written(jobs, fakes, tiny_checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=f"^jobs is {jobs}; the number of conditions at a time should be 1 or more$"):
+        study(tmp_path/"study", Plan(str(tiny_checkpoint)), jobs=jobs, known=fakes, say=quiet)
+    assert not (tmp_path/"study").exists()
+
+
+def test_a_named_experiment_without_conditions_is_refused(fakes, tiny_checkpoint, tmp_path):
+    "The quick study has none of these; a study of nothing must not end as a success."
+    with pytest.raises(ValueError, match="^adapters is part of the full study only; add --full$"):
+        study(tmp_path/"study", Plan(str(tiny_checkpoint), only=("adapters",)), say=quiet)
+    assert not (tmp_path/"study").exists()
+
+    without = FAKE.format(name="empty").replace("range(3 if full else 1)", "range(0)")
+    (tmp_path/"fake_empty.py").write_text(without)
+    known = fakes | {"empty": ("fake_empty:E", True)}
+    with pytest.raises(ValueError, match="^empty has no condition, not even in the full study$"):
+        planned_arms(Plan(str(tiny_checkpoint), only=("south", "empty")), known=known)
+
+
+def test_adapters_for_a_recording_need_the_full_study(tiny_checkpoint, recording):
+    plan = Plan(str(tiny_checkpoint), only=("adapters",), recording=str(recording))
+    with pytest.raises(ValueError, match="^adapters is part of the full study only; add --full$"):
+        planned_arms(plan)
+    assert [len(arms) for _, arms in planned_arms(replace(plan, full=True))] == [3]
+
+
 def test_a_lost_process_costs_its_conditions_only(fakes, tiny_checkpoint, tmp_path):
     module = tmp_path/"fake_north.py"
     module.write_text(module.read_text().replace("time.sleep(.3)", "arm.seed == 2 and os.kill(os.getpid(), 9)"))
@@ -184,6 +219,45 @@ def test_another_network_is_excluded_and_counted(tiny_checkpoint, tmp_path):
     others = [s for s in sections if s.done and s.experiment.name not in shipped]
     with_network = [s for s in others if "checkpoint" in s.done[0]["settings"]]
     assert [(s.experiment.name, len(s.done)) for s in with_network] == [("recipes", 1)]
+
+
+@pytest.fixture
+def recorded_results(tmp_path):
+    "A folder with stored results of a recording and nothing else, as a study of one leaves it."
+    folder = tmp_path/"of_recording"
+    folder.mkdir()
+    for name in ("doctor", "recipes"): shutil.copy(RESULTS/f"recording_{name}.jsonl", folder)
+    return folder
+
+
+def test_a_report_of_a_recording_alone(recorded_results, tmp_path):
+    "No sentence about procedural mice, and an experiment can be selected by the name that it was run by."
+    sections = report_from(recorded_results, tmp_path/"all")
+    assert [s.experiment.name for s in sections if s.done] == ["recording_doctor", "recording_recipes"]
+    page = html.unescape((tmp_path/"all/index.html").read_text())
+    assert "twelve mice" not in page and "Not in this report" not in page
+
+    selected = report_from(recorded_results, tmp_path/"recipes", only=("recipes",))
+    assert [s.experiment.name for s in selected if s.done] == ["recording_recipes"]
+    assert "Recording: six preprocessing methods" in (tmp_path/"recipes/index.html").read_text()
+    with pytest.raises(ValueError, match="^there is no experiment 'recipe'; there are recipes, factors"):
+        report_from(recorded_results, tmp_path/"wrong", only=("recipe",))
+
+    report_from(RESULTS, tmp_path/"both", only=("recipes",))
+    assert "twelve mice" in (tmp_path/"both/index.html").read_text()
+
+
+def test_a_recording_measured_with_other_settings_is_excluded(recorded_results):
+    "The last ones are shown: the frames of one setting, not the mean over all settings."
+    line = load_results(recorded_results/"recording_recipes.jsonl")[-1]
+    settings = line["settings"] | dict(smooth=not line["settings"]["smooth"])
+    for frame in (5, 6):
+        arm = Arm(line["experiment"], f"frame {frame}", 0, settings | dict(frame=frame))
+        append_result(recorded_results/"recording_recipes.jsonl", arm, line["records"], seconds=1.)
+    others = {"zoom": EXPERIMENTS["zoom"]}
+    section, = stored_parts(recorded_results, shipped_checkpoint(), only=("recipes",), known=others)
+    assert [x["settings"]["frame"] for x in section.done] == [5, 6]
+    assert section.others == {"other settings": 4}
 
 
 def test_the_stored_results_are_complete_and_of_the_shipped_checkpoint():

@@ -252,6 +252,23 @@ def test_second_derivative_is_refused():
     with pytest.raises(RuntimeError, match="once_differentiable"): gradient.sum().backward()
 
 
+def last_pixel(width):
+    "What a small Gaussian in the last column covers of it."
+    K = torch.tensor([[1., 0, width - .5], [0, 1, 4], [0, 0, 1]])
+    means, quats, scales = torch.tensor([[0., 0, 1]]), torch.tensor([[1., 0, 0, 0]]), torch.full((1, 3), 2.)
+    _, alpha, _ = rasterization(
+        means, quats, scales, torch.tensor([.9]), torch.ones(1, 3), torch.eye(4)[None], K[None], width, 8)
+    return alpha[0, 4, -1].item()
+
+
+def test_the_last_tile_of_the_widest_image_is_drawn():
+    "A wider image would have an end tile that does not fit into the boxes, and is refused."
+    widest = cpu_kernels.TILE*(2**15 - 1)
+    assert last_pixel(widest) > .5
+    with pytest.raises(ValueError, match=f"at most {widest} pixels a side, not {widest + 1} × 8"):
+        last_pixel(widest + 1)
+
+
 DRAW = """import torch
 from gslrm_mouse.gaussians import cpu_kernels as r
 from gslrm_mouse.cameras.pinhole import orbit

@@ -17,6 +17,7 @@ from PIL import Image
 from gslrm_mouse.calibration.formats import read_calibration, write_calibration
 from gslrm_mouse.cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from gslrm_mouse.cameras.presets import facelift_rig, mouse_rig
+from gslrm_mouse.files import locked_folder
 from gslrm_mouse.preprocess.canonical import canonicalize, virtual_cameras
 from gslrm_mouse.preprocess.dataset import preprocess_dataset, split_by_time, write_prepared
 from gslrm_mouse.preprocess.grading import grade_folder, grade_letter, grades
@@ -146,6 +147,18 @@ def test_after_a_kill(recording, tmp_path):
     assert not [p for p in out.iterdir() if p.name.startswith(".")]
 
 
+def test_one_process_at_a_time(recording, tmp_path):
+    "A second run removes nothing that the first one is writing."
+    out = tmp_path/"d"
+    made = preprocess_dataset(recording, out, "similarity", [0, 1], 32)
+    half_written = out/".sample_000001.deadbeef"
+    half_written.mkdir()
+    with locked_folder(out):
+        message = refused(recording, out, "similarity", [0, 1], 32, error=FileExistsError)
+        assert f"{out} is being written by another process" in message and half_written.is_dir()
+    assert preprocess_dataset(recording, out, "similarity", [0, 1], 32) == made and not half_written.exists()
+
+
 def truncate(file): file.write_bytes(file.read_bytes()[:-9])
 
 
@@ -264,6 +277,7 @@ def test_bad_source(tmp_path, make):
     (dict(gap=9), "nothing to train on"),
     (dict(size=0), "at least 8"),
     (dict(speed=3), "no setting 'speed'"),
+    (dict(recipe=len), "no setting 'recipe'"),
     (dict(method="mm"), "millimetres"),
 ])
 def test_bad_settings(square, tmp_path, more, message):

@@ -4,8 +4,10 @@ import json
 import math
 import os
 import re
+import signal
 import subprocess
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from gslrm_mouse.models import gslrm
 from gslrm_mouse.models.checkpoint import ModelCard, checkpoint_hash, read_card, save_checkpoint
 from gslrm_mouse.scenes.dataset import scene_views
 from gslrm_mouse.scenes.recording import write_recording
+from gslrm_mouse.training import loop
 from gslrm_mouse.training.batches import BatchStream
 from gslrm_mouse.training.guard import GuardState
 from gslrm_mouse.training.loop import export_run, load_trained, open_run, run_training, train, train_step
@@ -590,3 +593,20 @@ def test_a_data_set_for_validation_is_validated_with(tmp_path):
 def test_a_device_is_written_as_torch_knows_it(tmp_path, cache):
     with pytest.raises(ValueError, match="there is no device 'gpu'"):
         run_training(tiny(1), tmp_path/"run", device="gpu", cache=cache)
+
+
+def test_an_interrupt_that_is_lost_on_its_way_ends_the_run(tmp_path, cache, monkeypatch):
+    "A destructor, or a callback of a library, swallows the KeyboardInterrupt: the next step does not begin."
+    original, steps_done = loop.train_step, []
+
+    def swallows(run, passes):
+        steps_done.append(run.step)
+        with suppress(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+        return original(run, passes)
+
+    monkeypatch.setattr(loop, "train_step", swallows)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt): run_training(tiny(4), tmp_path/"run", cache=cache)
+    finally: signal.signal(signal.SIGINT, before)
+    assert steps_done == [0]
