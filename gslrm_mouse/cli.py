@@ -243,7 +243,7 @@ def reconstruct(
         skip_bad=skip_bad,
         say=None if numbers else say)
     is_network_alone = no_fit or fit == 0
-    most_frames = max(mean["frames"] for mean in scores.values())
+    most_frames = max(mean["frames"] for mean in scores.values()) # baselines are drawn in a sequence's first
     for split, mean in scores.items():
         notes = []
         if split == "input" and not is_network_alone: notes.append("fitted to these")

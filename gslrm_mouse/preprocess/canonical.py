@@ -132,19 +132,19 @@ def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale 
     scale, z = 1., torch.ones_like(distances)
     if choose == "equal_distances": z = distances/distances.mean()
     if choose not in ("size", "coverage", "zoom"): return scale, z
-    whole = _tight_zooms(views, virtual, 0.).min().clamp(max=1.) # magnification at which no silhouette is cut
-    _, alpha = _resample(views, _magnified(virtual, whole))
+    uncut_zoom = _tight_zooms(views, virtual, 0.).min().clamp(max=1.) # magnification at which no silhouette is cut
+    _, alpha = _resample(views, _magnified(virtual, uncut_zoom))
     if zoom is None and not (alpha > .5).any():
         raise ValueError(f"choose={choose!r} needs the size of the object, and at {virtual.width} px no pixel of the "
                          "image shows more object than background; pass a larger size, or choose='distance'")
     if choose == "size":
         shown = visible_width(domain.mean_fov, domain.mean_distance)
-        scale = domain_size(domain)/shown/(_relative_size(alpha)/whole.item())
+        scale = domain_size(domain)/shown/(_relative_size(alpha)/uncut_zoom.item())
     elif zoom: z = z*zoom
     else:
-        zoom = whole*_zoom_to(sum(domain.coverage)/2, alpha, virtual.width)
+        zoom = uncut_zoom*_zoom_to(sum(domain.coverage)/2, alpha, virtual.width)
         # a silhouette that reaches the border already may have parts that are too thin to count in `alpha`
-        if whole < 1: zoom = min(zoom, whole)
+        if uncut_zoom < 1: zoom = min(zoom, uncut_zoom)
         z = z*zoom
     return scale, z
 

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 from fastcore.basics import patch
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
-from ..cameras.pinhole import CameraError
 from .silhouettes import border_share, com_offsets, foreground_stats, size_ratios
 from ..views.hull import visual_hull
 from ..views.samples import read_sample, sample_folders
 from ..views.triangulation import triangulate
-from ..views.views import Views
+from ..views.views import MaskError, Views
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'grade_letter', 'Grades', 'silhouette_agreement', 'grades', 'grade_folder']
@@ -73,12 +72,13 @@ def __str__(self:Grades):
 def silhouette_agreement(views:Views) -> tuple[float, float, np.ndarray]: # px of 512, relative to the object, (V,) IoU
     """Whether cameras and silhouettes agree: triangulation error and visual-hull consistency.
 
-    Infinite and zero where the rays meet behind a camera; ValueError for an empty mask, parallel rays or fewer than
+    Infinite and zero where the rays are parallel or meet behind a camera; ValueError for an empty mask or fewer than
     two views."""
     size = foreground_stats(views)[0].sqrt().mean().item() # raises for an empty mask
     if len(views) < 2: raise ValueError("agreement needs at least two views, got 1")
     try: triangulation = triangulate(views)
-    except CameraError: return np.inf, np.inf, np.zeros(len(views))
+    except MaskError: raise
+    except ValueError: return np.inf, np.inf, np.zeros(len(views))
     error = triangulation.residual_px
     return error*512/views.cameras.width, error/size, visual_hull(views, triangulation.point).iou.numpy()
 

@@ -158,7 +158,7 @@ def _prepare(
     is_canonical = not of_recording and unit == "model"
     if is_canonical and options.choose is None and up is None: return _unchanged(views, domain.image_size), "as_is"
     if options.units == unit == "model":
-        raise ValueError("the source's world and the network's differ with up or choose, and both are in model units; "
+        raise ValueError("the source's world and the network's differ, and both are in model units; "
                          "leave out units, the PLY is in the source's world then")
     prepared = canonicalize(views, domain, choose=options.choose or "distance", up=up)
     return prepared, "exact" if prepared.exact else options.choose
@@ -479,11 +479,12 @@ def _write_film(read, out:Path, settings:dict, numbers:list, turn:float):
     images = film_pictures([loader(path) for path in paths], read(tuple(numbers), [0]), numbers, up, turn)
     write_video(out/"film.mp4", images, FILM_FPS)
 
+def _can_write_viewer() -> bool: # a line on stderr says why not
+    if not has_viser(): print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
+    return has_viser()
+
 def _write_view(folder:Path, views:Views, options, *, of_recording:bool, title:str):
-    "The viewer of what lies in a folder; where viser is missing, a line on stderr."
-    if not has_viser():
-        print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
-        return
+    "The viewer of what lies in a folder."
     inputs = _input_views(views, options, of_recording)
     write_view(folder, views, [i for i in range(len(views)) if i not in inputs], title)
 
@@ -554,19 +555,26 @@ def _say_fewer_views(finished:dict): # number: records
         print(f"frames were made without cameras whose masks are empty there: {cameras}; \"empty\" in results.jsonl "
               "says which", file=sys.stderr)
 
-def _frames_of_files(manifest:Path) -> dict: # file that belongs to all frames: numbers of those it is made of
-    "As a finished call has left it; nothing after an interrupted one, or one of an older version."
-    if not manifest.is_file(): return {}
+def _last_call(manifest:Path) -> tuple[dict, dict]: # file of all frames: numbers of those in it; frame left out: why
+    "As the last call has left them; an interrupted one may have left any file unfinished."
+    if not manifest.is_file(): return {}, {}
     content = json.loads(manifest.read_bytes())
-    return content.get("made_of", {}) if content.get("complete") else {}
+    left_out = {int(number): why for number, why in content.get("skipped", {}).items()}
+    made_of = content.get("made_of", {}) if content.get("complete") else {} # an older version did not note it
+    return made_of, left_out
 
-def _write_incomplete(manifest:Path, settings:dict):
-    write_atomic(manifest, json.dumps(dict(settings=settings, complete=False), indent=1))
+def _write_incomplete(manifest:Path, settings:dict, left_out:dict):
+    write_atomic(manifest, json.dumps(dict(settings=settings, complete=False, skipped=left_out), indent=1))
 
-def _write_missing(out:Path, writers:dict, made_of:dict):
+def _write_missing(out:Path, writers:dict, made_of:dict, settings:dict, left_out:dict):
     "Write the files that are missing or made of other frames; `made_of` has the frames of each afterwards."
-    for name, (frames, write) in writers.items():
-        if made_of.get(name) == frames and (out/name).is_file(): continue
+    def is_current(name): return made_of.get(name) == writers[name][0] and (out/name).is_file()
+
+    missing = [name for name in writers if not is_current(name)]
+    if missing:
+        _write_incomplete(out/MANIFEST, settings, left_out)
+    for name in missing:
+        frames, write = writers[name]
         write()
         made_of[name] = frames
 
@@ -579,32 +587,35 @@ def _reconstruct_many( # noqa: PLR0917
     _open_folder(out, settings, numbers, overwrite)
     manifest = out/MANIFEST
     todo = [i for i in numbers if overwrite or not _is_finished(out, i, settings)]
-    made_of = _frames_of_files(manifest)
+    made_of, left_out = _last_call(manifest)
     if todo:
-        _write_incomplete(manifest, settings)
+        _write_incomplete(manifest, settings, left_out)
     with _FramesPerMinute(total=len(numbers), initial=len(numbers) - len(todo), desc="reconstruct",
                           bar_format=_BAR) as bar:
         skipped = _make_frames(read, out, make, todo, bar, skip_bad)
         outdated = _outdated(numbers, out, settings) if sequence_writers else []
         if outdated:
-            _write_incomplete(manifest, settings)
+            _write_incomplete(manifest, settings, left_out)
             bar.total += len(outdated)
             skipped |= _make_frames(read, out, make, outdated, bar, skip_bad)
 
     if not {*todo, *outdated} <= skipped.keys(): made_of = {}
     finished = {i: load_finished(frame_folder(out, i), settings) for i in _frame_numbers(out)}
     finished = {i: records for i, records in finished.items() if records}
-    if not finished: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
-    writers, every, of_call = {}, list(finished), [i for i in numbers if i in finished]
-    if film: writers["film.mp4"] = every, lambda: _write_film(read, out, settings, every, turn)
+    finished_numbers = list(finished)
+    asked_for = [i for i in numbers if i in finished]
+    if not asked_for: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
+    writers = {}
+    if film: writers["film.mp4"] = finished_numbers, lambda: _write_film(read, out, settings, finished_numbers, turn)
     if sequence_writers:
-        writers |= {name: (of_call, write) for name, write in sequence_writers(of_call).items()}
-    if view: writers[VIEWER] = every, lambda: view(out, next(read(every[:1])))
-    _write_missing(out, writers, made_of)
+        writers |= {name: (asked_for, write) for name, write in sequence_writers(asked_for).items()}
+    if view: writers[VIEWER] = finished_numbers, lambda: view(out, next(read(finished_numbers[:1])))
+    left_out = {number: why for number, why in (left_out | skipped).items() if number not in finished}
+    _write_missing(out, writers, made_of, settings, left_out)
     _say_fewer_views(finished)
     lines = [json.dumps(r) + "\n" for records in finished.values() for r in records]
     write_atomic(out/"results.jsonl", "".join(lines))
-    content = dict(settings=settings, complete=True, frames=every, skipped=skipped, made_of=made_of)
+    content = dict(settings=settings, complete=True, frames=finished_numbers, skipped=left_out, made_of=made_of)
     complete = json.dumps(content, indent=1)
     if not manifest.is_file() or manifest.read_text() != complete: write_atomic(manifest, complete)
     return [r for i in numbers for r in finished.get(i, [])]
@@ -617,13 +628,16 @@ def _means_by_split(records:list[dict]) -> dict: # of each split: mean scores, a
         means[split] = mean_scores(rows) | dict(frames=len({r["frame"] for r in rows}))
     return means
 
-def _check_replaceable(source, out:Path):
-    "FileExistsError where `out` is something else than an earlier result of one frame, or holds the source."
+def _check_replaceable(out:Path, inputs):
+    "FileExistsError where `out` is something else than an earlier result of one frame, or holds what is read."
     if not out.exists() or (out.is_dir() and not any(out.iterdir())): return
     is_result = (out/"gaussians.ply").is_file() and (out/"results.jsonl").is_file()
-    if not is_result or Path(source).resolve().is_relative_to(out.resolve()):
+    if not is_result:
         raise FileExistsError(f"{out} is not an earlier result of one frame, so --overwrite does not replace it; "
                               "choose another folder")
+    for path in inputs:
+        if Path(path).resolve().is_relative_to(out.resolve()):
+            raise FileExistsError(f"{path} lies in {out}, so --overwrite does not replace that; choose another folder")
 
 def reconstruct(
     source, # a recording, a FaceLift sample folder or, with `frames`, a folder of samples
@@ -668,12 +682,13 @@ def reconstruct(
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
         gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence,
         model=model)
-    path, out, of_recording = checkpoint_path(checkpoint or FOR_RIGS), Path(out), is_recording(source)
+    path, out = checkpoint_path(checkpoint or FOR_RIGS), Path(out)
+    of_recording = is_recording(source)
     if frames is None:
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "
                                   "another folder")
-        if overwrite: _check_replaceable(source, out)
+        if overwrite: _check_replaceable(out, [x for x in (source, rig_file, path, weights) if x is not None])
         else: check_free(out)
         views = read_views(source, frame, unit, rig_file)
         _input_views(views, options, of_recording) # raises before the network is loaded
@@ -690,6 +705,7 @@ def reconstruct(
     tag = dict(step=card.training.get("steps"), checkpoint=settings["checkpoint"], settings=_settings_hash(settings))
     if unit: tag["unit"] = unit
     make = partial(_make_frame, reconstructor=reconstructor, options=options, of_recording=of_recording, tag=tag)
+    viewer = viewer and _can_write_viewer()
     view = partial(_write_view, options=options, of_recording=of_recording, title=out.resolve().name)
     if frames is None:
         with atomic_folder(out, overwrite) as folder:

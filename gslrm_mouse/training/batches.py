@@ -75,7 +75,8 @@ class BatchStream:
     ):
         self.s, self.d, self.b = s, s.training.dataset, s.training.dataloader.batch_size_per_gpu
         self.source, self.replay, self.rank, self.world = source, replay, rank, world
-        self.broken, self._broken_lock = {}, threading.Lock() # workers of `prefetch` write it
+        self.broken = {}
+        self._broken_lock = threading.Lock() # workers of `prefetch` write it
         self._check_counts()
         if self.d.replay_share and replay is None:
             raise ValueError("training.dataset.replay_share was given without scenes to replay")
@@ -133,7 +134,7 @@ class BatchStream:
             self.broken[name] = why
             n_broken = len(self.broken)
         allowed = self.d.max_broken_share
-        if n_broken/len(source) <= allowed: return is_new
+        if n_broken/len(source) <= allowed and n_broken < len(source): return is_new
         message = f"the sample {name} cannot be used: {why}"
         if allowed:
             message += (f"; {n_broken} of {len(source)} are broken, more than the {allowed:.0%} that "

@@ -58,7 +58,7 @@ def validate(
     *,
     skip_broken:bool=False, # leave out frames that cannot be read
 ) -> dict: # input and novel: means over images; moments: number of frames
-    "Scores on frames that were never trained on; {} if there are none; the error of a frame that cannot be read."
+    "Scores on the first held-out frames; {} if there are none; the error of a frame that cannot be read."
     numbers = source.held_out(n)
     if not numbers: return {}
     read = getattr(source, "moment", source.__getitem__)
@@ -155,8 +155,8 @@ def training_domain(s, source, n_views, size, base) -> CameraDomain:
     "The cameras that a run with the settings `s` was trained on, beginning with a network of the domain `base`."
     if not _is_canonical(s, source):
         d = s.training.dataset
-        also = base if d.replay_share else None
-        measured = _measured_domain(source, n_views, size, base=also, skip_broken=d.max_broken_share > 0)
+        replayed_domain = base if d.replay_share else None
+        measured = _measured_domain(source, n_views, size, base=replayed_domain, skip_broken=d.max_broken_share > 0)
         is_varied = isinstance(source, SceneDataset) and source.variety.on
         return _varied_domain(measured, source) if is_varied else measured
     coverage = []

@@ -520,13 +520,14 @@ def _small_numbers(s:Settings):
         (t.runtime, "allowed_gradnorm_factor", positive), (t.dataloader, "batch_size_per_gpu", at_least_one),
         (t.optimizer, "lr", positive), (t.checkpointing, "checkpoints_total_limit", at_least_one),
         (t.checkpointing, "checkpoint_every", at_least_one), (t.logging, "print_every", at_least_one),
-        (t.logging.wandb, "log_every", at_least_one), (t.dataset, "rig_scale", at_least_one),
-        (s.validation, "val_every", at_least_one),
+        (t.dataset, "rig_scale", at_least_one),
     ):
         value = getattr(section, name)
         if value < least: yield f"{name} = {value} is too small"
-    if not 0 <= t.dataset.max_broken_share < 1:
-        yield f"max_broken_share = {t.dataset.max_broken_share} should be at least 0 and less than 1"
+    if s.validation.enabled and s.validation.val_every < 1: yield "validation.val_every should be at least 1"
+    if t.logging.trackers and t.logging.wandb.log_every < 1: yield "logging.wandb.log_every should be at least 1"
+    if not 0 <= t.dataset.max_broken_share <= 1:
+        yield f"max_broken_share = {t.dataset.max_broken_share} should be a share, from 0 to 1"
 
 _CHECKS = (_refused_values, _conditioning_problems, _view_problems, _camera_problems, _variety_problems, _size_problems,
            _trainable_problems, _small_numbers)

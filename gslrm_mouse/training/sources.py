@@ -290,7 +290,7 @@ def build_dataset(
     s:Settings,
     folder, # of the cache
     domain:CameraDomain=CameraDomain(), # of the checkpoint, for the preprocessing
-    path:str=None, # instead of training.dataset.dataset_path: all of its frames are for validation
+    path:str=None, # instead of training.dataset.dataset_path, for validation: all frames, whatever the settings choose
 ): # SceneDataset or MomentDataset
     "The frames that the settings name; FileNotFoundError or ValueError in a sentence."
     d, size, folder, whole = s.training.dataset, picture_size(s), Path(folder), path is not None

@@ -122,7 +122,7 @@ def test_without_viser(result, monkeypatch, capsys):
     assert stop.value.code == 2
     assert capsys.readouterr().err == f"gslrm_mouse: {viewer.NEEDS_VISER}\n"
     monkeypatch.setattr(pipeline, "has_viser", lambda: False)
-    pipeline._write_view(result, None, None, of_recording=True, title="OUT")
+    assert not pipeline._can_write_viewer()
     assert capsys.readouterr().err == f"view.html is left out: {viewer.NEEDS_VISER}\n"
     assert not (result/"view.html").exists()
 

@@ -597,7 +597,8 @@ def test_a_device_is_written_as_torch_knows_it(tmp_path, cache):
 
 def test_an_interrupt_that_is_lost_on_its_way_ends_the_run(tmp_path, cache, monkeypatch):
     "A destructor, or a callback of a library, swallows the KeyboardInterrupt: the next step does not begin."
-    original, steps_done = loop.train_step, []
+    original = loop.train_step
+    steps_done = []
 
     def swallows(run, passes):
         steps_done.append(run.step)
