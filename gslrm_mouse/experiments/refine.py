@@ -186,7 +186,8 @@ def refine_findings(done:list[dict]) -> list[Finding]:
         why=f"by IoU, optimising the network's Gaussians on its own input views is {optimised}")
 
     def with_number(n, cloud):
-        overlap, foreground = scores[n, cloud]["iou"].mean(), scores[n, cloud]["psnr_fg"].mean()
+        overlap = scores[n, cloud]["iou"].mean()
+        foreground = scores[n, cloud]["psnr_fg"].mean()
         return f"{overlap:.2f} ({foreground:.1f} dB, {_mean_number(scores[n, cloud])} Gaussians)"
 
     gains = {n: gain(n, from_network, from_nothing) for n in rigs}

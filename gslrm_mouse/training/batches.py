@@ -103,7 +103,8 @@ class BatchStream:
         is_shuffled = d.random_input_views and not self.s.mouse.use_mouse_dataset
         mine = range(self.rank*self.b, (self.rank + 1)*self.b)
 
-        parts, newly_broken = [], []
+        parts = []
+        newly_broken = []
         for j, i in enumerate(ids): # all draws, mine or not: the random state must not depend on the rank
             source = self.replay if replayed[j] else self.source
             if replayed[j]: i = replay_rng.integers(0, len(source))

@@ -38,7 +38,8 @@ def _split(source, n_views:int, n_in:int, n_novel:int=6) -> tuple[list, list]: #
 
 def _read_frames(read, numbers, skip_broken:bool) -> list: # of Views
     "The frames of a source; the error of the first that is broken, where broken ones are not skipped or all are."
-    frames, errors = [], []
+    frames = []
+    errors = []
     for number in numbers:
         try:
             frames.append(read(number))

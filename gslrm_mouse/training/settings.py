@@ -529,8 +529,18 @@ def _small_numbers(s:Settings):
     if not 0 <= t.dataset.max_broken_share <= 1:
         yield f"max_broken_share = {t.dataset.max_broken_share} should be a share, from 0 to 1"
 
-_CHECKS = (_refused_values, _conditioning_problems, _view_problems, _camera_problems, _variety_problems, _size_problems,
-           _trainable_problems, _small_numbers)
+def _nested_lists(section:dict, prefix:str=""): # yields sentences
+    for name, value in section.items():
+        if isinstance(value, dict): yield from _nested_lists(value, f"{prefix}{name}.")
+        if isinstance(value, list) and any(isinstance(x, list) for x in value):
+            yield f"{prefix}{name} should be a list of single values, got {str(value)[:60]}"
+
+def _list_problems(s:Settings):
+    "OmegaConf converts the elements of a list, and takes a list among them as it is."
+    yield from _nested_lists(asdict(s))
+
+_CHECKS = (_list_problems, _refused_values, _conditioning_problems, _view_problems, _camera_problems, _variety_problems,
+           _size_problems, _trainable_problems, _small_numbers)
 
 def _checked(s:Settings, where:str) -> Settings:
     "`s` unchanged, or a ValueError with the first thing that is wrong."

@@ -255,7 +255,9 @@ def test_second_derivative_is_refused():
 def last_pixel(width):
     "What a small Gaussian in the last column covers of it."
     K = torch.tensor([[1., 0, width - .5], [0, 1, 4], [0, 0, 1]])
-    means, quats, scales = torch.tensor([[0., 0, 1]]), torch.tensor([[1., 0, 0, 0]]), torch.full((1, 3), 2.)
+    means = torch.tensor([[0., 0, 1]])
+    quats = torch.tensor([[1., 0, 0, 0]])
+    scales = torch.full((1, 3), 2.)
     _, alpha, _ = rasterization(
         means, quats, scales, torch.tensor([.9]), torch.ones(1, 3), torch.eye(4)[None], K[None], width, 8)
     return alpha[0, 4, -1].item()
