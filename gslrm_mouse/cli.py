@@ -246,8 +246,10 @@ def reconstruct(
     most_frames = max(mean["frames"] for mean in scores.values()) # baselines are drawn in a sequence's first
     for split, mean in scores.items():
         notes = []
-        if split == "input" and not is_network_alone: notes.append("fitted to these")
-        if mean["frames"] < most_frames: notes.append(f"in {mean['frames']} of {most_frames} frames")
+        if split == "input" and not is_network_alone:
+            notes.append("fitted to these")
+        if mean["frames"] < most_frames:
+            notes.append(f"in {mean['frames']} of {most_frames} frames")
         print(_score_line(split, mean, notes))
     advice = "; without --no-fit the Gaussians are optimised on the images" if is_network_alone else ""
     print(f"written: {out}{advice}")

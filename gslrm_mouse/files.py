@@ -209,8 +209,10 @@ def locked_folder(
 ):
     "Keeps other processes out of a folder that is written piece by piece; FileExistsError where one is writing it."
     with ExitStack() as stack:
-        try: stack.enter_context(_locked(folder))
-        except BlockingIOError: raise _in_use(folder) from None
+        try:
+            stack.enter_context(_locked(folder))
+        except BlockingIOError:
+            raise _in_use(folder) from None
         yield
 
 def recover_folder(

@@ -30,10 +30,13 @@ import io, json, struct, sys
 try:
     import resource
     limits = (resource.RLIMIT_AS, MEMORY), (resource.RLIMIT_CPU, SECONDS), (resource.RLIMIT_CORE, 0)
-except ImportError: limits = () # Windows
+except ImportError:
+    limits = () # Windows
 for limit, value in limits:
-    try: resource.setrlimit(limit, (value, value))
-    except (ValueError, OSError): pass # macOS refuses one of memory; nobody may raise a limit that is lower already
+    try:
+        resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError):
+        pass # macOS refuses one of memory; nobody may raise a limit that is lower already
 sys.path.append(PACKAGES) # isolated, Python does not look into every folder where the libraries may be
 import numpy as np
 

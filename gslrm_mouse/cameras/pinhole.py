@@ -181,7 +181,8 @@ def orbit(
 def _frustum_length(centers) -> float: # of (V, 3)
     "A fifth of the mean distance to the middle, or to the origin where all cameras are at one place."
     distance = (centers - centers.mean(0)).norm(dim=-1).mean()
-    if distance == 0: distance = centers.norm(dim=-1).mean()
+    if distance == 0:
+        distance = centers.norm(dim=-1).mean()
     return .2*distance.item()
 
 def draw_cameras(
@@ -196,7 +197,8 @@ def draw_cameras(
     import matplotlib.pyplot as plt
     ax = ax or plt.figure(figsize=(4, 4)).add_subplot(projection="3d")
     centers = cams.centers.double().cpu()
-    if size is None: size = _frustum_length(centers)
+    if size is None:
+        size = _frustum_length(centers)
     unit_square = torch.tensor([[0, 0], [1, 0], [1, 1], [0, 1]], dtype=torch.float64)
     uv = unit_square*cams.image_sizes.cpu()[:, None] # (V, 4, 2) corners of the images
     homogeneous = torch.cat([uv, torch.ones_like(uv[..., :1])], -1)

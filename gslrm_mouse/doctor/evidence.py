@@ -255,8 +255,10 @@ def _info(folder) -> dict:
     return {k: v for k, v in content.items() if k not in ("frames", "id")}
 
 def _sample_cameras(file, unit): # None for a file that does not say how large its unreadable images are
-    try: return call_checked(read_calibration, file, unit=unit)[0]
-    except SizeError: return None
+    try:
+        return call_checked(read_calibration, file, unit=unit)[0]
+    except SizeError:
+        return None
 
 def _sample(path, unit) -> Evidence:
     views, broken = call_checked(read_sample, path, unit=unit, path=path, is_sample=True)

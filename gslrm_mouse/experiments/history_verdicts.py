@@ -259,7 +259,8 @@ def _gradients_explode(done, names):
     by_ratio = sorted(names, key=lambda name: -over_median[name])
     top = [f"{name} {_norm_text(largest[name], over_median[name])}" for name in by_ratio[:3]]
     worst = by_ratio[0]
-    if n_skipped or math.isinf(over_median[worst]): verdict = "reproduced"
+    if n_skipped or math.isinf(over_median[worst]):
+        verdict = "reproduced"
     elif over_median[worst] > 20: verdict = "partly"
     else: verdict = "not reproduced"
     by_module = _shares_text(gradient_shares_of(done, worst, -1, "modules"))

@@ -108,7 +108,8 @@ def recipes_scores(records:list[dict], one_animal:bool=False) -> Table:
 def _iou_by_frame(records, method) -> dict: # frame: mean over its novel views
     by_frame = {}
     for r in records:
-        if (r["arm"], r["split"]) == (method, "novel"): by_frame.setdefault(r["frame"], []).append(r["iou"])
+        if (r["arm"], r["split"]) == (method, "novel"):
+            by_frame.setdefault(r["frame"], []).append(r["iou"])
     return {frame: float(np.mean(iou)) for frame, iou in by_frame.items()}
 
 def verdict(records:list[dict], one_animal:bool=False) -> str:
@@ -125,7 +126,8 @@ def verdict(records:list[dict], one_animal:bool=False) -> str:
     if best == "pixel_based":
         why = (f"`{best}` shows the network a larger animal, which gains resolution at the price of inconsistent "
                "views; see the images.")
-    if not is_better: why = f"these mice cannot tell them apart ({signed_ci(difference, 3)})."
+    if not is_better:
+        why = f"these mice cannot tell them apart ({signed_ci(difference, 3)})."
     if one_animal: why = "one animal cannot tell them apart."
     return f"The best method by IoU is `{best}` ({iou[best].mean:.3f}), not `exact` ({iou['exact'].mean:.3f}); {why}"
 

@@ -84,7 +84,8 @@ def _without_bars():
 
 # %% ../../nbs/experiments/16_runner.ipynb #fc78c2c4
 def _run_one(plan, name, arm, cache, known, threads) -> tuple: # records, seconds
-    if threads: torch.set_num_threads(threads)
+    if threads:
+        torch.set_num_threads(threads)
     experiment = next(e for e in experiments(plan, cache, known) if e.name == name)
     begun = time.perf_counter()
     with _without_bars(): records = experiment.run(arm, plan.checkpoint, Path(cache))

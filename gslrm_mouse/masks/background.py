@@ -156,7 +156,8 @@ def estimate_background(
     del difference # as large as a third of all samples
     changed = cv2.dilate(restless.astype(np.uint8), disk_kernel(5)) > 0
     plate, unseen, keep = median, np.zeros((H, W), bool), np.ones((S, 1, 1), np.float32)
-    if changed.any(): plate, unseen, keep = _plate(samples, median, changed, tolerance, noise)
+    if changed.any():
+        plate, unseen, keep = _plate(samples, median, changed, tolerance, noise)
     return Background(plate, changed, unseen, _thresholds(samples, plate, keep, noise))
 
 # %% ../../nbs/masks/00_background.ipynb #c0ad8857

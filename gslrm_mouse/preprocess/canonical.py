@@ -140,11 +140,13 @@ def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale 
     if choose == "size":
         shown = visible_width(domain.mean_fov, domain.mean_distance)
         scale = domain_size(domain)/shown/(_relative_size(alpha)/uncut_zoom.item())
-    elif zoom: z = z*zoom
+    elif zoom:
+        z = z*zoom
     else:
         zoom = uncut_zoom*_zoom_to(sum(domain.coverage)/2, alpha, virtual.width)
         # a silhouette that reaches the border already may have parts that are too thin to count in `alpha`
-        if uncut_zoom < 1: zoom = min(zoom, uncut_zoom)
+        if uncut_zoom < 1:
+            zoom = min(zoom, uncut_zoom)
         z = z*zoom
     return scale, z
 

@@ -140,7 +140,8 @@ def _opened_folder(out:Path, settings:dict):
     with locked_folder(out):
         _check_folder(out, settings) # another process may have begun it before the lock
         for path in out.iterdir():
-            if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", path.name): shutil.rmtree(path)
+            if re.fullmatch(r"\.sample_\d{6}\.[0-9a-f]{8}", path.name):
+                shutil.rmtree(path)
         yield
 
 # %% ../../nbs/preprocess/03_dataset.ipynb #7712ae1a

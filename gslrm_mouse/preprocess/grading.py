@@ -77,7 +77,8 @@ def silhouette_agreement(views:Views) -> tuple[float, float, np.ndarray]: # px o
     size = foreground_stats(views)[0].sqrt().mean().item() # raises for an empty mask
     if len(views) < 2: raise ValueError("agreement needs at least two views, got 1")
     try: triangulation = triangulate(views)
-    except MaskError: raise
+    except MaskError:
+        raise
     except ValueError: return np.inf, np.inf, np.zeros(len(views))
     error = triangulation.residual_px
     return error*512/views.cameras.width, error/size, visual_hull(views, triangulation.point).iou.numpy()

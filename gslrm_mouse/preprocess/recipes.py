@@ -103,7 +103,8 @@ def per_camera(views:Views, domain:CameraDomain, center:Tensor=None) -> ModelInp
     statement = (f"the cameras were scaled by different factors ({factor.min():.2f} to {factor.max():.2f} of their "
                  "mean), which is no similarity: the views no longer agree on one object")
     model_units = replace(v, cameras=replace(v.cameras, w2c=w2c, unit="model"))
-    try: to_source = fit_similarity(moved, centers, "model", views.cameras.unit)
+    try:
+        to_source = fit_similarity(moved, centers, "model", views.cameras.unit)
     except ValueError:
         raise ValueError("the method per_camera needs three cameras that do not stand in a line, "
                          f"got {len(views)} cameras") from None

@@ -360,7 +360,8 @@ def _make_frame(
         motion = SEQUENCE_QUALITIES[options.quality].motion
         followed = followed or start_sequence(g, views[inputs], number, motion)
         _save_followed(folder, followed, prepared, options)
-    if options.turntable: _write_turntable(folder, g, up_axis(prepared))
+    if options.turntable:
+        _write_turntable(folder, g, up_axis(prepared))
 
     splits = _splits(views, inputs, held_out, prepared, reconstructor.domain, g, options, of_recording)
     rendered = [_records(split.gaussians, split.truth) for split in splits]
@@ -480,7 +481,8 @@ def _write_film(read, out:Path, settings:dict, numbers:list, turn:float):
     write_video(out/"film.mp4", images, FILM_FPS)
 
 def _can_write_viewer() -> bool: # a line on stderr says why not
-    if not has_viser(): print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
+    if not has_viser():
+        print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
     return has_viser()
 
 def _write_view(folder:Path, views:Views, options, *, of_recording:bool, title:str):
@@ -506,11 +508,14 @@ def _sequence_writers(numbers:list, out:Path, film:bool, turntable:bool) -> dict
     "What a sequence has beside its frames."
     @cache
     def sequence(): return read_sequence([frame_folder(out, i) for i in numbers])
-    def write_turntable(): _write_turntable(out, sequence().gaussians(0), torch.from_numpy(sequence().up))
+    def write_turntable():
+        _write_turntable(out, sequence().gaussians(0), torch.from_numpy(sequence().up))
 
     writers = {SEQUENCE: lambda: save_sequence(sequence(), out/SEQUENCE)}
-    if film: writers["follow.mp4"] = lambda: write_follow_film(sequence(), out/"follow.mp4")
-    if turntable: writers["turntable.mp4"] = write_turntable
+    if film:
+        writers["follow.mp4"] = lambda: write_follow_film(sequence(), out/"follow.mp4")
+    if turntable:
+        writers["turntable.mp4"] = write_turntable
     return writers
 
 def _outdated(numbers:list, out:Path, settings:dict) -> list: # numbers
@@ -599,17 +604,20 @@ def _reconstruct_many( # noqa: PLR0917
             bar.total += len(outdated)
             skipped |= _make_frames(read, out, make, outdated, bar, skip_bad)
 
-    if not {*todo, *outdated} <= skipped.keys(): made_of = {}
+    if not {*todo, *outdated} <= skipped.keys():
+        made_of = {}
     finished = {i: load_finished(frame_folder(out, i), settings) for i in _frame_numbers(out)}
     finished = {i: records for i, records in finished.items() if records}
     finished_numbers = list(finished)
     asked_for = [i for i in numbers if i in finished]
     if not asked_for: raise ValueError(f"{out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     writers = {}
-    if film: writers["film.mp4"] = finished_numbers, lambda: _write_film(read, out, settings, finished_numbers, turn)
+    if film:
+        writers["film.mp4"] = finished_numbers, lambda: _write_film(read, out, settings, finished_numbers, turn)
     if sequence_writers:
         writers |= {name: (asked_for, write) for name, write in sequence_writers(asked_for).items()}
-    if view: writers[VIEWER] = finished_numbers, lambda: view(out, next(read(finished_numbers[:1])))
+    if view:
+        writers[VIEWER] = finished_numbers, lambda: view(out, next(read(finished_numbers[:1])))
     left_out = {number: why for number, why in (left_out | skipped).items() if number not in finished}
     _write_missing(out, writers, made_of, settings, left_out)
     _say_fewer_views(finished)
@@ -617,7 +625,8 @@ def _reconstruct_many( # noqa: PLR0917
     write_atomic(out/"results.jsonl", "".join(lines))
     content = dict(settings=settings, complete=True, frames=finished_numbers, skipped=left_out, made_of=made_of)
     complete = json.dumps(content, indent=1)
-    if not manifest.is_file() or manifest.read_text() != complete: write_atomic(manifest, complete)
+    if not manifest.is_file() or manifest.read_text() != complete:
+        write_atomic(manifest, complete)
     return [r for i in numbers for r in finished.get(i, [])]
 
 # %% ../../nbs/reconstruction/02_pipeline.ipynb #78dbe3d4
@@ -682,14 +691,17 @@ def reconstruct(
         filters=filters, sized=sized, fit=fit or 0, quality=quality if fit is None else None, pixels=pixels,
         gaussians=gaussians, turntable=turntable and not sequence, panels=panels and not sequence, sequence=sequence,
         model=model)
-    path, out = checkpoint_path(checkpoint or FOR_RIGS), Path(out)
+    path = checkpoint_path(checkpoint or FOR_RIGS)
+    out = Path(out)
     of_recording = is_recording(source)
     if frames is None:
         if (out/MANIFEST).is_file():
             raise FileExistsError(f"{out} holds many frames ({MANIFEST}); one frame does not replace them, choose "
                                   "another folder")
-        if overwrite: _check_replaceable(out, [x for x in (source, rig_file, path, weights) if x is not None])
-        else: check_free(out)
+        if overwrite:
+            _check_replaceable(out, [x for x in (source, rig_file, path, weights) if x is not None])
+        else:
+            check_free(out)
         views = read_views(source, frame, unit, rig_file)
         _input_views(views, options, of_recording) # raises before the network is loaded
     else:
@@ -710,7 +722,8 @@ def reconstruct(
     if frames is None:
         with atomic_folder(out, overwrite) as folder:
             records = make(folder, views, frame, say=say)
-            if viewer: view(folder, views)
+            if viewer:
+                view(folder, views)
     else:
         make, sequence_writers = _sequence_steps(make, out, settings, numbers, options, film=film, turntable=turntable)
         records = _reconstruct_many(

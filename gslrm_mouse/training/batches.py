@@ -123,9 +123,11 @@ class BatchStream:
         newly_broken = []
         while True:
             name = source.name(i)
-            try: return source[i], name, newly_broken
+            try:
+                return source[i], name, newly_broken
             except (ValueError, OSError) as e:
-                if self._note_broken(source, name, str(e)): newly_broken.append((name, str(e)))
+                if self._note_broken(source, name, str(e)):
+                    newly_broken.append((name, str(e)))
                 i = int(retry_rng.integers(0, len(source)))
 
     def _note_broken(self, source, name:str, why:str) -> bool: # whether it was not known yet

@@ -153,7 +153,8 @@ def _accelerator(s:Settings, out:Path, device:str):
     for name in trackers: _check_tracker(name)
     wanted = torch_device(device)
     if wanted.type == "cuda":
-        if wanted.index is not None: torch.cuda.set_device(wanted)
+        if wanted.index is not None:
+            torch.cuda.set_device(wanted)
         torch.backends.cuda.matmul.allow_tf32 = s.training.runtime.use_tf32
         torch.backends.cudnn.allow_tf32 = s.training.runtime.use_tf32
     is_cpu = wanted.type == "cpu"
@@ -237,7 +238,8 @@ def _next_step(run, batches, record:Record, source) -> dict|None: # what the gua
     wait = time.perf_counter() - start
     _monitor(run, record, passes[-1][1], source)
     broken = [sample for _, batch in passes for sample in batch.broken]
-    for name, why in broken: record.broken(name, why)
+    for name, why in broken:
+        record.broken(name, why)
     step_record, event = train_step(run, passes)
     record.update({**step_record, "wait": round(wait, 4)}, event)
     run.step += 1
@@ -248,7 +250,8 @@ def _steps_until(end:int, run, batches, record:Record, source, interrupts:Interr
     while run.step < end:
         interrupts.check()
         event = _next_step(run, batches, record, source)
-        if record.main and (run.step % save_every == 0 or run.step == end): save_run(run)
+        if record.main and (run.step % save_every == 0 or run.step == end):
+            save_run(run)
         _stop_if_mostly_skipped(run, event)
 
 def run_training(

@@ -97,10 +97,13 @@ from scipy.io import loadmat
 try:
     import resource
     limits = (resource.RLIMIT_AS, int(memory)), (resource.RLIMIT_CPU, int(seconds))
-except ImportError: limits = () # Windows
+except ImportError:
+    limits = () # Windows
 for limit, value in limits:
-    try: resource.setrlimit(limit, (value, value))
-    except (ValueError, OSError): pass # macOS refuses one of memory
+    try:
+        resource.setrlimit(limit, (value, value))
+    except (ValueError, OSError):
+        pass # macOS refuses one of memory
 layers = loadmat(path, squeeze_me=True, struct_as_record=False)["layers"]
 convs = [layer for layer in layers if layer.type == "conv" and not layer.name.startswith("fc")]
 arrays = {}

@@ -463,7 +463,8 @@ def _is_range(values) -> bool: return len(values) == 2 and 0 < values[0] <= valu
 
 def _camera_problems(s:Settings):
     d = s.training.dataset
-    if not d.kinds: yield "training.dataset.kinds names no kind of procedural scenes"
+    if not d.kinds:
+        yield "training.dataset.kinds names no kind of procedural scenes"
     if len(d.elevation) != 2:
         yield f"training.dataset.elevation should be the lowest and the highest angle, got {d.elevation}"
     if _is_canonical(d):
@@ -524,14 +525,17 @@ def _small_numbers(s:Settings):
     ):
         value = getattr(section, name)
         if value < least: yield f"{name} = {value} is too small"
-    if s.validation.enabled and s.validation.val_every < 1: yield "validation.val_every should be at least 1"
-    if t.logging.trackers and t.logging.wandb.log_every < 1: yield "logging.wandb.log_every should be at least 1"
+    if s.validation.enabled and s.validation.val_every < 1:
+        yield "validation.val_every should be at least 1"
+    if t.logging.trackers and t.logging.wandb.log_every < 1:
+        yield "logging.wandb.log_every should be at least 1"
     if not 0 <= t.dataset.max_broken_share <= 1:
         yield f"max_broken_share = {t.dataset.max_broken_share} should be a share, from 0 to 1"
 
 def _nested_lists(section:dict, prefix:str=""): # yields sentences
     for name, value in section.items():
-        if isinstance(value, dict): yield from _nested_lists(value, f"{prefix}{name}.")
+        if isinstance(value, dict):
+            yield from _nested_lists(value, f"{prefix}{name}.")
         if isinstance(value, list) and any(isinstance(x, list) for x in value):
             yield f"{prefix}{name} should be a list of single values, got {str(value)[:60]}"
 
@@ -620,7 +624,8 @@ def _override_tree(overrides) -> dict:
     for override in overrides:
         key, equals, value = override.partition("=")
         if not equals: raise ValueError(f"an override is written key=value, got {override!r}")
-        try: OmegaConf.update(tree, key, yaml.load(value, _SettingsLoader))
+        try:
+            OmegaConf.update(tree, key, yaml.load(value, _SettingsLoader))
         except (OmegaConfBaseException, yaml.YAMLError, ValueError) as e:
             raise ValueError(f"the override {override} cannot be read ({one_line(e)})") from None
     tree = OmegaConf.to_container(tree)

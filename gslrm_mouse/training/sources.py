@@ -173,7 +173,8 @@ class MomentDataset:
     def __getitem__(self, i:int) -> Views:
         v = self.moment(self.numbers[i])
         if not v.names: v = replace(v, names=tuple(f"camera {k}" for k in range(len(v))))
-        if self.keep: v = v[[k for k in self.keep if k < len(v)]]
+        if self.keep:
+            v = v[[k for k in self.keep if k < len(v)]]
         if len(v) != self.n_views: raise ValueError(f"it has {len(v)} views where the others have {self.n_views}")
         return v
 

@@ -472,7 +472,9 @@ def fingerprint_of_source(
         found = {name: f"{len(files)} files {combined_fingerprint(files)}" for name, files in samples.items()}
     if rig_file is not None:
         chosen = Path(rig_file)
-        files = [p for p in chosen.iterdir() if p.is_file()] + _rig_files(chosen) if chosen.is_dir() else [chosen]
+        files = [chosen]
+        if chosen.is_dir():
+            files = [p for p in chosen.iterdir() if p.is_file()] + _rig_files(chosen)
         found |= {f"calibration: {name}": value for name, value in _fingerprints(chosen.parent, files).items()}
     if truth:
         files = [Path(truth)/"heldout_cameras.json", *Path(truth).glob("frame_*_view_*.png")]

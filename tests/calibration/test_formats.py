@@ -173,8 +173,10 @@ def test_text_from_windows(tmp_path, name):
     source = rig if has_lens else rig.cameras
     path = write_calibration(source, new_path(tmp_path, name), name)
     files = list(path.iterdir()) if path.is_dir() else [path]
-    for file in files: file.write_bytes(codecs.BOM_UTF8 + file.read_bytes().replace(b"\n", b"\r\n"))
-    if has_lens and name in SORTED: source = sorted_by_name(rig)
+    for file in files:
+        file.write_bytes(codecs.BOM_UTF8 + file.read_bytes().replace(b"\n", b"\r\n"))
+    if has_lens and name in SORTED:
+        source = sorted_by_name(rig)
     places = [path] if path.is_dir() else [path, path.parent]
     for place in places:
         stated = None if FORMATS[name].world == "m" else source.unit

@@ -418,7 +418,8 @@ def test_a_speck_in_one_mask_is_a_finding(recording, tmp_path):
         folder = shutil.copytree(recording, tmp_path/str(side))
         path = folder/"simpleclick_undist/3.mp4"
         masks = [np.zeros_like(frame) for frame in video_frames(path)]
-        for mask in masks: mask[200:200 + side, 300:300 + side] = 255
+        for mask in masks:
+            mask[200:200 + side, 300:300 + side] = 255
         write_video(path, masks, fps=20, crf=1)
         assert [finding.name for finding in diagnose(folder).findings] == [name]
 

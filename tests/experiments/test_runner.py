@@ -226,7 +226,8 @@ def recorded_results(tmp_path):
     "A folder with stored results of a recording and nothing else, as a study of one leaves it."
     folder = tmp_path/"of_recording"
     folder.mkdir()
-    for name in ("doctor", "recipes"): shutil.copy(RESULTS/f"recording_{name}.jsonl", folder)
+    for name in ("doctor", "recipes"):
+        shutil.copy(RESULTS/f"recording_{name}.jsonl", folder)
     return folder
 
 

@@ -66,7 +66,8 @@ def test_two_starts_are_compared_with_their_numbers_of_gaussians(stored_section)
     assert "from the visual hull 0.93 (19.2 dB, 1000 Gaussians), from the network 0.93 (18.0 dB, 153" in start.measured
     assert start.why.endswith("; the two also differ in the number of their Gaussians")
     assert "mean number of Gaussians" in experiment.table(done).head
-    for record in records_of(done, "iou"): record["n_gaussians"] = 1000
+    for record in records_of(done, "iou"):
+        record["n_gaussians"] = 1000
     assert "number" not in finding_about(experiment.findings(done), "needed at all").why
 
 
@@ -97,5 +98,6 @@ def test_an_image_without_foreground_has_no_foreground_psnr():
     scores = {row["arm"]: row["psnr_fg"] for row in summary(records)}
     assert scores == {"mm": 10., "exact": 10.}
     assert "10.00" in str(recipes_scores(records))
-    for record in records: record["psnr_fg"] = None
+    for record in records:
+        record["psnr_fg"] = None
     assert math.isnan(summary(records)[0]["psnr_fg"])

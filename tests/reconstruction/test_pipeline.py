@@ -804,7 +804,8 @@ def test_a_recording_in_model_units_is_a_recording(film, tiny_checkpoint, tmp_pa
     "All of its cameras, canonicalised, as it would be in millimetres."
     recording = shutil.copytree(film, tmp_path/"rec")
     rig = pickle.loads((recording/"new_cam.pkl").read_bytes())
-    for cam in rig: cam["T"] = np.array(cam["T"])/120
+    for cam in rig:
+        cam["T"] = np.array(cam["T"])/120
     (recording/"new_cam.pkl").write_bytes(pickle.dumps(rig))
     options = dict(checkpoint=tiny_checkpoint, turntable=False, panels=False, viewer=False)
     reconstruct(film, tmp_path/"mm", **options)

@@ -602,12 +602,15 @@ def test_an_interrupt_that_is_lost_on_its_way_ends_the_run(tmp_path, cache, monk
 
     def swallows(run, passes):
         steps_done.append(run.step)
-        with suppress(KeyboardInterrupt): signal.raise_signal(signal.SIGINT)
+        with suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
         return original(run, passes)
 
     monkeypatch.setattr(loop, "train_step", swallows)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
-        with pytest.raises(KeyboardInterrupt): run_training(tiny(4), tmp_path/"run", cache=cache)
-    finally: signal.signal(signal.SIGINT, before)
+        with pytest.raises(KeyboardInterrupt):
+            run_training(tiny(4), tmp_path/"run", cache=cache)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert steps_done == [0]

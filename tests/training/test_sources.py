@@ -83,4 +83,5 @@ def test_held_out_cameras_are_never_trained_on(film, tmp_path):
     source = build_dataset(settings_of(film, heldout_cameras=[0], val_share=0.), tmp_path/"cache")
     five = replace(source, prepare=lambda views: source.prepare(views)[1:], folder=tmp_path/"five")
     assert len(source[0]) == 5
-    with pytest.raises(ValueError, match="it has 4 views where the others have 5"): five[0]
+    with pytest.raises(ValueError, match="it has 4 views where the others have 5"):
+        five[0]

@@ -323,5 +323,6 @@ def test_a_changed_model_below_a_chosen_folder_is_noticed(tmp_path):
         write_calibration(replace(cams, w2c=w2c), project/"sparse/0")
         state = fingerprint_of_source(recording, rig_file=project)
         assert any("sparse/0" in name for name in state)
-        if mm == 0.: before = state
+        if mm == 0.:
+            before = state
     assert state != before
