@@ -123,7 +123,7 @@ MUTANTS = (
     # ---- reconstruction, evaluation, doctor, experiments ----
     Mutant("reconstruction/00_prediction", "(g.scales.square() + blur**2).sqrt()", "g.scales + blur",
            ("tests/reconstruction",)),
-    Mutant("reconstruction/02_pipeline", "{round(i*len(views)/n) for i in range(n)}", "set(range(n))",
+    Mutant("reconstruction/04_frame", "{round(i*n_views/n) for i in range(n)}", "set(range(n))",
            ("tests/reconstruction",)),
     Mutant("evaluation/01_sensitivity", "dict(low=round(max(low, 0.), 4)", "dict(low=round(low, 4)",
            ("tests/evaluation",)),

@@ -132,7 +132,7 @@ def test_the_copy_for_quarto_has_a_frame(tmp_path, monkeypatch):
 
 
 def test_the_pages_that_embed_one():
-    for name in ("index", "tutorials/bring_your_own_rig", "reconstruction/03_viewer"):
+    for name in ("index", "tutorials/bring_your_own_rig", "reconstruction/02_viewer"):
         cells = json.loads((ROOT/f"nbs/{name}.ipynb").read_text())["cells"]
         shown = [cell for cell in cells if "\n#| viewer: example" in build.text(cell["source"])]
         assert len(shown) == 1 and len(json.dumps(shown)) < 1e5, name # the still image, not the viewer

@@ -412,21 +412,26 @@ def test_settings_do_not_mix(film, tiny_checkpoint, tmp_path):
 
 def test_a_folder_of_another_version_is_named(film, tiny_checkpoint, tmp_path):
     out = tmp_path/"d"
-    options = dict(checkpoint=tiny_checkpoint, quality="draft", fit=None, frames=[0], sequence=False,
-                   turntable=False, panels=False, film=False, viewer=False)
+    options = dict(checkpoint=tiny_checkpoint, frames=[0], turntable=False, panels=False, film=False, viewer=False)
     reconstruct(film, out, **options)
-    older = manifest(out)
-    del older["settings"]["start"]
-    (out/MANIFEST).write_text(json.dumps(older))
-    before = contents(out)
-    words = "was begun by a version in which the optimisation of a frame begins elsewhere"
-    with pytest.raises(ValueError, match=f"{words}; choose another folder, or pass --overwrite"):
-        reconstruct(film, out, **options | dict(frames=[0, 1]))
-    assert contents(out) == before
-
-    following = dict(sequence=True, motion=dict(steps=50))
-    said = pipeline._difference(out, following | dict(motion=dict(steps=30)), following, "motion")
-    assert "a version whose sequences follow the animal in another way" in said
+    current = manifest(out)
+    elsewhere = "by a version in which the optimisation of a frame begins elsewhere"
+    in_another_way = "by a version whose sequences follow the animal in another way"
+    without_it = r"by another version, with other settings \(unit\)"
+    for key, value, words in (
+            ("start", 0, elsewhere), ("motion", dict(steps=30), in_another_way), ("unit", None, without_it)):
+        older = json.loads(json.dumps(current))
+        if value is None:
+            del older["settings"][key]
+        else:
+            older["settings"][key] = value
+        (out/MANIFEST).write_text(json.dumps(older))
+        before = contents(out)
+        with pytest.raises(ValueError, match=f"was begun {words}; choose another folder, or pass --overwrite"):
+            reconstruct(film, out, **options | dict(frames=[0, 1]))
+        assert contents(out) == before
+    reconstruct(film, out, **options, overwrite=True)
+    assert manifest(out)["settings"] == current["settings"]
 
 
 def test_a_changed_source_does_not_mix(film, tiny_checkpoint, tmp_path):
@@ -588,9 +593,9 @@ PEAKS = """
 import json, re
 from functools import partial
 from pathlib import Path
-from gslrm_mouse.reconstruction import pipeline
-peaks, kept, make_frame = [], [], pipeline._make_frame
-pipeline.turntable_cameras = partial(pipeline.turntable_cameras, n=6) # of the same size, and twelve times as quick
+from gslrm_mouse.reconstruction import frame, pipeline
+peaks, kept, make_frame = [], [], pipeline.make_frame
+frame.turntable_cameras = partial(frame.turntable_cameras, n=6) # of the same size, and twelve times as quick
 
 def peak(): # MiB, of this process; ru_maxrss remembers its parent's
     return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])/1024
@@ -601,7 +606,7 @@ def measured(folder, views, number, **options):
     if {leaks}: kept.append(views)
     return records
 
-pipeline._make_frame = measured
+pipeline.make_frame = measured
 pipeline.reconstruct({source!r}, {out!r}, checkpoint={checkpoint!r}, frames=range({n}), fit=0, **{options!r})
 peaks.append(peak())
 print(json.dumps(peaks))
@@ -678,11 +683,10 @@ def test_held_out_views_list_the_baselines(drafted):
 
 
 def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
-    "A folder of the network alone is refused by sentence for a quality, and its settings hash stays as it was."
+    "A folder of the network alone is continued, and refused by sentence for a quality."
     out = tmp_path/"d"
     options = dict(checkpoint=tiny_checkpoint, frames=[1], turntable=False, panels=False, film=False, viewer=False)
     reconstruct(film, out, **options)
-    assert not manifest(out)["settings"].keys() & {"quality", "pixels", "gaussians"}
     before = contents(frame_folder(out, 1))
     reconstruct(film, out, **options)
     assert contents(frame_folder(out, 1)) == before

@@ -205,8 +205,8 @@ def without_frame(number, make_frame):
 
 def test_a_bad_frame_is_tried_again_and_those_after_it_stay(recording, tmp_path, monkeypatch):
     out = tmp_path/"out"
-    make_frame = pipeline._make_frame
-    monkeypatch.setattr(pipeline, "_make_frame", without_frame(1, make_frame))
+    make_frame = pipeline.make_frame
+    monkeypatch.setattr(pipeline, "make_frame", without_frame(1, make_frame))
     reconstruct(recording, out, frames=range(N), skip_bad=True)
 
     def times():
@@ -216,7 +216,7 @@ def test_a_bad_frame_is_tried_again_and_those_after_it_stay(recording, tmp_path,
     assert load_followed(frame_folder(out, 2)).before == 0
     reconstruct(recording, out, frames=range(N), skip_bad=True)
     assert times() == before
-    monkeypatch.setattr(pipeline, "_make_frame", make_frame)
+    monkeypatch.setattr(pipeline, "make_frame", make_frame)
     reconstruct(recording, out, frames=range(N), skip_bad=True) # frame 1 can be made now, so 2 and 3 begin elsewhere
     assert times()[0] == before[0] and all(a > b for a, b in zip(times()[1:], before[1:]))
     assert [load_followed(frame_folder(out, i)).before for i in range(N)] == [None, 0, 1, 2]
@@ -225,7 +225,7 @@ def test_a_bad_frame_is_tried_again_and_those_after_it_stay(recording, tmp_path,
 def test_a_sequence_does_not_go_on_from_a_frame_of_other_settings(recording, whole, tmp_path, monkeypatch):
     out = tmp_path/"out"
     shutil.copytree(whole, out)
-    monkeypatch.setattr(pipeline, "_make_frame", without_frame(1, pipeline._make_frame))
+    monkeypatch.setattr(pipeline, "make_frame", without_frame(1, pipeline.make_frame))
     reconstruct(recording, out, frames=range(N), gaussians=200, overwrite=True, skip_bad=True)
     assert load_followed(frame_folder(out, 2)).before == 0
     assert len(load_sequence(out).positions[0]) == len(load_ply(frame_folder(out, 0)/"gaussians.ply"))

@@ -23,7 +23,8 @@ from gslrm_mouse.preprocess.canonical import canonicalize, cropped
 from gslrm_mouse.preprocess.dataset import preprocess_dataset
 from gslrm_mouse.preprocess.methods import METHODS
 from gslrm_mouse.preprocess.silhouettes import border_share, com_offsets, size_ratios
-from gslrm_mouse.reconstruction.pipeline import load_cloud, reconstruct
+from gslrm_mouse.reconstruction.frame import load_cloud
+from gslrm_mouse.reconstruction.pipeline import reconstruct
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
