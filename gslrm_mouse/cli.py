@@ -159,15 +159,23 @@ def reconstruct(
     # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_any_128 when left out
     checkpoint:Path|None=None,
     # which model: gslrm needs two cameras or more and brings its weights; lgm four cameras, zero123plus and sv3d one
-    # camera, a floor at height 0 and up, and these three files that you have (--weights); a generator's views go
-    # through gslrm, and the optimisation begins in the model's answer
+    # camera, up, and its depth, which the masks of a second camera tell, or else the floor (--floor); these three need
+    # files that you have (--weights); a generator's views go through gslrm, and the optimisation begins in the model's
+    # answer
     model:Literal["gslrm", "lgm", "zero123plus", "sv3d"]="gslrm",
-    # of another model than gslrm: LGM's .safetensors, Zero123++'s folder, sv3d_p.safetensors or sv3d_u.safetensors
+    # of another model than gslrm: LGM's .safetensors (or lgm_laptop, a small LGM that is shipped), Zero123++'s folder,
+    # sv3d_p.safetensors or sv3d_u.safetensors
     weights:Path|None=None,
-    variant:str|None=None, # of these weights: original or fixrot of lgm, 1.1 or 1.2 of zero123plus
+    variant:str|None=None, # of these weights: original or fixrot of lgm (not lgm_laptop), 1.1 or 1.2 of zero123plus
+    # of zero123plus and sv3d, used where a single camera shows the animal: the height of the floor it stands on, along
+    # up, in the unit of the calibration; 0 when left out. A wrong height puts the animal at a wrong distance and in a
+    # wrong size, and one image does not show it. With two cameras or more their masks tell the distance
+    floor:float|None=None,
+    # of sv3d, where its file holds no encoder of the VAE: the folder vae of Stable Diffusion 1.5, in diffusers' layout
+    vae:Path|None=None,
     overwrite:bool=False, # replace an existing result
     # what to keep of the checkpoint's cameras: the first four are exact, the last two approximate with a bound;
-    # recordings "distance", samples in model units as they are, when left out
+    # recordings "object", samples in model units as they are, when left out
     choose:Literal["distance", "size", "coverage", "object", "zoom", "equal_distances"]|None=None,
     up:str|None=None, # which way is up in the recording's world, as 0,0,1 (the default) or 0,-1,0
     # many frames, 0,10,20 or 0:400:10: a folder each, a video of all; finished frames are kept when called again
@@ -180,7 +188,7 @@ def reconstruct(
     sized:bool=False,
     # of per-scene optimisation, which begins on the visual hull where it explains the silhouettes, carved by the
     # network with up to six cameras (draft: with two), else in the network; on a recording of six cameras, in views
-    # held out: draft 0.7 s of one core, IoU 0.87, foreground 17 dB; good 5.5 s, 0.95, 21 dB; best 14 s, 0.95, 22 dB
+    # held out: draft 0.4 s of one core, IoU 0.87, foreground 17 dB; good 4.8 s, 0.95, 21 dB; best 10 s, 0.95, 21 dB
     quality:Literal["draft", "good", "best"]="good",
     no_fit:Annotated[bool, tyro.conf.FlagCreatePairsOff]=False, # the network alone, without optimisation
     fit:int|None=None, # instead of a quality: steps of optimisation from the network's Gaussians; 200 take two seconds
@@ -212,7 +220,7 @@ def reconstruct(
     if no_fit and fit: raise ValueError(f"--no-fit and --fit {fit} exclude each other")
     numbers = parse_frames(frames) if frames else None
     _say_what_is_read(source, unit, rig)
-    _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig, force)
+    def check(): _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig, force)
     def say(line): print(line, file=sys.stderr, flush=True)
     scores = run(
         source, out, frame,
@@ -223,6 +231,8 @@ def reconstruct(
         model=model,
         weights=weights,
         variant=variant,
+        floor=floor,
+        vae=vae,
         device=device,
         overwrite=overwrite,
         choose=choose,
@@ -241,7 +251,8 @@ def reconstruct(
         viewer=viewer,
         sequence=sequence and numbers is not None and fit is None and not no_fit and is_recording(source),
         skip_bad=skip_bad,
-        say=None if numbers else say)
+        say=None if numbers else say,
+        check=check)
     is_network_alone = no_fit or fit == 0
     most_frames = max(mean["frames"] for mean in scores.values()) # baselines are drawn in a sequence's first
     for split, mean in scores.items():
@@ -311,14 +322,21 @@ def mesh(
     out:Path=Path("mesh.glb"), # the suffix names the format: .glb, .ply or .obj
     frame:int|None=None, # of a sequence
     level:float|None=None, # of the density at the surface; calibrated on bodies of known volume when left out
-    cells:int=160, # of the grid, along the longest side: more show finer detail
+    # of the grid, along the longest side: more show finer detail; with fewer the volume is too large, with 100 by 9 to
+    # 17 %
+    cells:int=160,
+    overwrite:bool=False, # replace an existing file
 ):
     """Write the surface of a reconstruction as a closed mesh with colours, in millimetres where the rig is.
 
     For example: gslrm_mouse mesh OUT --frame 10 --out mouse.glb"""
+    from gslrm_mouse.files import check_writable
     from gslrm_mouse.reconstruction.mesh import LEVEL, check_mesh_path, mesh_of, write_mesh
     from gslrm_mouse.reconstruction.viewer import load_in_unit, result_file
     check_mesh_path(out)
+    if out.exists() and (not overwrite or out.is_dir()):
+        raise FileExistsError(f"{out} exists; choose another file{'' if out.is_dir() else ' or pass --overwrite'}")
+    check_writable(out)
     g, _ = load_in_unit(result_file(folder, frame))
     surface = mesh_of(g, LEVEL if level is None else level, cells)
     write_mesh(surface, out)
@@ -335,13 +353,18 @@ def track(
     """Where the animal is, its heading, length, speed, volume and surface, and points of its fur, over time.
 
     Writes FOLDER/track.csv (a table), track.nc (for movement) and track.nwb (NWB with ndx-pose), with units and a
-    confidence between 0 and 1; from --fps follow times and speeds.
+    confidence between 0 and 1; from --fps follow times and speeds. FOLDER/view.html shows the track from then on.
 
     For example: gslrm_mouse track OUT --fps 20 --points 24"""
+    from gslrm_mouse.reconstruction.pipeline import renew_view
     from gslrm_mouse.reconstruction.track import TRACKS, track_sequence
     measured = track_sequence(folder, fps, points, cells)
     print(_track_line(measured))
     print(f"written: {', '.join(str(folder/name) for name in TRACKS)}")
+    try: is_renewed = renew_view(folder)
+    except (ValueError, OSError) as e: print(f"view.html does not show the track: {e}", file=sys.stderr)
+    else:
+        if is_renewed: print(f"written: {folder/'view.html'}, with the track")
 
 def _volume_text(volume:float, unit:str) -> str: # volume in `unit` cubed
     return f"{volume/1000:.1f} cm³" if unit == "mm" else f"{volume:.3g} cubic {unit} units"
@@ -389,9 +412,11 @@ def masks(
     # masks of another tool: a folder of PNG or of videos, or COCO JSON; made from the recording when left out
     source:Path|None=None,
     # of a source with several animals: the label of one (of PNG), or its track_id or category_id (of COCO);
-    # 0 = all as one
+    # 0 = all as one; when left out, each label becomes a recording of its own
     animal:int|None=None,
-    out:Path|None=None, # folder of masks; where the recording's layout wants them when left out
+    # folder of masks; where the recording's layout wants them when left out; without --animal, a source with several
+    # labels gives a recording OUT/LABEL for each, in RECORDING/animals when left out
+    out:Path|None=None,
     overwrite:bool=False, # replace existing masks
     unit:Unit|None=None, # of the calibration; as it states or implies when left out
     rig:Path|None=None, # calibration, file or folder, where several are there or it lies elsewhere
@@ -401,14 +426,22 @@ def masks(
     """Masks for cameras that stand still: background from the recording itself, with a confidence for each mask.
 
     Writes mask videos beside the recording, masks.json with a confidence per frame, and masks.png, where the least
-    certain come first: look at it.
+    certain come first: look at it. Masks of two animals (--source) become two recordings, RECORDING/animals/1 and
+    RECORDING/animals/2, which all commands read.
 
     For example: gslrm_mouse masks RECORDING --source annotations.json --overwrite"""
     from gslrm_mouse.masks.confidence import summarize_masks
-    from gslrm_mouse.masks.make import make_masks
-    reports = make_masks(recording, source, out, overwrite, threshold, samples, unit=unit, animal=animal, rig_file=rig)
-    print(summarize_masks(reports))
-    if not all(report.trust == "sure" for report in reports): print("look at masks.png before you go on")
+    from gslrm_mouse.masks.imported import SeveralLabelsError
+    from gslrm_mouse.masks.make import import_animals, make_masks
+    options = dict(unit=unit, rig_file=rig)
+    try: results = {None: make_masks(recording, source, out, overwrite, threshold, samples, animal=animal, **options)}
+    except SeveralLabelsError:
+        results = import_animals(recording, source, out, overwrite, **options)
+        print(f"{len(results)} animals, a recording for each: {', '.join(map(str, results))}")
+    for folder, reports in results.items():
+        if folder: print(f"{folder}:")
+        print(summarize_masks(reports))
+        if not all(report.trust == "sure" for report in reports): print("look at masks.png before you go on")
 
 # %% ../nbs/06_cli.ipynb #c11a000a
 @with_argument_help
@@ -563,7 +596,7 @@ def pretrain(
 def sensitivity(
     # a shipped one (gslrm_64, gslrm_128, gslrm_any, gslrm_any_128) or a .safetensors file; gslrm_64 when left out
     checkpoint:Path|None=None,
-    out:Path|None=None, # sensitivity.json beside the checkpoint when left out
+    out:Path|None=None, # CHECKPOINT.sensitivity.json beside the checkpoint when left out
     scenes:int=12, # held-out scenes of each subject
     overwrite:bool=False, # replace an existing table
     device:str="cpu", # cpu, cuda, cuda:1, …
@@ -646,10 +679,17 @@ def _join_negative(args) -> list:
         else: joined.append(arg)
     return joined
 
+_ADVICE = { # what a sentence asks for: its option
+    "state the unit": "--unit mm, cm, m or model",
+    "state the height of the floor": "--floor HEIGHT, and --up for another direction than +z",
+    "state a folder with the VAE": "--vae FOLDER",
+}
+
 def _with_advice(error) -> str:
     "The sentence of an error, with the option where it asks for something to be stated."
     message = str(error)
-    if "state the unit" in message and "--unit" not in message: message += " (--unit mm, cm, m or model)"
+    for asked, option in _ADVICE.items():
+        if asked in message and option.split()[0] not in message: message += f" ({option})"
     return message
 
 _KEPT = dict( # what an interrupted command leaves, and how it goes on

@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 # %% auto #0
 __all__ = ['MAX_BYTES', 'MAX_PIXELS', 'MAX_DEPTH', 'MAX_ENTRIES', 'MAX_SECONDS', 'MAX_MEMORY', 'IMAGE_FORMATS', 'YAML_LOADER',
            'read_bytes', 'quoted_path', 'describe_folder', 'natural_sort', 'one_line', 'open_image', 'load_yaml',
-           'check_torch_file', 'atomic_file', 'locked_folder', 'recover_folder', 'atomic_folder', 'check_free',
-           'require_empty_folder', 'write_atomic', 'read_jsonl']
+           'check_torch_file', 'atomic_file', 'locked_folder', 'recover_folder', 'atomic_folder', 'check_writable',
+           'check_free', 'require_empty_folder', 'write_atomic', 'read_jsonl']
 
 # %% ../nbs/00_files.ipynb #b242b769
 MAX_BYTES = 512*2**20 # of a file that is read whole
@@ -244,6 +244,7 @@ def atomic_folder(
     out = Path(out)
     recover_folder(out)
     if not overwrite: check_free(out)
+    check_writable(out)
     temp = _hidden(out, "part")
     temp.mkdir(parents=True)
     try:
@@ -254,6 +255,24 @@ def atomic_folder(
     except BaseException:
         shutil.rmtree(temp, ignore_errors=True)
         raise
+
+def check_writable(path):
+    "OSError in one sentence where no file or folder of this name can be made; its nearest folder is tried."
+    path = Path(path)
+    if os.path.exists(path): return
+    missing, folder = path, path.parent
+    while not os.path.exists(folder):
+        missing, folder = folder, folder.parent
+    if not folder.is_dir():
+        raise FileExistsError(f"{quoted_path(path)} cannot be made: {quoted_path(folder)} is a file; choose another "
+                              "path")
+    trial = _hidden(folder/missing.name, "part")
+    try:
+        trial.mkdir()
+        trial.rmdir()
+    except OSError as e:
+        raise OSError(f"{quoted_path(path)} cannot be made in {quoted_path(folder)} ({e.strerror}); choose another "
+                      "path") from None
 
 def check_free(out):
     if out.exists() and (not out.is_dir() or any(out.iterdir())):

@@ -7,6 +7,7 @@ import shlex
 import pytest
 
 from gslrm_mouse import cli
+from gslrm_mouse.evaluation.sensitivity import sensitivity_file
 from gslrm_mouse.models.checkpoint import SHIPPED
 
 TAKES_WEIGHTS = "checkpoint", "init" # names of options
@@ -65,3 +66,9 @@ def test_the_example_can_be_typed(command, capsys, monkeypatch):
     monkeypatch.setitem(cli.COMMANDS, command, called)
     cli.main(shlex.split(example[1]))
     assert len(calls) == 1
+
+
+def test_the_sensitivity_table_has_the_name_that_the_help_says(capsys):
+    entries = entries_of(help_of("sensitivity", capsys))
+    of_out = next(text for head, text in entries.items() if head.startswith("--out"))
+    assert f" {sensitivity_file('CHECKPOINT.safetensors')} " in f" {of_out} "

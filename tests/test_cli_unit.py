@@ -44,7 +44,8 @@ def test_every_command_that_reads_a_rig_takes_it():
 
 
 def test_reconstruct(film, tiny_checkpoint, tmp_path, capsys):
-    options = "--checkpoint", tiny_checkpoint, "--quality", "draft", "--no-turntable", "--no-panels"
+    quickly = "--quality", "draft", "--no-turntable", "--no-panels"
+    options = "--checkpoint", tiny_checkpoint, "--choose", "distance", *quickly
     assert_unit_is_asked_for(capsys, "reconstruct", film, "--out", tmp_path/"a", *options)
     run("reconstruct", film, "--out", tmp_path/"b", "--unit", "m", *options)
     records = [json.loads(line) for line in (tmp_path/"b/results.jsonl").read_text().splitlines()]

@@ -19,9 +19,9 @@ FACELIFT_FOV, FACELIFT_DISTANCE = 50., 2.7
 # %% ../../nbs/cameras/03_domain.ipynb #2658d495
 @dataclass(frozen=True)
 class CameraDomain:
-    "The cameras a checkpoint was trained on, as ranges (minimum, maximum)."
+    "The cameras a checkpoint was trained on, as ranges (minimum, maximum); the principal point as its mean."
     fov:tuple = (50., 50.) # horizontal field of view, degrees
-    principal:tuple = (.5, .5) # cx/width, cy/height
+    principal:tuple = (.5, .5) # cx/width, cy/height: the mean of each, no range
     aspect:tuple = (1., 1.) # fy/fx
     distance:tuple = (2.7, 2.7) # camera to world origin, model units
     elevation:tuple = (20., 20.) # degrees above the horizon

@@ -17,13 +17,14 @@ from .checks import measured_views, predicted_iou, silhouettes, too_few_views
 from .evidence import FINDINGS, Diagnostic, Evidence, call_checked, read_evidence
 from ..evaluation.sensitivity import Prediction, load_sensitivity
 from ..models.checkpoint import FOR_RIGS, checkpoint_path, read_card
-from ..models.named import usable_models
+from ..models.generator import floor_depth
+from ..models.named import RigFacts, describe_models, missing_for_models, usable_models
 from ..preprocess.canonical import canonicalize
 from ..reconstruction.prediction import IOU_BY_CAMERAS
 from ..views.triangulation import triangulate
 
 # %% auto #0
-__all__ = ['Diagnosis', 'diagnose']
+__all__ = ['Diagnosis', 'diagnose', 'rig_facts']
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #b5daadac
 @dataclass(frozen=True)
@@ -65,8 +66,8 @@ def _domain_notes(e, rig, domain, table): # yields
             says=f"seen by the checkpoint's camera the relative object size is {size:.3f}, the checkpoint was trained "
                  f"on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}",
             means=f"Distance and angular size are physics (predicted IoU {iou('coverage')})",
-            cure=f"gslrm_mouse reconstruct {e.path} --choose object shows it as large as the image allows and stays "
-                 "exact, in other fields of view",
+            cure=f"gslrm_mouse reconstruct {e.path} shows it as large as all images allow and stays exact, in "
+                 "another field of view",
             note=True, number=size)
     is_unseen = any(_is_outside(rig[name], domain.distance, 0.) for name in ("nearest", "farthest"))
     if spread > .02 and is_unseen:
@@ -185,12 +186,31 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
     return Diagnosis(e, tuple(by_cost), tuple(notes.values()), predicted, domain, seconds)
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #a01c940f
+def _sees_floor(view) -> bool: # one
+    try: floor_depth(view)
+    except ValueError: return False
+    return True
+
+def rig_facts(e:Evidence) -> RigFacts|None: # None where no camera could be read
+    "What the choice of a model needs to know of a rig."
+    if e.cameras is None or not len(e.cameras): return None
+    if e.views is None: return RigFacts(len(e.cameras), 0 if "masks_missing" in {f.name for f in e.broken} else None)
+    seen = (e.views.alpha > .5).flatten(1).any(1).nonzero()[:, 0].tolist() # as `triangulate` reads masks
+    sees_floor = _sees_floor(e.views[seen]) if len(seen) == 1 else None
+    return RigFacts(len(e.cameras), len(seen), sees_floor)
+
+def _condition(findings) -> str: # to follow a word; empty where nothing stands in the way of all models
+    names = {f.name for f in findings} - {"too_few_views", "masks_missing", "out_of_domain", "adjacent_split"}
+    if names == {"up_axis"}: return ", with --up as above"
+    return ", once that is mended" if names else ""
+
 @patch
 def text(
     self:Diagnosis,
-    verbose:bool=False, # with the notes, and the models that can use the rig
+    verbose:bool=False, # with the notes, and what each model needs from a rig
 ) -> str:
-    "The verdict, what was examined, the findings, and the notes or their number."
+    "The verdict, what was examined, the findings, which models can use the rig, and the notes or their number."
+    rig = rig_facts(self.evidence)
     lines = [self.verdict, f"{self.evidence.path}: {self.evidence.says}"]
     if "by position" in self.evidence.assignment: lines.append(f"  {self.evidence.assignment}")
     for i, f in enumerate(self.findings, 1):
@@ -198,10 +218,10 @@ def text(
         lines.append(f"  {i}. {f}{cost}")
     if verbose:
         lines += [f"  note · {f}" for f in self.notes]
-        n_cameras = len(self.evidence.cameras if self.evidence.cameras is not None else ())
-        if n_cameras:
-            lines += [f"  model · {sentence}" for sentence in usable_models(n_cameras)]
-    elif self.notes:
+        lines += [f"  model · {sentence}" for sentence in (usable_models(rig) if rig else ())]
+    elif rig:
+        lines.append(f"  models (--model){_condition(self.findings)}: {describe_models(rig)}")
+    if self.notes and not verbose:
         names = ", ".join(f.name for f in self.notes)
         lines.append(f"  {len(self.notes)} note{'s'*(len(self.notes) != 1)} (--verbose): {names}")
     return "\n".join(lines)
@@ -241,10 +261,12 @@ def _finite(values:dict) -> dict:
 @patch
 def to_json(self:Diagnosis) -> str:
     "The same as one JSON object."
+    rig = rig_facts(self.evidence)
     content = dict(
         path=str(self.evidence.path), kind=self.evidence.kind, says=self.evidence.says,
         assignment=self.evidence.assignment,
         status=self.status, verdict=self.verdict,
+        models=missing_for_models(rig) if rig else {},
         findings=[_finite(asdict(f)) for f in self.findings],
         notes=[_finite(asdict(f)) for f in self.notes],
         predicted=_finite(self.predicted._asdict()) if self.predicted else None,

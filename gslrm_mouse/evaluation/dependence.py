@@ -191,6 +191,17 @@ def _stepped(s, Q, c, step, points) -> tuple: # (S, 7) steps about the middle of
     shift = factor[:, None]*(turn @ (c - middle)[..., None])[..., 0] + middle + step[:, 4:]
     return factor*s, turn @ Q, shift
 
+_ONE_PLACE = 1e-6 # share of their distance to the surface within which camera centres are one
+
+def _with_scale(found:Similarity, told:Cameras, points:Tensor) -> Similarity:
+    "The same images; where the told cameras leave a scale open, the one that keeps the distance to the surface."
+    centers = told.centers
+    place = centers.mean(0)
+    distance = (points - place).norm(dim=-1).mean()
+    if (centers - place).norm(dim=-1).max() > _ONE_PLACE*distance: return found
+    factor = (distance/(found(points) - place).norm(dim=-1).mean()).item()
+    return replace(found, scale=factor*found.scale, c=place + factor*(found.c - place))
+
 _FEWEST = 8 # steps before the search may end
 
 def contradiction(
@@ -225,7 +236,8 @@ def contradiction(
         jacobian = torch.where(better[:, None, None], next_jacobian, jacobian)
     rms = (error.square().sum(1)/target[..., 0].numel()).sqrt()*PIXELS/true.width
     i = rms.argmin()
-    return Contradiction(rms[i].item(), Similarity(s[i].item(), Q[i], c[i], true.unit, told.unit))
+    found = Similarity(s[i].item(), Q[i], c[i], true.unit, told.unit)
+    return Contradiction(rms[i].item(), _with_scale(found, told, points))
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e0011
 RIG_DOMAIN = replace(FACELIFT_DOMAIN, image_size=PIXELS, elevation=(-5., 50.))
@@ -333,7 +345,8 @@ def dose_scores(
         return record | dict(iou=None, iou_as_told=None, refused=str(refusal))
     if wrong is None: return record | _silhouette_and_colour(cloud.transform(given.similarity.inverse), truth)
 
-    as_told, carried = _silhouette_and_colour(cloud, truth), cloud.transform(wrong.similarity.inverse)
+    frame = given.similarity if dose.way == "gauge" else wrong.similarity
+    as_told, carried = _silhouette_and_colour(cloud, truth), cloud.transform(frame.inverse)
     if dose.way != "taken" and not is_told(model):
         _check_same_shape(model.name, cloud, undisturbed, dose)
         carried = undisturbed

@@ -417,17 +417,18 @@ def extend_sensitivity(
     path=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
     knobs=tuple(PERTURBATIONS), # names of perturbations; those that the table has are left as they are
 ) -> Path:
-    "Measure the perturbations that a table lacks, on the same scenes, and write the table anew."
+    "Measure the perturbations that a table lacks, on the same subjects and scenes, and write the table anew."
     checkpoint = checkpoint_path(checkpoint)
     path = Path(path or sensitivity_file(checkpoint))
     table, (model, card) = load_sensitivity(checkpoint, path), load_checkpoint(checkpoint)
     measured = {r["knob"] for r in table.rows}
     lacking = [knob for knob in knobs if knob not in measured]
+    subjects = tuple(dict.fromkeys(r["subject"] for r in table.rows))
     facts = table.facts
     first, end = facts["scenes"]
     begun = time.perf_counter()
     rows = sensitivity(
-        model, card, end - first, knobs=lacking, n_views=facts["n_views"], size=facts["scored_px"],
+        model, card, end - first, subjects=subjects, knobs=lacking, n_views=facts["n_views"], size=facts["scored_px"],
         smooth=facts["smooth"])
     added = dict(knobs=lacking, seconds=round(time.perf_counter() - begun))
     return _write_table(path, facts | dict(added=[*facts.get("added", []), added]), [*table.rows, *rows])
@@ -440,8 +441,9 @@ def curve(self:Sensitivity, knob:str, kind:str="honest", subject:str="mouse") ->
     if rows: return sorted(rows, key=lambda r: r["value"])
     knobs = sorted({r["knob"] for r in self.rows})
     kinds = sorted({r["kind"] for r in self.rows if r["knob"] == knob})
+    subjects = sorted({r["subject"] for r in self.rows})
     raise ValueError(f"no curve {knob!r} {kind!r} {subject!r} in the table; it has {', '.join(knobs)}, "
-                     f"{knob} as {', '.join(kinds) or 'nothing'}")
+                     f"{knob} as {', '.join(kinds) or 'nothing'}, and the subjects {', '.join(subjects)}")
 
 @patch
 def predict(self:Sensitivity, knob:str, value:float, kind:str="honest", subject:str="mouse") -> Prediction:
@@ -475,7 +477,11 @@ def predict_joint(
     if {"focal", "distance"} <= values.keys(): # as a dolly and the zoom that is left
         values["dolly"] = values.pop("distance")
         values["focal"] *= PERTURBATIONS["dolly"].neutral/values["dolly"]
-    undisturbed = next(r["iou_undisturbed"] for r in self.rows if r["subject"] == subject)
+    of_subject = [r for r in self.rows if r["subject"] == subject]
+    if not of_subject:
+        subjects = sorted({r["subject"] for r in self.rows})
+        raise ValueError(f"no curve of {subject!r} in the table; it has the subjects {', '.join(subjects)}")
+    undisturbed = of_subject[0]["iou_undisturbed"]
     total = np.full(3, undisturbed)
     parts = []
     for knob, value in values.items():
@@ -486,12 +492,21 @@ def predict_joint(
     return Prediction(*total.tolist(), f"undisturbed {undisturbed:.3f}; " + "; ".join(parts))
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #9efe4f24
+_SUBJECT_COLORS = {"head": "C1", "mouse": "C0"}
+
+def _measured_kinds(table, knob, subject) -> list[str]:
+    measured = {r["kind"] for r in table.rows if (r["knob"], r["subject"]) == (knob, subject)}
+    return [kind for kind in PERTURBATIONS[knob].kinds if kind in measured]
+
 def _plot_curves(ax, table, knob):
-    "One perturbation: a line for each subject and kind."
+    "One perturbation: a line for each subject and kind that the table has."
     perturbation = PERTURBATIONS[knob]
     styles = dict(zip(KINDS, ("-", "--", ":", "-.")))
-    for subject, color in (("head", "C1"), ("mouse", "C0")):
-        for kind in perturbation.kinds:
+    subjects = [subject for subject in _SUBJECT_COLORS if _measured_kinds(table, knob, subject)]
+    if not subjects: raise ValueError(f"no curve {knob!r} in the table")
+    for subject in subjects:
+        color = _SUBJECT_COLORS[subject]
+        for kind in _measured_kinds(table, knob, subject):
             rows = table.curve(knob, kind, subject)
             x = [r["value"] for r in rows]
             ax.plot(x, [r["iou"] for r in rows], styles[kind], color=color, lw=1.2, marker=".", ms=3)
@@ -512,7 +527,7 @@ def draw_sensitivity(
     table:Sensitivity,
     knobs=None, # names of perturbations; those of the table when None
 ): # figure
-    "One panel per perturbation, one line per subject and kind."
+    "One panel per perturbation, one line per subject and kind that the table has."
     import matplotlib.pyplot as plt
     knobs = knobs or tuple(dict.fromkeys(r["knob"] for r in table.rows))
     n_columns = min(5, len(knobs))
@@ -522,7 +537,8 @@ def draw_sensitivity(
     for ax, knob in zip(axs.flat, knobs): _plot_curves(ax, table, knob)
     for ax in axs[:, 0]: ax.set_ylabel("novel IoU", fontsize=7)
     for ax in axs.flat[len(knobs):]: ax.axis("off")
-    handles = [plt.Line2D([], [], color=color, label=subject) for color, subject in (("C0", "mouse"), ("C1", "head"))]
+    subjects = [subject for subject in ("mouse", "head") if any(r["subject"] == subject for r in table.rows)]
+    handles = [plt.Line2D([], [], color=_SUBJECT_COLORS[subject], label=subject) for subject in subjects]
     styles = zip(("-", "--", ":", "-."), KINDS.values())
     handles += [plt.Line2D([], [], color="k", ls=style, label=label) for style, label in styles]
     fig.legend(handles=handles, fontsize=7, ncols=6, loc="upper center")

@@ -187,11 +187,11 @@ def retention_by_dose(done:list[dict], name:str) -> dict: # Dose → (pixels of 
     return {dose: tuple(np.mean(values, 0)) for dose, values in found.items()}
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0012
-_WORDS = { # camera dependence / adaptation, in the original report
-    "GS-LRM": "very high / badly",
-    "LGM": "medium / medium",
-    "Zero123++": "low / well",
-    "SV3D": "low / well",
+_REPORTED = { # camera dependence and adaptation, in the original report
+    "GS-LRM": ("very high", "badly"),
+    "LGM": ("medium", "medium"),
+    "Zero123++": ("low", "well"),
+    "SV3D": ("low", "well"),
 }
 _NOT_MEASURED = { # released models whose weights are not part of the package
     "LGM": "it is given rays (a fixed rig's in its demo)",
@@ -199,28 +199,25 @@ _NOT_MEASURED = { # released models whose weights are not part of the package
     "SV3D": "it is given angles (sv3d_p) or nothing",
 }
 
+def _reported(name:str) -> tuple[str, str]: # dependence, adaptation
+    return _REPORTED.get(name.split(",")[0], ("–", "–"))
+
 def _share(x:Interval|None) -> str:
     return "0 by construction" if x is None else ci_text(x, 2)
 
-def _home_cell(done, name) -> str:
-    home = _scenes(done, name, ("mouse",))[0][0]
-    scores = ["iou", "iou_registered", "iou_oracle"] if "iou_oracle" in home else ["iou"]
-    return " → ".join(f"{home_score(done, name, score, ('mouse',)).mean:.2f}" for score in scores)
-
 def _row(done, name) -> list[str]:
-    words = _WORDS.get(name.split(",")[0], "–")
+    first = [name, _reported(name)[0]]
+    iou = ci_text(home_score(done, name, "iou", ("mouse",)), 2)
     numbers = dependence_of(done, name)
-    if numbers is None: return [name, words, "–", "–", "–", _home_cell(done, name)]
-    wrong = f"{_share(numbers.told)}; as told {numbers.as_told.mean:.2f}"
-    return [name, words, half_dose_text(numbers), wrong, ci_text(numbers.unfamiliar, 2), _home_cell(done, name)]
+    if numbers is None: return [*first, "–", "–", "–", iou]
+    return [*first, half_dose_text(numbers), _share(numbers.told), ci_text(numbers.unfamiliar, 2), iou]
 
 def dependence_table(done:list[dict]) -> Table:
-    "The original report's words beside what was measured, for every model."
-    head = ["model", "report: dependence / adapts", "m½", "D, wrong cameras", "U, unfamiliar cameras",
-            "mice, novel IoU: calibrated → registered → oracle"]
+    "The original report's word beside what was measured, for every model."
+    head = ["model", "report: dependence", "m½", "D, wrong cameras", "U, unfamiliar cameras", "mice, novel IoU"]
     rows = [_row(done, name) for name in _names(done)]
     for name, told in _NOT_MEASURED.items():
-        rows.append([f"{name}, released weights", _WORDS[name], told, *["not measured"]*3])
+        rows.append([f"{name}, released weights", _reported(name)[0], told, *["not measured"]*3])
     return Table(head, rows)
 
 # %% ../../nbs/experiments/19_dependence.ipynb #de9d0014

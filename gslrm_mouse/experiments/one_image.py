@@ -12,24 +12,32 @@ import torch
 from ..evaluation.baselines import OptimisedHull, with_views
 from ..evaluation.scoring import rig_and_novel_views, score_cloud
 from .base import Arm, Experiment, Finding, cached_records
+from ..cameras.pinhole import Cameras
+from ..cameras.similarity import Similarity
 from .plan import arm_settings
+from ..gaussians.cloud import Gaussians
 from ..gaussians.rasterize import render
+from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores, mean_scores
-from ..models.checkpoint import load_checkpoint, shipped_checkpoint
-from ..models.generator import GeneratorReconstructor
+from ..models.checkpoint import checkpoint_hash, load_checkpoint, shipped_checkpoint
+from ..models.generator import Generator, GeneratorReconstructor, generator_input
 from ..models.reconstructor import GSLRMReconstructor, Reconstructor
-from ..models.view_flow import ViewFlowConfig, ViewFlowGenerator
+from ..models.view_flow import ViewFlowConfig, ViewFlowGenerator, load_laptop_generator, to_flow
 from ..plotting import picture, save_figure, thumbnail
-from ..scenes.dataset import HELD_OUT
+from ..reconstruction.prediction import optimise_scene, quality_of
+from ..scenes.bodies import mouse_scene
+from ..scenes.dataset import HELD_OUT, WORLD
+from ..scenes.tracer import Scene, raytrace
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci, signed_ci
-from ..training.generator import GENERATOR_RUN, train_generator, view_pair
-from ..training.small_run import SmallRunSettings
+from ..training.generator import GENERATOR_RUN, flow_loss, train_generator, view_pair
+from ..training.small_run import SmallRunSettings, train_small
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['SUBJECTS', 'ENOUGH_FOR_HEADS', 'ANSWERS', 'RIG', 'RIG_MODELS', 'ONE_IMAGE_EXPERIMENT', 'answers_of', 'score_answers',
-           'rig_scores', 'one_image_arms', 'one_image_run', 'one_image_table', 'rig_table', 'one_image_plot',
-           'one_image_findings']
+__all__ = ['SUBJECTS', 'ENOUGH_FOR_HEADS', 'ANSWERS', 'RIG', 'RIG_MODELS', 'TRAINED', 'DRAWN', 'TAUGHT', 'SOURCES',
+           'ONE_IMAGE_EXPERIMENT', 'answers_of', 'score_answers', 'rig_scores', 'pairs_from_rig', 'true_pairs',
+           'drawn_scores', 'one_image_arms', 'one_image_run', 'one_image_table', 'rig_table', 'one_image_plot',
+           'drawn_table', 'taught_table', 'one_image_findings']
 
 # %% ../../nbs/experiments/20_one_image.ipynb #71f4000b
 SUBJECTS = ("head", "object", "mouse") # mice are in no training
@@ -106,16 +114,154 @@ def rig_scores(
             records.append(dict(subject=RIG, scene=i, answer=name, **{key: scores[key] for key in _SCORES}))
     return records
 
+# %% ../../nbs/experiments/20_one_image.ipynb #71f5000a
+_QUALITY = "good" # of the optimisation
+
+def _pair(views, k, generator, draw) -> tuple[Views, Views]: # of camera `k`; draw: (rig → generator, cameras) → `Views`
+    others = [i for i in range(len(views)) if i != k]
+    given = generator_input(views[[k, *others]], generator.domain, size=generator.image_size, depth="masks")
+    return given.views, draw(given.to_source.inverse, generator.cameras(given.views))
+
+def _pairs(views, generator, draw) -> list[tuple[Views, Views]]:
+    return [_pair(views, k, generator, draw) for k in range(len(views))]
+
+def _rendered(g:Gaussians, to_generator:Similarity, cameras:Cameras) -> Views:
+    larger = cameras.resized(2*cameras.width, 2*cameras.height)
+    images, alpha = render(g.transform(to_generator), larger, eps2d=0.)
+    return Views(images.clamp(0, 1), alpha, larger).resized(cameras.width, cameras.height)
+
+def _traced(scene:Scene, to_generator:Similarity, cameras:Cameras) -> Views:
+    return raytrace(scene.transform(to_generator), cameras, 2)
+
+def pairs_from_rig(
+    views:Views, # of a calibrated rig, with masks
+    generator:Generator, # to be taught
+    fitted:Gaussians=None, # that were optimised for the views, in their world; optimised here when None
+    quality:str=_QUALITY, # of the optimisation
+) -> list[tuple[Views, Views]]: # one for each camera: the image as the generator is given it, the views to draw
+    "Pairs that teach a generator: the views of a rig, optimised and rendered at the generator's cameras."
+    if fitted is None:
+        work = quality_of(quality)
+        fitted = optimise_scene(surface_gaussians(views, work.voxels, thin=True), views, work)
+    return _pairs(views, generator, partial(_rendered, fitted))
+
+def true_pairs(
+    scene:Scene, # that the views show
+    views:Views, # of a calibrated rig, with masks
+    generator:Generator,
+) -> list[tuple[Views, Views]]: # as `pairs_from_rig`
+    "The same pairs with true views, which only a procedural scene has."
+    return _pairs(views, generator, partial(_traced, scene))
+
+# %% ../../nbs/experiments/20_one_image.ipynb #71f5000f
+TRAINED, DRAWN, TAUGHT = "small generator", "rendered views", "taught by a rig" # conditions
+_CHECKED = (12, 17, 24, 26, 31, 100, 101, 102, 103) # mice whose rendered views are compared with true ones
+_PUPILS = tuple(range(400, 420)) # mice that are learnt from
+_LESSON = SmallRunSettings(steps=100, batch=8, lr=3e-4, muon_lr=6e-4, warmup=10)
+SOURCES = ("rendered", "true") # of target views
+_UNTAUGHT, _COPY = "nothing", ANSWERS[0]
+
+def _compared(views:Views, truth:Views) -> dict:
+    scores = mean_scores(image_scores(views.images, views.alpha, truth.images, truth.alpha))
+    return {key: scores[key] for key in _SCORES}
+
+def drawn_scores(
+    mice, # numbers of mice
+    quality:str=_QUALITY, # of the optimisation
+) -> list[dict]: # one for each mouse, cloud, and side from which it is seen
+    "Scores of rendered target views against true ones: of the visual hull and of the optimised Gaussians."
+    generator = ViewFlowGenerator(network=load_laptop_generator())
+    work = quality_of(quality)
+    records = []
+    for i in mice:
+        views, _ = rig_and_novel_views(i)
+        hull = surface_gaussians(views, work.voxels, thin=True)
+        true = true_pairs(mouse_scene(i), views, generator)
+        for name, g in {"visual hull": hull, "optimised": optimise_scene(hull, views, work)}.items():
+            rendered = pairs_from_rig(views, generator, g)
+            records += [dict(drawn=name, side=side, scene=i, **scores)
+                        for side, scores in _by_side(rendered, true).items()]
+    return records
+
+def _by_side(rendered, true) -> dict: # side: mean scores over the pairs of a mouse
+    is_above = true[0][1].cameras.centers[:, 2] > 0
+    sides = {"above": is_above.nonzero()[:, 0], "below": (~is_above).nonzero()[:, 0]}
+    return {side: _compared(_joined(rendered, kept), _joined(true, kept)) for side, kept in sides.items()}
+
+def _joined(pairs, kept) -> Views: # those of the target views, of all pairs
+    targets = [six[kept] for _, six in pairs]
+    return Views(torch.cat([x.images for x in targets]), torch.cat([x.alpha for x in targets]), targets[0].cameras)
+
+def _targets(source, i, generator, quality) -> list: # pairs of one mouse
+    views, _ = rig_and_novel_views(i)
+    if source == "true": return true_pairs(mouse_scene(i), views, generator)
+    return pairs_from_rig(views, generator, quality=quality)
+
+def _teach(source, settings, folder): # → `ViewFlow`
+    "The trained network after more steps with the pairs of a rig."
+    s = SmallRunSettings(**settings["training"])
+
+    @cache
+    def pairs(): # not needed by a run that has ended
+        generator = ViewFlowGenerator(network=load_laptop_generator())
+        found = [pair for i in settings["pupils"] for pair in _targets(source, i, generator, settings["quality"])]
+        return tuple(torch.stack(part) for part in zip(*((to_flow(a)[0], to_flow(b)) for a, b in found)))
+
+    def loss_of(model, rng):
+        images, views = pairs()
+        chosen = torch.from_numpy(rng.integers(len(images), size=s.batch))
+        return flow_loss(model, images[chosen], views[chosen], rng)
+    facts = dict(source=source, pupils=settings["pupils"], quality=settings["quality"])
+    return train_small(Path(folder)/source, load_laptop_generator, loss_of, s, facts)
+
+def _examinations(scenes, generator) -> list[tuple]: # kind, scene, image, true views
+    mice = []
+    for i in range(scenes):
+        views, _ = rig_and_novel_views(i)
+        mice.append(("mouse", i, *_pair(views, i % len(views), generator, partial(_traced, mouse_scene(i)))))
+    return mice + [("head", i, *view_pair("head", HELD_OUT + i)) for i in range(scenes)]
+
+def _answers_asked(taught, kind) -> tuple: # of `ANSWERS`
+    if taught == _COPY: return ANSWERS[:1]
+    return ANSWERS[1:3] if kind == "mouse" else ANSWERS[1:2]
+
+def _examine(taught, settings, folder) -> list[dict]:
+    "Scores of a network, as it was or after more steps, or of copies of the image."
+    network = load_laptop_generator()
+    examined = _examinations(settings["scenes"], ViewFlowGenerator(network=network))
+    if taught in SOURCES:
+        network = _teach(taught, settings, folder)
+    records = []
+    for kind, i, image, truth in examined:
+        for answer, views in answers_of(network, image, truth, _answers_asked(taught, kind)).items():
+            records.append(dict(taught=taught, answer=answer, kind=kind, scene=i, **_compared(views, truth)))
+    return records
+
+def _taught_scores(arm, folder) -> list[dict]: # kept in the cache, so a killed run goes on
+    records = []
+    for taught in (_COPY, _UNTAUGHT, *SOURCES):
+        part = replace(arm, name=f"{arm.name}, {taught}")
+        records += cached_records(folder/"scores.jsonl", part, partial(_examine, taught, arm.settings, folder))
+    return records
+
 # %% ../../nbs/experiments/20_one_image.ipynb #71f4000e
 def one_image_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (no checkpoint is used but the shipped one)
-    "One run: an hour of one core, or twenty steps."
+    "One run: an hour of one core, or twenty steps; and the pairs of a rig."
     training = GENERATOR_RUN if full else replace(GENERATOR_RUN, steps=20, warmup=5)
     every = 100 if full else 10
     stops = list(range(every, training.steps + 1, every))
     settings = arm_settings(
         shipped_checkpoint(_RECONSTRUCTOR), training=asdict(training), network=asdict(ViewFlowConfig()), stops=stops,
         scenes=12 if full else 2)
-    return [Arm("one_image", "small generator", 0, settings)]
+    return [Arm("one_image", TRAINED, 0, settings), *_recipe_arms(full)]
+
+def _recipe_arms(full) -> list[Arm]:
+    drawn = dict(world=WORLD, quality=_QUALITY, mice=list(_CHECKED if full else _CHECKED[:2]))
+    training = _LESSON if full else replace(_LESSON, steps=2, batch=2)
+    taught = dict(
+        world=WORLD, generator=checkpoint_hash(shipped_checkpoint("generator_laptop")), training=asdict(training),
+        quality=_QUALITY, pupils=list(_PUPILS if full else _PUPILS[:1]), scenes=12 if full else 2)
+    return [Arm("one_image", DRAWN, 0, drawn), Arm("one_image", TAUGHT, 0, taught)]
 
 def _pictures(network) -> list[dict]: # of the first scene of each kind
     records = []
@@ -140,15 +286,20 @@ def _scored_at(step, arm, folder) -> list[dict]:
 
 def one_image_run(arm:Arm, checkpoint, cache) -> list[dict]: # noqa: ARG001
     "Train and score; what was scored is kept in the cache, so a killed run goes on."
+    if arm.name == DRAWN: return drawn_scores(arm.settings["mice"], arm.settings["quality"])
     folder, records = Path(cache)/f"one_image_{arm.key}", []
+    if arm.name == TAUGHT: return _taught_scores(arm, folder)
     for step in arm.settings["stops"]:
         part = replace(arm, name=f"{arm.name}, step {step}")
         records += cached_records(folder/"scores.jsonl", part, partial(_scored_at, step, arm, folder/"run"))
     return records
 
 # %% ../../nbs/experiments/20_one_image.ipynb #71f40010
+def _of_steps(done) -> list[dict]: # scores of the run
+    return [r for arm in done for r in arm["records"] if "step" in r]
+
 def _scores(done, subject, answer, score, step=None) -> dict: # scene: score; at the last step when None
-    records = [r for arm in done for r in arm["records"] if "iou" in r]
+    records = _of_steps(done)
     last = max((r["step"] for r in records), default=0)
     return {r["scene"]: r[score] for r in records
             if (r["subject"], r["answer"], r["step"]) == (subject, answer, last if step is None else step)}
@@ -157,6 +308,7 @@ def one_image_table(done) -> Table:
     "Every answer for every kind of scene."
     head = ["scenes", "answer", "IoU", "foreground PSNR [dB]", "PSNR [dB]", "white image [dB]"]
     rows = []
+    if not _of_steps(done): return Table(head, rows)
     for subject in SUBJECTS:
         for answer in ANSWERS:
             iou, psnr, psnr_fg, white = (list(_scores(done, subject, answer, score).values()) for score in _SCORES)
@@ -173,7 +325,7 @@ def rig_table(done) -> Table:
     return Table(["model", "novel IoU", "foreground PSNR [dB]"], rows)
 
 def _plot_curve(ax, done):
-    steps = sorted({r["step"] for arm in done for r in arm["records"] if "iou" in r})
+    steps = sorted({r["step"] for r in _of_steps(done)})
     for k, subject in enumerate(SUBJECTS):
         means = [mean_ci(list(_scores(done, subject, "conditional mean", "psnr", step).values())) for step in steps]
         level, low, high, _ = np.array(means).T
@@ -188,7 +340,7 @@ def _plot_curve(ax, done):
 def one_image_plot(done, folder) -> list[tuple]: # (file name, caption)
     "The conditional mean over the run, and images of its end."
     import matplotlib.pyplot as plt
-    if not done: return []
+    if not _of_steps(done): return []
     fig, ax = plt.subplots(figsize=(6, 3.2), layout="constrained")
     _plot_curve(ax, done)
     save_figure(fig, Path(folder)/"one_image_curve.png")
@@ -204,6 +356,82 @@ def one_image_plot(done, folder) -> list[tuple]: # (file name, caption)
          "over scenes; dotted: the image copied to all views; black: the limit that was set for heads before the run."),
         ("one_image_pictures.png", "Left: the image. Right: six views, true ones and those of the network; 32 colours "
          "in each row.")]
+
+# %% ../../nbs/experiments/20_one_image.ipynb #71f50010
+def _of_drawn(done, name, side, score) -> list: # of each mouse; of both sides when None
+    found = {}
+    for arm in done:
+        for r in arm["records"]:
+            if r.get("drawn") == name and side in (None, r["side"]):
+                found.setdefault(r["scene"], []).append(r[score])
+    return [float(np.mean(values)) for values in found.values()]
+
+def drawn_table(done) -> Table:
+    "Rendered target views against true ones."
+    rows = []
+    for name in ("visual hull", "optimised"):
+        for title, side in (("all six", None), ("20° above the horizon", "above"), ("10° below it", "below")):
+            iou, psnr, psnr_fg, white = (_of_drawn(done, name, side, score) for score in _SCORES)
+            if iou:
+                rows.append([name, title, ci_text(iou), ci_text(psnr_fg, 1), ci_text(psnr, 1), f"{np.mean(white):.1f}"])
+    return Table(["rendered", "target views", "IoU", "foreground PSNR [dB]", "PSNR [dB]", "white image [dB]"], rows)
+
+def _of_pupil(done, taught=_UNTAUGHT, answer=ANSWERS[1], kind="mouse", score="iou") -> dict: # scene: score
+    wanted = dict(taught=taught, answer=answer, kind=kind)
+    return {r["scene"]: r[score] for arm in done for r in arm["records"]
+            if all(r.get(key) == value for key, value in wanted.items())}
+
+_TAUGHT_ROWS = {
+    _COPY: (_COPY, _COPY),
+    "as trained": (_UNTAUGHT, "conditional mean"),
+    "as trained, sample": (_UNTAUGHT, "sample"),
+    "taught with rendered views": ("rendered", "conditional mean"),
+    "taught with rendered views, sample": ("rendered", "sample"),
+    "taught with true views": ("true", "conditional mean"),
+    "taught with true views, sample": ("true", "sample")}
+
+_TAUGHT_SCORES = ("mouse", "iou"), ("mouse", "psnr_fg"), ("head", "iou"), ("head", "psnr_fg"), ("head", "psnr")
+
+def taught_table(done) -> Table:
+    "What pairs of a rig teach, and what is forgotten."
+    head = ["answer", "mice: IoU", "foreground [dB]", "heads: IoU", "foreground [dB]", "PSNR [dB]"]
+    rows = []
+    for title, (taught, answer) in _TAUGHT_ROWS.items():
+        cells = []
+        for kind, score in _TAUGHT_SCORES:
+            values = list(_of_pupil(done, taught, answer, kind, score).values())
+            digits = 3 if score == "iou" else 1
+            cells.append(ci_text(values, digits) if values else "–")
+        if cells[0] != "–":
+            rows.append([title, *cells])
+    return Table(head, rows)
+
+_CLAIM_TAUGHT = "Can a generator without rays be taught from a rig? (not in the original report)"
+
+def _difference(done, one, other, **which) -> Interval: # over scenes
+    a, b = (_of_pupil(done, taught, **which) for taught in (one, other))
+    return mean_ci([a[i] - b[i] for i in a])
+
+def _of_recipe(done) -> Finding:
+    gains = {source: _difference(done, source, _UNTAUGHT) for source in SOURCES}
+    cost = _difference(done, *SOURCES)
+    copied = _of_pupil(done, _COPY, _COPY)
+    of_rendered = _of_pupil(done, SOURCES[0])
+    beyond = mean_ci([of_rendered[i] - copied[i] for i in copied])
+    forgotten = {source: _difference(done, source, _UNTAUGHT, kind="head", score="psnr") for source in SOURCES}
+    measured = f"IoU of the conditional mean on mice: before {ci_text(list(_of_pupil(done).values()))}, " \
+               f"gain with rendered views {signed_ci(gains['rendered'], 3)}, with true ones " \
+               f"{signed_ci(gains['true'], 3)}; rendered minus true {signed_ci(cost, 3)}, minus the copied image " \
+               f"{signed_ci(beyond, 3)}; change of PSNR on heads, in dB: {signed_ci(forgotten['rendered'], 1)} and " \
+               f"{signed_ci(forgotten['true'], 1)}"
+    overlap = _of_drawn(done, "optimised", None, "iou")
+    if overlap:
+        measured = f"rendered target views against true ones, IoU {ci_text(overlap)}; {measured}"
+    if cost.n < ENOUGH: return Finding(_CLAIM_TAUGHT, measured, "open", "too few mice")
+    why = f"taught with views that were rendered from an optimisation, it is {_better_or_worse(gains['rendered'])} " \
+          f"on mice than before ({gains['rendered'].mean:+.3f}; with true views {gains['true'].mean:+.3f}, one run " \
+          f"each); beside a copy of the image it is then {_better_or_worse(beyond)}"
+    return Finding(_CLAIM_TAUGHT, measured, "answered", why)
 
 # %% ../../nbs/experiments/20_one_image.ipynb #71f40012
 _CLAIM = "Can a small one-image generator be trained on a laptop? (not in the original report)"
@@ -246,8 +474,8 @@ def _on_rig(done) -> Finding:
 
 def one_image_findings(done) -> list[Finding]:
     "Whether the limit was reached, whether the network beats copying, and what it adds on the rig."
-    if not done: return [Finding(_CLAIM, "nothing", "open", "not run")]
-    return [_learnt(done), _on_rig(done)]
+    findings = [_learnt(done), _on_rig(done)] if _of_steps(done) else [Finding(_CLAIM, "nothing", "open", "not run")]
+    return [*findings, _of_recipe(done)] if _of_pupil(done) else findings
 
 def _learnt(done) -> Finding:
     heads = mean_ci(list(_scores(done, "head", "conditional mean", "psnr").values()))

@@ -12,6 +12,7 @@ from .base import Arm, Experiment, Finding
 from .plan import Plan, arm_settings, chosen_frames, is_one_animal, recorded_frames
 from .plan import recording_settings, records_of
 from .refine import true_views
+from ..evaluation.baselines import with_views
 from ..evaluation.scoring import rig_and_novel_views
 from ..gaussians.cloud import Gaussians
 from ..gaussians.coarse_to_fine import foreground_crops
@@ -20,11 +21,11 @@ from ..gaussians.registration import register_silhouettes
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores, iou, mean_scores
 from ..models.checkpoint import checkpoint_hash, load_checkpoint, shipped_checkpoint
-from ..models.generator import generator_input
+from ..models.generator import generator_input, scale_to_image
 from ..models.lgm import LGM_DOMAIN
 from ..models.reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
 from ..models.reconstructor import laptop_lgm_reconstructor
-from ..models.view_flow import CAMERA_VERSION
+from ..models.view_flow import CAMERA_VERSION, ViewFlowGenerator, load_laptop_generator
 from ..models.zero123plus import zero123plus_cameras, zero123plus_domain
 from ..plotting import picture, save_figure, thumbnail
 from ..preprocess.silhouettes import ModelInput
@@ -33,15 +34,17 @@ from ..reconstruction.prediction import optimise_stages, quality_of, training_bl
 from ..scenes.bodies import mouse_scene
 from ..scenes.tracer import Scene, raytrace
 from ..stats import ENOUGH, Interval, Table, ci_text, mean_ci
-from ..views.views import Views, pad_views
+from ..views.views import MaskError, Views, pad_views
 
 # %% auto #0
-__all__ = ['HULL', 'ANSWERS', 'STAGES', 'rigs_of', 'agreement', 'best_by_masks', 'answers', 'measure_usable', 'usable_arms',
-           'recording_usable_arms', 'usable_run', 'usable_table', 'usable_plot', 'usable_findings', 'usable_experiment']
+__all__ = ['HULL', 'ANSWERS', 'STAGES', 'rigs_of', 'agreement', 'best_by_masks', 'best_by_other_masks', 'answers',
+           'measure_usable', 'usable_arms', 'recording_usable_arms', 'usable_run', 'score_table', 'usable_table',
+           'usable_plot', 'usable_findings', 'usable_experiment']
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab000e
 HULL = "visual hull"
-ANSWERS = (HULL, "GS-LRM", "GS-LRM (1 view)", "LGM (4 views)", "perfect generator (1 view)")
+ANSWERS = (HULL, "GS-LRM", "GS-LRM (4 views)", "GS-LRM (1 view)", "LGM (4 views)", "perfect generator (1 view)",
+           "small generator (1 view)")
 _GSLRM = "gslrm_any_128"
 _QUALITY = "good" # of the optimisation
 _CROP = 128 # side of the images in which answers are compared with masks, pixels
@@ -70,6 +73,18 @@ def best_by_masks(
     "The candidate that agrees best with the masks of the views."
     masks = foreground_crops(views, _CROP, _MARGIN)
     return max(candidates, key=partial(agreement, masks=masks))
+
+def best_by_other_masks(
+    candidates:dict[int, Gaussians], # the camera whose image was given: the answer
+    views:Views,
+) -> Gaussians:
+    "The candidate that agrees best with the masks of all cameras but the one whose image it was given."
+    masks = foreground_crops(views, _CROP, _MARGIN)
+
+    def with_others(k):
+        others = [i for i in range(len(views)) if i != k]
+        return agreement(candidates[k], masks[others])
+    return candidates[max(candidates, key=with_others)]
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0010
 @lru_cache(maxsize=1)
@@ -104,6 +119,25 @@ def _of_perfect_generator(scene:Scene, views:Views) -> Gaussians:
         return _of_model(_gslrm(), drawn).transform(given.to_source)
     return best_by_masks([answer(k) for k in range(len(views))], views)
 
+@lru_cache(maxsize=1)
+def _small_generator() -> ViewFlowGenerator:
+    return ViewFlowGenerator(network=load_laptop_generator())
+
+def _of_small_generator(views:Views) -> Gaussians: # with each view in turn
+    generator = _small_generator()
+    tried = {}
+    for k in range(len(views)):
+        others = [i for i in range(len(views)) if i != k]
+        given = generator_input(views[[k, *others]], generator.domain, size=generator.image_size, depth="masks")
+        drawn = generator.generate(given.views)
+        try:
+            answer = _of_model(_gslrm(), drawn)
+        except MaskError:
+            continue # it drew nothing in one of its views
+        tried[k] = answer.transform(scale_to_image(drawn, given.views)).transform(given.to_source)
+    if not tried: raise ValueError(f"the small generator drew an empty view for each of the {len(views)} images")
+    return best_by_other_masks(tried, views)
+
 def answers(
     views:Views, # of a rig
     scene:Scene=None, # that they show; without it, there is no perfect generator
@@ -112,12 +146,16 @@ def answers(
     made = {
         HULL: partial(surface_gaussians, views, quality_of(_QUALITY).voxels, thin=True),
         "GS-LRM": lambda: _of_model(_gslrm(), views),
-        "GS-LRM (1 view)": lambda: _of_one_view(views)}
-    if len(views) >= LGM_DOMAIN.n_views[0]:
+        "GS-LRM (1 view)": lambda: _of_one_view(views),
+        "small generator (1 view)": lambda: _of_small_generator(views)}
+    of_lgm = LGM_DOMAIN.n_views[0]
+    if len(views) >= of_lgm:
         made["LGM (4 views)"] = lambda: _of_model(_lgm(), views)
+    if len(views) > of_lgm:
+        made["GS-LRM (4 views)"] = lambda: _of_model(with_views(_gslrm(), of_lgm), views)
     if scene is not None:
         made["perfect generator (1 view)"] = lambda: _of_perfect_generator(scene, views)
-    return made
+    return {name: made[name] for name in ANSWERS if name in made}
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab0015
 STAGES = ("calibrated", "placed", "oracle", "start", "optimised")
@@ -166,11 +204,12 @@ def measure_usable(
 
 # %% ../../nbs/experiments/22_usable.ipynb #05ab001a
 def _settings() -> dict: # what the scores depend on, beside the first checkpoint
-    lgm = checkpoint_hash(shipped_checkpoint("lgm_laptop"))
+    lgm, generator = (checkpoint_hash(shipped_checkpoint(name)) for name in ("lgm_laptop", "generator_laptop"))
     quality = quality_of(_QUALITY) # without the number of cameras, which is for `choose_start`
     work = dict(voxels=quality.voxels, stages=[asdict(stage) for stage in quality.stages])
     start = [FAINTEST, NETWORK_GAUSSIANS//2, NETWORK_GAUSSIANS]
-    return dict(lgm=lgm, quality=work, start=start, masks=[_CROP, _MARGIN])
+    return dict(
+        answers=list(ANSWERS), lgm=lgm, generator=generator, quality=work, start=start, masks=[_CROP, _MARGIN])
 
 def usable_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (the networks are fixed)
     "Twelve mice, or two."
@@ -216,22 +255,29 @@ def _text(done, x:Interval, digits:int) -> str:
 def _rows(done) -> list[tuple]: # (cameras, answer), in the order of the records
     return list(dict.fromkeys((r["cameras"], r["answer"]) for r in records_of(done, "stage")))
 
-def usable_table(done:list[dict]) -> Table:
-    "Every answer of every rig, before and after an optimisation."
-    head = ["cameras: answer", "IoU: calibrated → placed → oracle", "placed: foreground, PSNR [dB]",
-            "optimised: IoU", "foreground [dB]", "PSNR [dB] (white image)"]
-    rows = []
-    for n, answer in _rows(done):
-        def means(stage, score, row=(n, answer)):
-            return _mean(done, _values(done, *row, stage, score))
+_SHOWN = ("calibrated", "placed", "oracle", "optimised") # of `STAGES`
+_TITLES = {"iou": "IoU", "psnr_fg": "foreground [dB]", "psnr": "PSNR [dB]"}
+_WHITE = "white image"
 
-        stages = [stage for stage in STAGES[:3] if means(stage, "iou").n]
-        before = [" → ".join(f"{means(stage, 'iou').mean:.2f}" for stage in stages),
-                  ", ".join(f"{means('placed', score).mean:.1f}" for score in ("psnr_fg", "psnr"))]
-        after = [_text(done, means("optimised", score), digits) for score, digits in (("iou", 3), ("psnr_fg", 1))]
-        whole, white = (means("optimised", score).mean for score in ("psnr", "psnr_white"))
-        rows.append([f"{n}: {answer}", *before, *after, f"{whole:.1f} ({white:.1f})"])
-    return Table(head, rows)
+def _cells(done, row:tuple, score:str, digits:int) -> list[str]: # a row of a table, without its name
+    scored = [_mean(done, _values(done, *row, stage, score)) for stage in _SHOWN]
+    return [_text(done, x, digits) if x.n else "–" for x in scored]
+
+def score_table(
+    done:list[dict],
+    score:str, # "iou", "psnr_fg" or "psnr"
+) -> Table:
+    "One score of every answer of every rig: as calibrated, placed, by the oracle, and optimised."
+    digits = 3 if score == "iou" else 1
+    rows = [[f"{n}: {answer}", *_cells(done, (n, answer), score, digits)] for n, answer in _rows(done)]
+    if score == "psnr" and rows:
+        rows.append([_WHITE, *_cells(done, _rows(done)[0], "psnr_white", digits)])
+    return Table(["cameras: answer", *_SHOWN], rows)
+
+def usable_table(done:list[dict]) -> Table:
+    "All scores of every answer, one below the other."
+    rows = [[title, *row] for score, title in _TITLES.items() for row in score_table(done, score).rows]
+    return Table(["score", "cameras: answer", *_SHOWN], rows)
 
 def _plot_scores(ax, done, n, score):
     names = [answer for cameras, answer in _rows(done) if cameras == n]

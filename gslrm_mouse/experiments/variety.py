@@ -30,10 +30,10 @@ __all__ = ['NETWORKS', 'PAIRS', 'POINTS', 'WAYS', 'VARIED', 'VARIETY_EXPERIMENT'
 NETWORKS = { # in tables: the shipped checkpoint
     "one camera": "gslrm_64",
     "varied cameras": "gslrm_any",
-    "world rays, small": "conditioning/rays_varied",
-    "relative, small": "conditioning/relative_varied",
+    "rays, 6,000 steps": "conditioning/rays_large",
+    "relative, 6,000 steps": "conditioning/relative_large",
 }
-PAIRS = (("one camera", "varied cameras"), ("world rays, small", "relative, small")) # to be compared
+PAIRS = (("one camera", "varied cameras"), ("rays, 6,000 steps", "relative, 6,000 steps")) # to be compared
 
 def missing_networks() -> list[str]: # of `NETWORKS`
     "Networks whose weights do not exist yet."
@@ -71,7 +71,7 @@ VARIED = VarietySettings( # the cameras of configs/pretrain_any_camera.yaml, in 
     roll=10., aim=5.)
 
 def variety_arms(full:bool, checkpoint) -> list[Arm]:
-    "A network and a scene each: eight scenes, or three without the small pair; networks without weights are left out."
+    "A network and a scene each: eight scenes, or three of the first pair; networks without weights are left out."
     shared = dict(subjects=["head", "mouse"], points=POINTS, varied=asdict(VARIED))
     left_out = set(missing_networks())
     if not full:
@@ -211,7 +211,7 @@ def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the cla
     if many.low > .5*one.mean: return "reproduced", f"{share}: most of the dependence is that of the rays"
     return "partly", f"{share}: both have a part in it"
 
-_BOTH, _SMALL = PAIRS
+_BOTH, _ENCODINGS = PAIRS
 
 def _minus(x:Interval) -> Interval: return Interval(-x.mean, -x.high, -x.low, x.n) # a loss as a change
 
@@ -266,14 +266,19 @@ def _price_finding(done) -> Finding:
         verdict="answered",
         why=why)
 
-def _undisturbed(done, network) -> np.ndarray: # (scenes,) novel IoU of heads
+def _undisturbed(done, network, subject) -> np.ndarray: # (scenes,) novel IoU
     records = [arm["records"] for arm in done if arm["name"] == network]
-    return np.array([_value_of(r, "iou", subject="head", knob="none") for r in records])
+    return np.array([_value_of(r, "iou", subject=subject, knob="none") for r in records])
+
+def _level(done, subject) -> np.ndarray: # (scenes,)
+    "Undisturbed novel IoU, relative encoding minus world rays."
+    rays, relative = (_undisturbed(done, name, subject) for name in _ENCODINGS)
+    return relative - rays
 
 def _relative_reason(
     gain:Interval, # loss of rays minus that of relative encoding, cameras perturbed
     of_world:Interval, # the same, origin and unit changed
-    level:Interval, # undisturbed IoU, relative encoding minus rays
+    level:dict[str, Interval], # of "head" and "mouse": undisturbed IoU, relative encoding minus rays
 ) -> str:
     depends = "no difference from world rays in the dependence on the camera was measured"
     if gain.low > 0:
@@ -284,37 +289,44 @@ def _relative_reason(
         depends += "; it depends less on where the world's origin is and on its unit"
     if of_world.high < 0:
         depends += "; it depends more on where the world's origin is and on its unit"
-    if level.high < 0:
-        depends += "; after the same steps at the same learning rate it reconstructs worse"
-    if level.low > 0:
-        depends += "; after the same steps at the same learning rate it reconstructs better"
+    levels = []
+    for subject, name in (("head", "heads"), ("mouse", "mice, which neither saw,")):
+        if level[subject].high < 0:
+            levels.append(f"{name} worse")
+        if level[subject].low > 0:
+            levels.append(f"{name} better")
+    if levels:
+        depends += f"; after the same steps at the same learning rate it reconstructs {' and '.join(levels)}"
     return depends
 
 def _relative_finding(done) -> Finding:
     claim = "What does a relative camera encoding add? (not in the original report)"
-    missing = [name for name in _SMALL if name not in _networks_of(done)]
+    missing = [name for name in _ENCODINGS if name not in _networks_of(done)]
     if missing:
         return Finding(
             claim=claim, measured=f"nothing: no results of {' and '.join(missing)}", verdict="open",
             why="the networks were not run")
-    rays, relative = (losses(done, name, "head", "consistent", _FORMAT) for name in _SMALL)
-    rays_moved, relative_moved = (losses(done, name, "head", "consistent", _WORLD) for name in _SMALL)
-    gain, level = rays - relative, np.subtract(*(_undisturbed(done, name) for name in reversed(_SMALL)))
+    rays, relative = (losses(done, name, "head", "consistent", _FORMAT) for name in _ENCODINGS)
+    rays_moved, relative_moved = (losses(done, name, "head", "consistent", _WORLD) for name in _ENCODINGS)
+    level = {subject: _level(done, subject) for subject in ("head", "mouse")}
     return Finding(
         claim=claim,
-        measured=f"two small networks, held-out heads, novel IoU: undisturbed, relative against world rays "
-                 f"{signed_ci(level, 3)}; mean loss over {len(_FORMAT)} consistent camera perturbations, world rays "
-                 f"{signed_ci(-rays, 3)}, relative {signed_ci(-relative, 3)}; over another origin and another unit, "
-                 f"world rays {signed_ci(-rays_moved, 3)}, relative {signed_ci(-relative_moved, 3)}",
+        measured=f"two networks of 6,000 steps, novel IoU, undisturbed, relative against world rays: heads "
+                 f"{signed_ci(level['head'], 3)}, mice {signed_ci(level['mouse'], 3)}; heads, mean loss over "
+                 f"{len(_FORMAT)} consistent camera perturbations, world rays {signed_ci(-rays, 3)}, relative "
+                 f"{signed_ci(-relative, 3)}; over another origin and another unit, world rays "
+                 f"{signed_ci(-rays_moved, 3)}, relative {signed_ci(-relative_moved, 3)}",
         verdict="answered",
-        why=_relative_reason(mean_ci(gain), mean_ci(rays_moved - relative_moved), mean_ci(level)))
+        why=_relative_reason(
+            mean_ci(rays - relative), mean_ci(rays_moved - relative_moved),
+            {subject: mean_ci(x) for subject, x in level.items()}))
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"
     done = paired(done)
     of_both = [_format_finding(done), _price_finding(done), _contradiction_finding(done)]
-    n_both, n_small = (len(_scenes_of(done, pair[0])) for pair in PAIRS)
-    return [*open_if_few(of_both, n_both, "scenes"), *open_if_few([_relative_finding(done)], n_small, "scenes")]
+    n_both, n_encodings = (len(_scenes_of(done, pair[0])) for pair in PAIRS)
+    return [*open_if_few(of_both, n_both, "scenes"), *open_if_few([_relative_finding(done)], n_encodings, "scenes")]
 
 VARIETY_EXPERIMENT = Experiment(
     name="variety",

@@ -11,7 +11,7 @@ import numpy as np
 from ..files import describe_folder, one_line, open_image, read_bytes
 
 # %% auto #0
-__all__ = ['read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'items_in_order']
+__all__ = ['SeveralLabelsError', 'read_png', 'read_mask_folder', 'decode_rle', 'read_coco', 'items_in_order']
 
 # %% ../../nbs/masks/02_imported.ipynb #09031e78
 def _camera_and_frame(name:str, only=None) -> tuple:
@@ -63,12 +63,16 @@ def _read_labels(path, width, height) -> np.ndarray: # (H, W), bool or a whole n
                          f"(mode {mode}, {n_values} values up to {x.max()})")
     return x
 
+class SeveralLabelsError(ValueError):
+    "Masks hold several animals, and none was chosen."
+
 def _check_one_animal(labels, animal, where):
-    "ValueError where several labels were found and none was chosen."
+    "SeveralLabelsError where several labels were found and none was chosen."
     if animal is not None or len(labels) < 2: return
     names = ", ".join(map(str, sorted(labels, key=str)[:20]))
-    raise ValueError(f"{where}: the labels {names} were found, and one animal is reconstructed: choose it with "
-                     "--animal LABEL, or all labels as one with --animal 0")
+    raise SeveralLabelsError(f"{where}: the labels {names} were found, and a recording has masks of one animal: choose "
+                             "it with animal=LABEL, all labels as one with animal=0; `import_animals` makes a "
+                             "recording for each")
 
 def read_png(
     path,
@@ -90,9 +94,10 @@ def read_mask_folder(
     folder,
     only=None, # the camera's number where there is just one
 ) -> dict: # {camera: {frame: path}}
-    "The PNG masks below a folder, by the numbers in their names."
+    "The PNG masks below a folder, by the numbers in their names; hidden files are none."
     folder = Path(folder)
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() == ".png")
+    files = [path for path in sorted(folder.rglob("*")) if path.suffix.lower() == ".png"]
+    files = [path for path in files if not any(part.startswith(".") for part in path.relative_to(folder).parts)]
     if not files:
         raise FileNotFoundError(f"{folder}: masks as PNG (cam_0/frame_000000.png) or COCO JSON were looked for; "
                                 f"{describe_folder(folder)}")
@@ -149,15 +154,14 @@ def _has_id(item, key) -> bool: return isinstance(item, dict) and type(item.get(
 def _coco_label(annotation) -> int|str|None:
     return annotation.get("track_id", annotation.get("category_id"))
 
-def _check_coco_animal(path, annotations, animal):
-    "ValueError where the chosen animal is not among the annotations, or none was chosen of several."
-    labels = {str(_coco_label(x)) for x in annotations if _coco_label(x) is not None}
+def _check_coco_animal(path, labels, animal):
+    "ValueError where the chosen animal is not among the labels, or none was chosen of several."
     _check_one_animal(labels, animal, path)
     if animal and str(animal) not in labels:
         raise ValueError(f"{path}: label {animal} was looked for among the annotations' track_id or category_id, found "
                          f"{', '.join(sorted(labels)[:20]) or 'none'}")
 
-def _coco_images(path, data, animal) -> dict: # id: (file name, run lengths)
+def _coco_images(path, data, animal, labels) -> dict: # id: (file name, run lengths)
     lists = [data.get(key) for key in ("images", "annotations")] if isinstance(data, dict) else []
     if not lists or not all(isinstance(x, list) for x in lists):
         found = sorted(data)[:8] if isinstance(data, dict) else type(data).__name__
@@ -172,7 +176,9 @@ def _coco_images(path, data, animal) -> dict: # id: (file name, run lengths)
     for annotation in data["annotations"]:
         if not _has_id(annotation, "image_id") or annotation["image_id"] not in images:
             raise ValueError(f"{path}: an annotation belongs to no image of the file: {one_line(annotation)[:80]}")
-    _check_coco_animal(path, data["annotations"], animal)
+    found = {str(_coco_label(x)) for x in data["annotations"] if _coco_label(x) is not None}
+    labels |= found
+    _check_coco_animal(path, found, animal)
     for annotation in data["annotations"]:
         if animal and str(_coco_label(annotation)) != str(animal): continue
         images[annotation["image_id"]][1].append(annotation.get("segmentation"))
@@ -181,17 +187,19 @@ def _coco_images(path, data, animal) -> dict: # id: (file name, run lengths)
 def read_coco(
     path, # COCO JSON, or a folder of one JSON per camera (cam_0.json)
     only=None, # the camera's number where there is just one
-    animal:int=None, # its track_id or category_id; 0: all as one; None: there should be one only
+    animal:int|str=None, # its track_id or category_id; 0: all as one; None: there should be one only
+    labels:set=None, # to which those of the annotations are added, as text
 ) -> dict: # {camera: {frame: list of run lengths}}
     "The masks in COCO JSON, by the numbers in the images' names."
     path = Path(path)
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
+    labels = set() if labels is None else labels
     named_items = []
     for file in files:
         try: data = json.loads(read_bytes(file))
         except (ValueError, RecursionError) as e:
             raise ValueError(f"{file}: no readable JSON ({one_line(e)[:80]})") from None
-        for name, run_lengths in _coco_images(file, data, animal).values():
+        for name, run_lengths in _coco_images(file, data, animal, labels).values():
             named_items.append((f"{file.stem}/{name}" if path.is_dir() else name, run_lengths))
     return _by_camera_and_frame(named_items, only)
 

@@ -5,6 +5,7 @@
 # %% ../../nbs/masks/03_make.ipynb #4d5eb1d2
 from __future__ import annotations
 import json
+import os
 import re
 import zlib
 from contextlib import contextmanager
@@ -14,18 +15,18 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 from tqdm import tqdm
-from ..files import atomic_folder, describe_folder, recover_folder
+from ..files import atomic_folder, describe_folder, natural_sort, recover_folder
 from .background import NOISE, bounding_slices, disk_kernel, estimate_background, import_cv2
 from .confidence import MIN_CONFIDENCE, MaskReport, area_steps, cross_view_agreement, doubt_reason
 from .confidence import inspect_frame, mask_confidence, mask_facts
 from .imported import decode_rle, items_in_order, read_coco, read_mask_folder, read_png
 from ..video import decode_frame, decode_frames, open_video, video_frames, video_info, write_video
-from ..views.recordings import MASK_THRESHOLD, VIDEO_SUFFIXES, camera_videos, folder_layout
-from ..views.recordings import read_matching_rig
+from ..views.recordings import MASK_THRESHOLD, MASKS, OWN_MASKS, VIDEO_SUFFIXES, calibration_files
+from ..views.recordings import camera_videos, folder_layout, read_matching_rig
 from ..views.views import pad_images
 
 # %% auto #0
-__all__ = ['write_mask_video', 'make_masks', 'contact_sheet', 'import_masks']
+__all__ = ['ANIMALS', 'write_mask_video', 'make_masks', 'contact_sheet', 'import_masks', 'import_animals']
 
 # %% ../../nbs/masks/03_make.ipynb #58301a02
 def _binary(image) -> np.ndarray: # (H, W) bool
@@ -58,20 +59,28 @@ _BACKGROUND_FRAMES = 50 # from which the background is estimated
 _CHECKED_FRAMES = 12 # at which the cameras are compared
 _OURS = r"[0-9]{1,9}\.mp4|masks\.json|masks\.png" # names of files that may be replaced
 
-def _check_replaceable(folder:Path, overwrite):
+def _is_ours(path:Path) -> bool: return re.fullmatch(_OURS, path.name) is not None
+
+def _check_replaceable(folder:Path, overwrite, is_ours):
     if not folder.exists(): return
     if not overwrite:
         raise FileExistsError(f"{folder} exists and was not touched; "
                               "masks are replaced only when overwriting is asked for")
-    if not folder.is_dir() or any(not re.fullmatch(_OURS, path.name) for path in folder.iterdir()):
+    if not folder.is_dir() or not all(map(is_ours, folder.iterdir())):
         raise ValueError(f"{folder} holds more than masks, so it was not replaced; {describe_folder(folder)}")
 
 @contextmanager
-def _new_folder(folder:Path, overwrite):
+def _new_folder(folder:Path, overwrite, is_ours=_is_ours):
     "A new folder that becomes `folder` when the block ends without an error."
     recover_folder(folder)
-    _check_replaceable(folder, overwrite)
+    _check_replaceable(folder, overwrite, is_ours)
     with atomic_folder(folder, overwrite) as part: yield part
+
+def _folder_to_write(out, default:Path, videos:Path) -> Path:
+    "`out`, else the default; ValueError for the folder of the videos, which would be replaced."
+    folder = Path(out) if out else default
+    if folder.resolve() == videos.resolve(): raise ValueError(f"{folder} holds the videos; masks need another folder")
+    return folder
 
 def _rate(path) -> Fraction: # frames per second
     with open_video(path) as f: return f.streams.video[0].average_rate or Fraction(100)
@@ -188,7 +197,7 @@ def make_masks(
     if rig_file is not None: _matching_rig(path, videos, unit, rig_file) # raises before anything is made
     import_cv2()
     total = sum(video_info(video).frames for video in videos.values())
-    with (_new_folder(Path(out) if out else default_out, overwrite) as part,
+    with (_new_folder(_folder_to_write(out, default_out, home), overwrite) as part,
           tqdm(total=total, desc="masks", unit=" frames") as bar):
         facts = {camera: _write_camera(video, part/f"{camera}.mp4", samples, threshold, bar)
                  for camera, video in videos.items()}
@@ -283,14 +292,16 @@ def _checked_items(found, info, where, animal) -> list | Path:
     if animal: raise ValueError(f"{found} is a video, which has no labels, and label {animal} was asked for")
     return found
 
-def _read_source(source, only, animal) -> dict: # {camera: {frame: item}}, or {camera: path of a video}
+def _read_source(source, videos, animal, labels=None) -> dict: # {camera: {frame: item}}, or {camera: path of a video}
     source = Path(source)
+    only = next(iter(videos)) if len(videos) == 1 else None
     if source.is_dir():
         suffixes = {path.suffix.lower() for path in source.rglob("*")}
         if ".png" in suffixes: return read_mask_folder(source, only)
         if suffixes & set(VIDEO_SUFFIXES): return camera_videos(source)
-        return read_coco(source, only, animal) if any(source.glob("*.json")) else read_mask_folder(source, only)
-    if source.is_file() and source.suffix.lower() == ".json": return read_coco(source, only, animal)
+        if any(source.glob("*.json")): return read_coco(source, only, animal, labels)
+        return read_mask_folder(source, only)
+    if source.is_file() and source.suffix.lower() == ".json": return read_coco(source, only, animal, labels)
     if source.exists(): found = f"it is a file that ends in {source.suffix!r}"
     else: found = describe_folder(source.parent)
     raise FileNotFoundError(f"{source}: a folder of PNG masks or of videos, or a COCO JSON was looked for; {found}")
@@ -302,7 +313,7 @@ def import_masks(
     overwrite:bool=False, # replace existing masks
     unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
     *,
-    animal:int=None, # its label, where there are several; 0: all as one; None: there should be one only
+    animal:int|str=None, # its label, where there are several; 0: all as one; None: there should be one only
     rig_file=None, # the calibration, where several are there or it lies elsewhere
 ) -> list: # of MaskReport, one per camera
     "Masks of another tool, in the recording's layout: all of them, or nothing."
@@ -310,7 +321,7 @@ def import_masks(
     home, default_out = folder_layout(path)
     videos = camera_videos(home)
     if rig_file is not None: _matching_rig(path, videos, unit, rig_file) # raises before anything is made
-    found = _read_source(source, next(iter(videos)) if len(videos) == 1 else None, animal)
+    found = _read_source(source, videos, animal)
     import_cv2()
     if set(found) != set(videos):
         raise ValueError(f"{source}: masks of cameras {', '.join(map(str, videos))} were looked for, "
@@ -319,9 +330,69 @@ def import_masks(
     names = {camera: f"{source}, camera {camera}" for camera in videos}
     items = {camera: _checked_items(found[camera], infos[camera], names[camera], animal) for camera in videos}
     facts = {camera: [] for camera in videos}
-    with (_new_folder(Path(out) if out else default_out, overwrite) as part,
+    with (_new_folder(_folder_to_write(out, default_out, home), overwrite) as part,
           tqdm(total=sum(info.frames for info in infos.values()), desc="masks", unit=" frames") as bar):
         for camera, video in videos.items():
             masks = _decoded(items[camera], infos[camera], names[camera], animal)
             write_mask_video(part/f"{camera}.mp4", _measured(masks, facts[camera], bar), _rate(video))
         return _write_reports(path, part, videos, facts, made=False, unit=unit, rig_file=rig_file)
+
+# %% ../../nbs/masks/03_make.ipynb #5a1b0c02
+ANIMALS = "animals" # folder in which each animal has its recording
+
+def _labels(source, videos) -> list: # in the order of their numbers
+    "All labels in the masks of a source."
+    labels = set()
+    found = _read_source(source, videos, 0, labels)
+    for camera, video in videos.items():
+        items, info = found.get(camera), video_info(video)
+        if not isinstance(items, dict): continue # a video has no labels
+        for item in items.values():
+            if isinstance(item, Path): read_png(item, info.width, info.height, 0, labels)
+    if not labels: raise ValueError(f"{source}: labels of several animals were looked for, none was found")
+    return natural_sort(labels)
+
+def _folder_name(label) -> str:
+    name = str(label)
+    if re.fullmatch(r"\w([\w .-]{0,60}\w)?", name): return name
+    raise ValueError(f"a folder is named after each label, and {name[:60]!r} is no name of a folder; choose one animal "
+                     "with --animal, or give the labels numbers")
+
+def _link_recording(path:Path, folder:Path):
+    "Links, in a folder for other masks, to the videos and the calibration of a recording."
+    videos = {video.relative_to(path): video for video in camera_videos(folder_layout(path)[0]).values()}
+    for name, file in (videos | calibration_files(path)).items():
+        link = folder/name
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(file.resolve(), link.parent.resolve()))
+
+def _is_animal(path:Path) -> bool: # nothing but links and masks
+    if not path.is_dir(): return False
+    links = [file for file in path.rglob("*") if file.is_symlink()]
+    files = [file for file in path.rglob("*") if file.is_file() and file not in links]
+    return bool(links) and all(_is_ours(file) and file.parent in (path/MASKS, path/OWN_MASKS) for file in files)
+
+def import_animals(
+    recording, # folder with videos, in any layout that `open_recording` reads
+    source, # folder of palette or label PNG, COCO JSON, or folder of one JSON per camera
+    out=None, # folder of the animals; RECORDING/animals when None
+    overwrite:bool=False, # replace existing animals
+    unit:str=None, # of the calibration: "mm", "cm", "m" or "model"; as it states or implies when None
+    *,
+    rig_file=None, # the calibration, where several are there or it lies elsewhere
+) -> dict: # folder of each animal's recording: its MaskReports, one per camera
+    "A recording for each label in masks of another tool, with links to the videos and the calibration: all, or none."
+    path = Path(recording)
+    labels = _labels(source, camera_videos(folder_layout(path)[0]))
+    home = Path(out) if out else path/ANIMALS
+    results = {}
+    with _new_folder(home, overwrite, _is_animal) as part:
+        for label in labels:
+            name = _folder_name(label)
+            _link_recording(path, part/name)
+            try: reports = import_masks(part/name, source, unit=unit, animal=label, rig_file=rig_file)
+            except ValueError as e:
+                found = ", ".join(map(str, labels[:20]))
+                raise ValueError(f"{e} (animal {name} of {found}; --animal LABEL imports one alone)") from None
+            results[home/name] = reports
+    return results

@@ -5,6 +5,7 @@
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00003
 from __future__ import annotations
 import json
+import math
 import re
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,9 @@ from ..views.views import Views
 # %% auto #0
 __all__ = ['LATENT_SCALE', 'VAE_CONFIG', 'CLIP_CONFIG', 'CLIP_MEAN', 'CLIP_STD', 'diffusion_libraries', 'meta_vae',
            'meta_image_encoder', 'meta_text_encoder', 'Component', 'read_json_object', 'component_folder',
-           'read_component', 'load_vae', 'load_image_encoder', 'load_text_encoder', 'write_component', 'narrow_vae',
-           'vae_weights', 'clip_weights', 'on_background', 'normalized', 'ImageProcessor', 'load_image_processor',
-           'resized_smoothly', 'seeded_noise', 'decode_images']
+           'read_component', 'build_from_config', 'load_vae', 'load_image_encoder', 'load_text_encoder',
+           'write_component', 'narrow_vae', 'vae_weights', 'clip_weights', 'on_background', 'normalized',
+           'ImageProcessor', 'load_image_processor', 'resized_smoothly', 'seeded_noise', 'decode_images']
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00007
 def diffusion_libraries(
@@ -47,6 +48,8 @@ CLIP_CONFIG = dict( # ViT-H/14
     hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, patch_size=14,
     image_size=224, projection_dim=1024, hidden_act="gelu")
 
+_CALLED = dict(return_dict=True, output_hidden_states=False, output_attentions=False) # as these networks are called
+
 def meta_vae(config:dict=VAE_CONFIG) -> nn.Module: # diffusers.AutoencoderKL
     "The VAE without memory for its weights."
     diffusers, _ = diffusion_libraries("the VAE")
@@ -56,7 +59,7 @@ def meta_vae(config:dict=VAE_CONFIG) -> nn.Module: # diffusers.AutoencoderKL
 def meta_image_encoder(config:dict=CLIP_CONFIG) -> nn.Module: # transformers.CLIPVisionModelWithProjection
     "CLIP's image encoder without memory for its weights."
     _, transformers = diffusion_libraries("CLIP")
-    config = transformers.CLIPVisionConfig.from_dict(config)
+    config = transformers.CLIPVisionConfig.from_dict(config | _CALLED)
     with torch.device("meta"):
         model = transformers.CLIPVisionModelWithProjection(config)
     return _with_position_ids(model)
@@ -64,7 +67,7 @@ def meta_image_encoder(config:dict=CLIP_CONFIG) -> nn.Module: # transformers.CLI
 def meta_text_encoder(config:dict) -> nn.Module: # transformers.CLIPTextModel
     "CLIP's text encoder without memory for its weights."
     _, transformers = diffusion_libraries("CLIP")
-    config = transformers.CLIPTextConfig.from_dict(config)
+    config = transformers.CLIPTextConfig.from_dict(config | _CALLED)
     with torch.device("meta"):
         model = transformers.CLIPTextModel(config)
     return _with_position_ids(model)
@@ -82,6 +85,12 @@ class Component:
     path:Path # of the weights
     config:dict
     state:dict # tensors by name
+
+    def build(self,
+        network, # function of the configuration
+    ) -> nn.Module:
+        "The network that the configuration describes, see `build_from_config`."
+        return build_from_config(self.path.parent/"config.json", self.config, network)
 
 def read_json_object(
     path, # of the file
@@ -116,7 +125,9 @@ def read_component(
     "Configuration and weights of one component; ValueError where it is another network."
     path = component_folder(folder, name, model_name)
     config = read_json_object(path/"config.json")
-    found = config.get("_class_name") or next(iter(config.get("architectures") or []), None)
+    architectures = config.get("architectures")
+    first = architectures[0] if isinstance(architectures, list) and architectures else None
+    found = config.get("_class_name") or first
     if found not in classes:
         raise ValueError(f"{path/'config.json'} describes {found or 'a network without a name'}, "
                          f"{model_name} has {classes[0]} there")
@@ -124,6 +135,18 @@ def read_component(
     with open_safetensors(file) as f:
         state = {key: f.get_tensor(key) for key in f.keys()}
     return Component(file, config, state)
+
+def build_from_config(
+    path, # of the file that holds the configuration
+    config:dict,
+    build, # function of the configuration, which calls diffusers or transformers
+): # what it returns
+    "A network or a scheduler of a configuration; ValueError names the file where the library cannot build it."
+    try: return build(config)
+    except ImportError: raise
+    except Exception as e: # the libraries have errors of their own for numbers and names that do not go together
+        raise ValueError(f"{path}: nothing can be built of this configuration ({type(e).__name__}: {one_line(e)})"
+                         ) from None
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00012
 _OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
@@ -140,7 +163,7 @@ def load_vae(
     "The VAE of a released folder, strictly; FileNotFoundError or ValueError says what is wrong."
     part = read_component(folder, name, ("AutoencoderKL",), model_name)
     state = {_vae_key(key): v for key, v in part.state.items()}
-    return assign_weights(meta_vae(part.config), state, str(part.path), "its config.json")
+    return assign_weights(part.build(meta_vae), state, str(part.path), "its config.json")
 
 def _without_position_ids(state):
     return {key: v for key, v in state.items() if not key.endswith("position_ids")}
@@ -152,7 +175,7 @@ def load_image_encoder(
 ) -> nn.Module: # float32, eval mode
     "CLIP's image encoder of a released folder, strictly; FileNotFoundError or ValueError says what is wrong."
     part = read_component(folder, name, ("CLIPVisionModelWithProjection",), model_name)
-    model = meta_image_encoder(part.config)
+    model = part.build(meta_image_encoder)
     return assign_weights(model, _without_position_ids(part.state), str(part.path), "its config.json")
 
 def load_text_encoder(
@@ -162,7 +185,7 @@ def load_text_encoder(
 ) -> nn.Module: # float32, eval mode
     "CLIP's text encoder of a released folder, strictly; FileNotFoundError or ValueError says what is wrong."
     part = read_component(folder, name, ("CLIPTextModel",), model_name)
-    model = meta_text_encoder(part.config)
+    model = part.build(meta_text_encoder)
     prefix = "text_model." # transformers 4 has it in all names, transformers 5 in none
     is_prefixed = any(key.startswith(prefix) for key in model.state_dict())
     new = prefix if is_prefixed else ""
@@ -188,12 +211,15 @@ def write_component(
     return file
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00015
-def narrow_vae() -> nn.Module: # diffusers.AutoencoderKL
-    "A VAE of the same kind with random weights, to try things without a download: 2 × 2 pixels become one."
+def narrow_vae(
+    halvings:int=3, # of the image's sides: 8 × 8 pixels become one latent pixel, as in the released VAE
+) -> nn.Module: # diffusers.AutoencoderKL
+    "A VAE of the same kind with random weights, to try things without a download."
     diffusers, _ = diffusion_libraries("the VAE")
+    levels = halvings + 1
     config = VAE_CONFIG | dict(
-        block_out_channels=(8, 8), norm_num_groups=4, layers_per_block=1,
-        down_block_types=("DownEncoderBlock2D",)*2, up_block_types=("UpDecoderBlock2D",)*2)
+        block_out_channels=(8,)*levels, norm_num_groups=4, layers_per_block=1,
+        down_block_types=("DownEncoderBlock2D",)*levels, up_block_types=("UpDecoderBlock2D",)*levels)
     return diffusers.AutoencoderKL.from_config(config).eval()
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00018
@@ -301,6 +327,10 @@ class ImageProcessor:
         x = torch.from_numpy(np.array(pillow)).permute(2, 0, 1)[None].float()/255
         return normalized(x, self.mean, self.std).to(image.device)
 
+def _are_three_numbers(values) -> bool:
+    is_list = isinstance(values, list) and len(values) == 3
+    return is_list and all(type(x) in (int, float) and math.isfinite(x) for x in values)
+
 def load_image_processor(
     folder, # of the released model
     name:str, # of the component
@@ -320,9 +350,13 @@ def load_image_processor(
         raise ValueError(f"{path}: a resize to a shortest edge, a square crop and a normalisation were expected, "
                          f"found size {one_line(size)}, crop_size {one_line(config.get('crop_size'))}, "
                          f"switched off: {', '.join(switched_off) or 'nothing'}")
-    mean, std = (tuple(config.get(key) or ()) for key in ("image_mean", "image_std"))
-    if len(mean) != 3 or len(std) != 3: raise ValueError(f"{path}: image_mean and image_std should have three numbers")
-    return ImageProcessor(edge, crop, mean, std, config.get("resample", 3))
+    mean, std, resample = config.get("image_mean"), config.get("image_std"), config.get("resample", 3)
+    if not _are_three_numbers(mean) or not _are_three_numbers(std) or min(std) <= 0:
+        raise ValueError(f"{path}: image_mean and image_std should have three numbers each, those of image_std "
+                         f"positive, found {one_line(mean)} and {one_line(std)}")
+    if resample not in range(6):
+        raise ValueError(f"{path}: resample should be a number of Pillow's, 0 to 5, found {one_line(resample)}")
+    return ImageProcessor(edge, crop, tuple(mean), tuple(std), resample)
 
 # %% ../../nbs/models/05_diffusion.ipynb #d1f00022
 def resized_smoothly(

@@ -20,7 +20,7 @@ from .zero123plus import (
 from ..preprocess.canonical import rotation_homography, virtual_cameras
 from ..preprocess.silhouettes import ModelInput, foreground_stats
 from ..views.triangulation import triangulate
-from ..views.views import MaskError, Views, check_views
+from ..views.views import MaskError, Views, check_views, is_inverted
 from ..views.warp import warp_views
 
 # %% auto #0
@@ -65,20 +65,28 @@ def floor_depth(
     if height <= 0 or fall <= 0:
         raise ValueError(f"the floor was looked for at height {floor:g} {view.cameras.unit} below the camera and below "
                          f"the silhouette; the camera is {height:.3g} above it, the lowest rays fall by {fall:.3g} in "
-                         "one unit of depth; pass floor, or take the depth from masks or as a number")
+                         "one unit of depth; state the height of the floor, or give the mask of a second camera, which "
+                         "tells the depth without a floor")
     return height/fall
 
-def _depth(views, up, floor, depth) -> float:
-    if depth == "floor": return floor_depth(views[0], up, floor)
+def _depth(views, up, floor, depth) -> tuple[float, str]: # and where it comes from
+    shows = (views.alpha > .5).flatten(1).any(1) # as `triangulate` reads masks
+    if depth is None:
+        depth = "masks" if shows.sum() > 1 else "floor"
+    if depth == "floor":
+        return floor_depth(views[0], up, floor), f"the silhouette on a floor at height {floor:g} {views.cameras.unit}"
     if depth == "masks":
-        if len(views) < 2: raise ValueError("depth='masks' needs the masks of two cameras or more, got one view")
-        return views.cameras[0].to_camera(triangulate(views).point.to(views.cameras.w2c)[None])[0, 0, 2].item()
-    if isinstance(depth, (int, float)) and 0 < depth < math.inf: return float(depth)
+        n = shows.sum().item()
+        if n < 2: raise ValueError(f"depth='masks' needs the masks of two cameras or more, got {_count(n)}")
+        point = triangulate(views[shows.nonzero()[:, 0].tolist()]).point
+        in_camera = views.cameras[0].to_camera(point.to(views.cameras.w2c)[None])[0, 0]
+        return in_camera[2].item(), f"the masks of {_count(n)}"
+    if isinstance(depth, (int, float)) and 0 < depth < math.inf: return float(depth), "the caller"
     raise ValueError(f"depth should be 'floor', 'masks' or a positive number, got {depth!r}")
 
-# %% ../../nbs/models/08_generator.ipynb #6e000008
-_DEPTHS = {"floor": "the silhouette on the floor", "masks": "the masks of all views"}
+def _count(n:int) -> str: return "one view" if n == 1 else f"{n} views"
 
+# %% ../../nbs/models/08_generator.ipynb #6e000008
 def _cropping_camera(
     view:Views, # one
     center:Tensor, # (3,) of the object, world
@@ -112,14 +120,16 @@ def generator_input(
     *,
     size:int, # of the square image, pixels
     up=None, # (3,) up direction of the world; +z when None
-    depth="floor", # of the middle of the object along the camera's axis: "floor", "masks", or a number in world units
+    # of the middle of the object along the camera's axis: "masks", "floor", or a number in world units; when None from
+    # the masks where two views or more show it, else from the floor
+    depth=None,
     floor:float=0., # height of the floor along `up`, world units
     share:float=.8, # of the image's side that the silhouette reaches over
 ) -> ModelInput: # one view in the generator's world, and the way back
     "The image that a generator is given; ValueError where its depth cannot be known, or for impossible views."
-    check_views(views)
-    view, up = views[0], _up_axis(up)
-    z = _depth(views, up, floor, depth)
+    check_views(views, keep_empty=True)
+    view, up = check_views(views[0]), _up_axis(up)
+    z, source = _depth(views, up, floor, depth)
     eye = view.cameras.centers[0].double()
     center = eye + z*_directions(view, _mask_middle(view))[0]
     check_in_front(view.cameras, center)
@@ -129,7 +139,6 @@ def generator_input(
     zoom = camera.K[0, 0, 0].item()/domain.K(size)[0, 0].item() # of the crop, against the generator's own camera
     scale = zoom*domain.mean_distance/(eye - center).norm().item()
     sim = _to_generator(eye, center, scale, up, view.cameras.unit)
-    source = _DEPTHS[depth] if isinstance(depth, str) else "the caller"
     statement = f"one view; the depth of {z:.4g} {view.cameras.unit} comes from {source}"
     return ModelInput(Views(images, alpha, sim.cameras(camera), view.names), sim.inverse, statement)
 
@@ -163,11 +172,10 @@ def without_background(
     outside = _connected_with_border(difference < clear)
     alpha = torch.where(outside, ((difference - faint)/(clear - faint)).clamp(0, 1), 1.)
     premultiplied = (images - (1 - alpha)[..., None]*brightness).clamp(min=0).minimum(alpha[..., None])
-    found = alpha > .5
-    for i, (some, every) in enumerate(zip(found.flatten(1).any(1).tolist(), found.flatten(1).all(1).tolist())):
-        if some and not every: continue
-        seen = "no background" if every else "nothing but background"
-        problem = "mask_full" if every else "mask_empty"
+    for i, mask in enumerate(alpha > .5):
+        is_empty = not mask.any()
+        if not is_empty and not is_inverted(mask): continue
+        seen, problem = ("nothing but background", "mask_empty") if is_empty else ("no background", "mask_full")
         raise MaskError(
             problem, f"generated view {i} shows {seen} (brightness {brightness:.2f}), so it has no silhouette")
     return Views(premultiplied + (1 - alpha)[..., None], alpha, cameras)
@@ -294,7 +302,7 @@ class GeneratorReconstructor(Reconstructor):
     "A generator, and a reconstructor at the generator's cameras; the way back from one calibrated view."
     generator:Generator
     reconstructor:Reconstructor
-    depth:str|float = "floor" # of the object along the camera's axis: "floor", "masks", or a number in world units
+    depth:str|float|None = None # of the object along the camera's axis, see `generator_input`
     floor:float = 0. # height of the floor along `up`, world units
     share:float = .8 # of the image's side that the silhouette reaches over
     name:str = None # that of the two when None
@@ -304,6 +312,8 @@ class GeneratorReconstructor(Reconstructor):
     domain:CameraDomain = None # the generator's
 
     def __post_init__(self):
+        if not math.isfinite(self.floor):
+            raise ValueError(f"the height of the floor should be a finite number, got {self.floor}")
         defaults = dict(
             name=f"{self.generator.name} and {self.reconstructor.name}", conditioning=self.generator.conditioning,
             domain=self.generator.domain)
@@ -313,7 +323,7 @@ class GeneratorReconstructor(Reconstructor):
         super().__post_init__()
 
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
-        "The first view, cropped, in the generator's world, see `generator_input`."
+        "The first view, cropped, in the generator's world; the others serve the depth, see `generator_input`."
         return generator_input(
             views, self.domain, size=self.generator.image_size, up=up, depth=self.depth, floor=self.floor,
             share=self.share)

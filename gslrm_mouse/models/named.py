@@ -4,17 +4,20 @@
 
 # %% ../../nbs/models/10_named.ipynb #0a000003
 from __future__ import annotations
-from dataclasses import dataclass
+import json
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from .checkpoint import FOR_RIGS, checkpoint_path, load_checkpoint
+from .checkpoint import FOR_RIGS, checkpoint_path, load_checkpoint, open_safetensors
+from .checkpoint import shipped_checkpoint
 from .generator import GeneratorReconstructor, SV3DGenerator, Zero123PlusGenerator
-from .lgm import LGM_DOMAIN, load_lgm
+from .lgm import LGM_DOMAIN, LGMConfig, load_lgm
 from .reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
 from .sv3d import load_sv3d_pipeline
 from .zero123plus import load_zero123plus
 
 # %% auto #0
-__all__ = ['MODELS', 'NamedModel', 'usable_models', 'open_model']
+__all__ = ['MODELS', 'NamedModel', 'RigFacts', 'missing_for_models', 'describe_models', 'usable_models', 'weights_path',
+           'open_model']
 
 # %% ../../nbs/models/10_named.ipynb #0a000007
 @dataclass(frozen=True)
@@ -26,6 +29,14 @@ class NamedModel:
     told:str # what it is told of the cameras
     weights:str # what the user brings
     variants:tuple = () # choices that the files do not state
+    options:tuple = () # arguments of `open_model` that only some models have
+
+    @property
+    def is_generator(self) -> bool: # of views, from one image
+        return self.fewest == 1
+
+_ONE_VIEW = ("one calibrated view, the up direction, and its depth: from the masks of two cameras or more, or with a "
+             "single one from the height of the floor (--floor)")
 
 MODELS = dict(
     gslrm=NamedModel(
@@ -33,27 +44,106 @@ MODELS = dict(
         told="the rays of every pixel", weights="nothing, or a checkpoint of your own (--checkpoint)"),
     lgm=NamedModel(
         title="LGM", fewest=4, needs="four calibrated views; of more it takes the four most evenly spread",
-        told="the rays of every pixel", weights="model_fp16.safetensors or model_fp16_fixrot.safetensors of LGM",
+        told="the rays of every pixel",
+        weights="model_fp16.safetensors or model_fp16_fixrot.safetensors of LGM, or lgm_laptop, a small one that is "
+                "shipped",
         variants=("original", "fixrot")),
     zero123plus=NamedModel(
-        title="Zero123++", fewest=1, needs="one calibrated view, the floor at height 0, and the up direction",
-        told="nothing", weights="the released folder of Zero123++", variants=("1.1", "1.2")),
+        title="Zero123++", fewest=1, needs=_ONE_VIEW, told="nothing", weights="the released folder of Zero123++",
+        variants=("1.1", "1.2"), options=("floor",)),
     sv3d=NamedModel(
-        title="SV3D", fewest=1, needs="one calibrated view, the floor at height 0, and the up direction",
-        told="elevation and azimuths (sv3d_p) or nothing (sv3d_u)", weights="sv3d_p.safetensors or sv3d_u.safetensors"),
+        title="SV3D", fewest=1, needs=_ONE_VIEW, told="elevation and azimuths (sv3d_p) or nothing (sv3d_u)",
+        weights="sv3d_p.safetensors or sv3d_u.safetensors", options=("floor", "vae")),
 )
 
+@dataclass(frozen=True)
+class RigFacts:
+    "What decides which models can use a rig."
+    n_cameras:int
+    n_masks:int|None = None # cameras whose masks show the animal; None where no images were examined
+    sees_floor:bool|None = None # whether one view can stand on a floor at height 0; None where that was not examined
+
+def _missing(model:NamedModel, rig:RigFacts): # yields in a few words
+    if rig.n_cameras < model.fewest:
+        yield f"{model.fewest} cameras"
+    elif rig.n_masks is not None and rig.n_masks < model.fewest:
+        yield "a mask" if model.fewest == 1 else f"masks of {model.fewest} cameras"
+    elif model.is_generator and rig.n_masks == 1 and rig.sees_floor is False:
+        yield "the height of the floor and the up direction (--floor, --up)"
+
+def missing_for_models(
+    rig:RigFacts,
+) -> dict: # by the names of `MODELS`: a list of what is missing, empty where the model can use the rig
+    "What each model needs and a rig does not have, in a few words."
+    return {name: list(_missing(model, rig)) for name, model in MODELS.items()}
+
+def _listed(names) -> str:
+    *first, last = names
+    return f"{', '.join(first)} and {last}" if first else last
+
+def describe_models(rig:RigFacts) -> str:
+    "In one line: which models can use a rig, and what the others lack."
+    missing = missing_for_models(rig)
+    usable = [name for name, lacks in missing.items() if not lacks]
+    verb = "has the cameras for" if rig.n_masks is None else "can be used by"
+    parts = [f"this rig {verb} {_listed(usable) if usable else 'none'}"]
+    if usable and rig.n_masks is None:
+        parts[0] += " (no masks were examined)"
+    if rig.n_masks == 1 and any(MODELS[name].is_generator for name in usable):
+        parts[0] += ", if its floor is at height 0 and up is +z (else --floor, --up)"
+    lacking = {}
+    for name, lacks in missing.items():
+        if lacks:
+            lacking.setdefault(lacks[0], []).append(name)
+    parts += [f"{_listed(names)} {'needs' if len(names) == 1 else 'need'} {what}" for what, names in lacking.items()]
+    return "; ".join(parts)
+
 def usable_models(
-    n_cameras:int, # of the rig
+    rig:RigFacts|int, # or its number of cameras
 ) -> list[str]: # a sentence each
-    "What every model needs, and whether a rig with so many cameras has it."
+    "What every model needs, and whether a rig has it."
+    rig = RigFacts(rig) if isinstance(rig, int) else rig
     sentences = []
-    for name, model in MODELS.items():
-        verdict = "can use this rig" if n_cameras >= model.fewest else f"has too few cameras here ({n_cameras})"
+    for name, lacks in missing_for_models(rig).items():
+        model = MODELS[name]
+        verdict = "can use this rig"
+        if rig.n_cameras < model.fewest:
+            verdict = f"has too few cameras here ({rig.n_cameras})"
+        elif lacks:
+            verdict = f"lacks {lacks[0]} here"
         sentences.append(f"{model.title} (--model {name}) {verdict}: it needs {model.needs}")
     return sentences
 
 # %% ../../nbs/models/10_named.ipynb #0a00000a
+_NAMES_OF_SHIPPED = dict(lgm=("lgm_laptop",))
+
+def weights_path(
+    model:str, # of `MODELS`
+    weights=None, # a file or folder, or the name of shipped ones
+) -> Path|None:
+    "Where the weights of a model are."
+    if weights is None: return None
+    is_shipped = str(weights) in _NAMES_OF_SHIPPED.get(model, ())
+    return shipped_checkpoint(str(weights)) if is_shipped else Path(weights)
+
+def _own_lgm_config(path:Path) -> LGMConfig|None: # None for a file that states none, as the released ones
+    if not path.is_file(): return None
+    with open_safetensors(path) as f:
+        facts = (f.metadata() or {}).get("facts")
+    if facts is None: return None
+    try:
+        settings = json.loads(facts)["settings"]
+        own = {field.name: settings[field.name] for field in fields(LGMConfig)}
+        return LGMConfig(**{name: tuple(x) if isinstance(x, list) else x for name, x in own.items()})
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise ValueError(f"{path}: the settings of the network in its metadata cannot be read") from None
+
+def _check_options(model, **options):
+    for option, value in options.items():
+        if value is None or option in MODELS[model].options: continue
+        owners = _listed([other.title for other in MODELS.values() if option in other.options])
+        raise ValueError(f"{option} belongs to {owners}; {MODELS[model].title} does not use it")
+
 def _check(model, weights, variant):
     if model not in MODELS: raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
     named = MODELS[model]
@@ -61,9 +151,19 @@ def _check(model, weights, variant):
         raise ValueError(f"GS-LRM takes its weights as a checkpoint, not as weights, got {weights}")
     if model != "gslrm" and weights is None:
         raise ValueError(f"{named.title} needs weights, which are not included: {named.weights}")
-    if variant not in (named.variants or (None,)):
+    states_itself = model == "lgm" and _own_lgm_config(weights) is not None
+    if states_itself and variant is not None:
+        raise ValueError(f"{weights} states which network it holds, so the variant should be left out, got {variant!r}")
+    if not states_itself and variant not in (named.variants or (None,)):
         choices = f"one of {', '.join(named.variants)}" if named.variants else "left out"
         raise ValueError(f"the variant of {named.title} should be {choices}, got {variant!r}")
+
+def _open_lgm(path, variant, device) -> LGMReconstructor:
+    own = _own_lgm_config(path)
+    network = load_lgm(path, fixrot=own.unit_quats, config=own) if own else load_lgm(path, fixrot=variant == "fixrot")
+    domain = LGM_DOMAIN if own is None else replace(LGM_DOMAIN, image_size=own.image_size)
+    name = "LGM" if own is None else f"LGM ({path.stem})"
+    return LGMReconstructor(network=network.to(device), domain=domain, name=name)
 
 def open_model(
     model:str, # of `MODELS`
@@ -71,17 +171,20 @@ def open_model(
     weights=None, # of any other model, see `MODELS`
     variant:str=None, # of the weights, where the model has variants
     device="cpu", # of torch
+    *,
+    floor:float=None, # of a generator where a single view shows the animal: height of the floor along up; 0 when None
+    vae=None, # of SV3D: folder of a VAE, for a file without one
 ) -> Reconstructor:
     "A model with its weights, behind the one interface; ValueError or FileNotFoundError where something is missing."
+    weights = weights_path(model, weights)
     _check(model, weights, variant)
-    if model == "lgm":
-        network = load_lgm(weights, fixrot=variant == "fixrot").to(device)
-        return LGMReconstructor(network=network, domain=LGM_DOMAIN)
+    _check_options(model, floor=floor, vae=vae)
+    if model == "lgm": return _open_lgm(weights, variant, device)
     network, card = load_checkpoint(checkpoint_path(checkpoint or FOR_RIGS))
     gslrm = GSLRMReconstructor(network=network.to(device), domain=card.domain)
     if model == "gslrm": return gslrm
     if model == "zero123plus":
         generator = Zero123PlusGenerator(pipeline=load_zero123plus(weights, version=variant).to(device))
     else:
-        generator = SV3DGenerator(pipeline=load_sv3d_pipeline(weights).to(device))
-    return GeneratorReconstructor(generator=generator, reconstructor=gslrm)
+        generator = SV3DGenerator(pipeline=load_sv3d_pipeline(weights, vae=vae).to(device))
+    return GeneratorReconstructor(generator=generator, reconstructor=gslrm, floor=floor or 0.)

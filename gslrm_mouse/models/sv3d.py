@@ -332,7 +332,7 @@ def _vae_of_file(state, path, config) -> nn.Module:
     missing = [name for name, half in (("encoder", encoding), ("decoder", decoding)) if not half]
     if missing:
         raise ValueError(f"{path} holds no VAE {' and no '.join(missing)} (under {_VAE_OF_ENCODER} or {_FIRST_STAGE}); "
-                         "pass vae, a diffusers folder with the VAE of Stable Diffusion")
+                         "state a folder with the VAE of Stable Diffusion, in the layout of diffusers (vae)")
     config = config | dict(
         use_quant_conv="quant_conv.weight" in encoding, use_post_quant_conv="post_quant_conv.weight" in decoding)
     return assign_weights(meta_vae(config), vae_weights(encoding | decoding), str(path), "SV3D's VAE")
@@ -340,8 +340,8 @@ def _vae_of_file(state, path, config) -> nn.Module:
 def _image_encoder_of_file(state, path, config) -> nn.Module:
     visual = {key.removeprefix(_VISUAL): v for key, v in state.items() if key.startswith(_VISUAL)}
     if not visual:
-        raise ValueError(f"{path} holds no image encoder (under {_VISUAL}); pass image_encoder, a diffusers folder "
-                         "with that of Stable Video Diffusion")
+        raise ValueError(f"{path} holds no image encoder (under {_VISUAL}); use a converted folder with unet, vae "
+                         "and image_encoder instead of the file, or pass image_encoder to load_sv3d_pipeline")
     return assign_weights(meta_image_encoder(config), clip_weights(visual), str(path), "SV3D's image encoder")
 
 _UNETS = ("SV3DUNetSpatioTemporalConditionModel", "UNetSpatioTemporalConditionModel")
@@ -354,9 +354,13 @@ def _network_of_folder(folder) -> SV3D:
     if n_conditioning not in (_NOISE_CHANNELS, _NOISE_CHANNELS + 2*_ANGLE_CHANNELS):
         raise ValueError(f"{part.path.parent}: SV3D's U-Net is given 256 (sv3d_u) or 1280 (sv3d_p) numbers a frame, "
                          f"its config.json has {n_conditioning}")
-    with torch.device("meta"):
-        model = SV3D(n_conditioning, **sizes)
-    return assign_weights(model, {f"unet.{key}": v for key, v in part.state.items()}, str(part.path), "SV3D")
+
+    def build(config): # noqa: ARG001 (its part that counts is in `sizes`)
+        with torch.device("meta"):
+            return SV3D(n_conditioning, **sizes)
+
+    state = {f"unet.{key}": v for key, v in part.state.items()}
+    return assign_weights(part.build(build), state, str(part.path), "SV3D")
 
 def load_sv3d_pipeline(
     path, # sv3d_u.safetensors, sv3d_p.safetensors, or a converted folder with unet, vae and image_encoder

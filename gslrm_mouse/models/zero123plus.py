@@ -15,7 +15,7 @@ from ..cameras.domain import CameraDomain
 from ..cameras.pinhole import Cameras, orbit
 from .checkpoint import assign_weights
 from .diffusion import (
-    CLIP_MEAN, CLIP_STD, ImageProcessor, component_folder, diffusion_libraries, load_image_encoder,
+    CLIP_MEAN, CLIP_STD, ImageProcessor, build_from_config, component_folder, diffusion_libraries, load_image_encoder,
     load_image_processor, load_text_encoder, load_vae, narrow_vae, on_background, read_component, read_json_object,
     seeded_noise, write_component)
 from ..views.views import Views
@@ -91,18 +91,24 @@ def add_reference_attention(
 _MODEL_NAME = "Zero123++"
 
 def _narrow_unet() -> nn.Module: # diffusers.UNet2DConditionModel, 4 channels in and out
-    "A U-Net of the same kind with random weights."
+    "A U-Net of the same kind with random weights; it attends at half the latents' size only, so that it is quick."
     diffusers, _ = diffusion_libraries(_MODEL_NAME)
     return diffusers.UNet2DConditionModel(
         block_out_channels=(8, 8), layers_per_block=1, cross_attention_dim=12, attention_head_dim=(2, 2),
-        norm_num_groups=4, use_linear_projection=True, down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D")).eval()
+        norm_num_groups=4, use_linear_projection=True, down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D")).eval()
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa17
 GREY = 127/255 # background of the image, and of the views
 N_TOKENS = 77 # of a text
 _LATENT_SHIFT, _LATENT_FACTOR = .22, .75 # of the tile's latents, after Stable Diffusion's own factor
 _COLOUR_FACTOR = .8/.5 # of decoded colours: the network was trained on images scaled by its inverse
+
+def _scheduler(config:dict, steps:int): # diffusers.EulerAncestralDiscreteScheduler
+    diffusers, _ = diffusion_libraries(_MODEL_NAME)
+    scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(config, timestep_spacing="trailing")
+    scheduler.set_timesteps(steps)
+    return scheduler
 
 class Zero123Plus(nn.Module):
     "Zero123++ from an image to six views."
@@ -166,9 +172,7 @@ class Zero123Plus(nn.Module):
         return split_tile(((x + 1)/2).clamp(0, 1)[0].float())
 
     def _denoise(self, reference, texts, generator, size, steps, guidance, show_progress): # noqa: PLR0917
-        diffusers, _ = diffusion_libraries(_MODEL_NAME)
-        scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(self.scheduler, timestep_spacing="trailing")
-        scheduler.set_timesteps(steps)
+        scheduler = _scheduler(self.scheduler, steps)
         cell = 2**(len(self.vae.config.block_out_channels) - 1) # pixels of the side of a latent pixel
         z = seeded_noise((1, 4, 3*size//cell, 2*size//cell), generator, reference)*float(scheduler.init_noise_sigma)
         bar = tqdm(scheduler.timesteps, desc="Zero123++", unit="step", disable=not show_progress)
@@ -198,16 +202,18 @@ def split_tile(
     return tile.view(3, 3, size, 2, size).permute(1, 3, 2, 4, 0).flatten(0, 1)
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa20
+def _meta_unet(config) -> nn.Module: # diffusers.UNet2DConditionModel, without memory for its weights
+    diffusers, _ = diffusion_libraries(_MODEL_NAME)
+    with torch.device("meta"):
+        return diffusers.UNet2DConditionModel.from_config(config)
+
 def _load_unet(folder) -> nn.Module:
     part = read_component(folder, "unet", ("UNet2DConditionModel",), _MODEL_NAME)
     channels = part.config.get("in_channels"), part.config.get("out_channels")
     if channels != (4, 4):
         raise ValueError(f"{part.path.parent}: the U-Net of {_MODEL_NAME} has 4 channels in and 4 out, its config.json "
                          f"has {channels[0]} and {channels[1]}")
-    diffusers, _ = diffusion_libraries(_MODEL_NAME)
-    with torch.device("meta"):
-        model = diffusers.UNet2DConditionModel.from_config(part.config)
-    return assign_weights(model, part.state, str(part.path), "its config.json")
+    return assign_weights(part.build(_meta_unet), part.state, str(part.path), "its config.json")
 
 _SCHEDULER = {"_class_name": "EulerAncestralDiscreteScheduler", "prediction_type": "v_prediction"}
 
@@ -217,18 +223,26 @@ def _load_scheduler(folder) -> dict:
     for key, expected in _SCHEDULER.items():
         if config.get(key) != expected:
             raise ValueError(f"{path}: {_MODEL_NAME} was trained for {key} {expected!r}, found {config.get(key)!r}")
+    sigmas = build_from_config(path, config, lambda config: _scheduler(config, 2)).sigmas
+    if not sigmas.isfinite().all():
+        raise ValueError(f"{path}: the noise levels of this schedule are {sigmas.tolist()}, no finite numbers")
     return config
+
+def _is_number(x) -> bool: return type(x) in (int, float) and math.isfinite(x)
 
 def _load_ramp(folder) -> list:
     path = component_folder(folder, ".", _MODEL_NAME)/"model_index.json"
     ramp = read_json_object(path).get("ramping_coefficients")
-    is_ramp = isinstance(ramp, list) and len(ramp) == N_TOKENS and all(isinstance(x, (int, float)) for x in ramp)
+    is_ramp = isinstance(ramp, list) and len(ramp) == N_TOKENS and all(map(_is_number, ramp))
     if is_ramp: return [float(x) for x in ramp]
     found = f"{len(ramp)} entries" if isinstance(ramp, list) else type(ramp).__name__
     raise ValueError(f"{path}: {_MODEL_NAME} has {N_TOKENS} numbers under ramping_coefficients, found {found}; "
                      "a folder of Stable Diffusion has none")
 
-def _load_empty_prompt(folder) -> list: # token ids: begin, end, then padding
+def _load_empty_prompt(
+    folder,
+    n_tokens:int, # of the text encoder's vocabulary
+) -> list: # token ids: begin, end, then padding
     path = component_folder(folder, "tokenizer", _MODEL_NAME)/"vocab.json"
     vocabulary = read_json_object(path)
     tokens = ("<|startoftext|>", "<|endoftext|>", "!") # "!" is the padding of Stable Diffusion 2
@@ -236,8 +250,34 @@ def _load_empty_prompt(folder) -> list: # token ids: begin, end, then padding
     if missing:
         raise ValueError(f"{path}: CLIP's vocabulary has the tokens {', '.join(tokens)}, "
                          f"{', '.join(missing)} is missing")
-    begin, end, padding = (vocabulary[token] for token in tokens)
+    begin, end, padding = ids = [vocabulary[token] for token in tokens]
+    for token, number in zip(tokens, ids):
+        if type(number) is int and 0 <= number < n_tokens: continue
+        raise ValueError(f"{path}: a number from 0 to {n_tokens - 1} was expected for {token}, as the text encoder has "
+                         f"{n_tokens} tokens, found {number!r}")
     return [begin, end] + [padding]*(N_TOKENS - 2)
+
+def _misfits(parts:dict): # yields what is wrong, beginning with the file
+    "Where the parts of a folder, each whole in itself, do not fit each other."
+    vae, text, vision = (parts[name].config for name in ("vae", "text_encoder", "image_encoder"))
+    width, crop = parts["unet"].config.cross_attention_dim, parts["clip_processor"].crop
+    channels = vae.in_channels, vae.out_channels, vae.latent_channels
+    if channels != (3, 3, 4):
+        yield f"vae/config.json: 3 channels in, 3 out and 4 of the latents were expected, found {channels}"
+    if not _is_number(vae.scaling_factor) or vae.scaling_factor <= 0:
+        yield f"vae/config.json: scaling_factor should be a positive number, found {vae.scaling_factor!r}"
+    if text.hidden_size != width:
+        yield (f"text_encoder/config.json: the U-Net attends to {width} numbers a token, hidden_size is "
+               f"{text.hidden_size}")
+    if text.max_position_embeddings < N_TOKENS:
+        yield (f"text_encoder/config.json: a text has {N_TOKENS} tokens, max_position_embeddings is "
+               f"{text.max_position_embeddings}")
+    if vision.projection_dim != width:
+        yield (f"vision_encoder/config.json: the U-Net attends to {width} numbers a token, projection_dim is "
+               f"{vision.projection_dim}")
+    if vision.image_size != crop:
+        yield (f"feature_extractor_clip/preprocessor_config.json: images of {crop} px, the image encoder takes "
+               f"{vision.image_size} px")
 
 def load_zero123plus(
     folder, # the released folder
@@ -246,17 +286,19 @@ def load_zero123plus(
 ) -> Zero123Plus: # float32, eval mode
     "Zero123++ with all its components, strictly; FileNotFoundError or ValueError says what is missing or does not fit."
     zero123plus_version(version)
-    return Zero123Plus(
-        version=version,
+    parts = dict(
         ramp=_load_ramp(folder),
         scheduler=_load_scheduler(folder),
-        empty_prompt=_load_empty_prompt(folder),
         vae_processor=load_image_processor(folder, "feature_extractor_vae", _MODEL_NAME),
         clip_processor=load_image_processor(folder, "feature_extractor_clip", _MODEL_NAME),
         vae=load_vae(folder, _MODEL_NAME),
         unet=_load_unet(folder),
         text_encoder=load_text_encoder(folder, _MODEL_NAME),
         image_encoder=load_image_encoder(folder, _MODEL_NAME, "vision_encoder"))
+    for misfit in _misfits(parts):
+        raise ValueError(f"{Path(folder)/misfit}")
+    empty_prompt = _load_empty_prompt(folder, parts["text_encoder"].config.vocab_size)
+    return Zero123Plus(version=version, empty_prompt=empty_prompt, **parts)
 
 # %% ../../nbs/models/07_zero123plus.ipynb #0123aa25
 def _narrow_networks() -> dict: # by component
@@ -276,7 +318,7 @@ _NARROW_FILES = {
         num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule="linear", steps_offset=1),
     "tokenizer/vocab.json": {"!": 0, "<|startoftext|>": 8, "<|endoftext|>": 9},
     "feature_extractor_vae/preprocessor_config.json": dict(
-        size=dict(shortest_edge=16), crop_size=dict(height=16, width=16), image_mean=[.5]*3, image_std=[.8]*3),
+        size=dict(shortest_edge=32), crop_size=dict(height=32, width=32), image_mean=[.5]*3, image_std=[.8]*3),
     "feature_extractor_clip/preprocessor_config.json": dict(
         size=28, crop_size=28, image_mean=CLIP_MEAN, image_std=CLIP_STD),
 }

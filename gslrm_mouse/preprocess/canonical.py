@@ -109,8 +109,8 @@ def _project_silhouette(alpha, to_virtual) -> Tensor: # (N, 3) homogeneous pixel
 
 _BORDER = .97 # of the way to the border that a silhouette may reach
 
-def _tight_zooms(views, virtual, cut) -> Tensor: # (V,)
-    "Magnifications that bring each silhouette, but for a share `cut` of its pixels, to the border."
+def _tight_zoom(views, virtual, cut) -> Tensor: # ()
+    "The magnification that brings the first of the silhouettes, but for a share `cut` of its pixels, to the border."
     zooms = []
     for alpha, H, K in zip(views.alpha, torch.linalg.inv(rotation_homography(views.cameras, virtual)), virtual.K):
         q = _project_silhouette(alpha, H)
@@ -119,11 +119,11 @@ def _tight_zooms(views, virtual, cut) -> Tensor: # (V,)
         reach = (offset.abs()/room).amax(1).sort().values # of each pixel, relative to the border
         kept = math.ceil((1 - cut)*len(reach))
         zooms.append(_BORDER/reach[kept - 1])
-    return torch.stack(zooms)
+    return torch.stack(zooms).min()
 
 def _tight_factors(views, virtual, distances, domain, cut) -> tuple: # as `_factors`
-    "The factors of \"object\": tight images, whose mean width at the object is the checkpoint's."
-    z = _tight_zooms(views, virtual, cut)
+    "The factors of \"object\": images as tight as all allow, whose mean width at the object is the checkpoint's."
+    z = _tight_zoom(views, virtual, cut).expand_as(distances)
     width = visible_width(domain.mean_fov, domain.mean_distance)*(distances/distances.mean()/z).mean().item()
     return domain.mean_visible/width, z
 
@@ -132,7 +132,7 @@ def _factors(views, virtual, distances, domain, choose, zoom) -> tuple: # scale 
     scale, z = 1., torch.ones_like(distances)
     if choose == "equal_distances": z = distances/distances.mean()
     if choose not in ("size", "coverage", "zoom"): return scale, z
-    uncut_zoom = _tight_zooms(views, virtual, 0.).min().clamp(max=1.) # magnification at which no silhouette is cut
+    uncut_zoom = _tight_zoom(views, virtual, 0.).clamp(max=1.) # magnification at which no silhouette is cut
     _, alpha = _resample(views, _magnified(virtual, uncut_zoom))
     if zoom is None and not (alpha > .5).any():
         raise ValueError(f"choose={choose!r} needs the size of the object, and at {virtual.width} px no pixel of the "

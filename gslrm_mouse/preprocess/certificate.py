@@ -131,7 +131,7 @@ _SUMMARIES = dict(
     distance=f"{_ROTATED} field of view, principal point, aspect and mean distance are the checkpoint's",
     size=f"{_ROTATED} field of view, principal point, aspect and the object's size are the checkpoint's",
     coverage=f"{_ROTATED} relative object size and mean distance are the checkpoint's, the field of view is not",
-    object=f"{_ROTATED} every image is as tight as its silhouette allows; the mean width it shows is the checkpoint's",
+    object=f"{_ROTATED} one zoom for all, as large as the silhouettes allow; the mean width shown is the checkpoint's",
     zoom="approximate: uniformly zoomed images are declared with the checkpoint's focal length",
     equal_distances="approximate: every camera is declared at the checkpoint's distance, its image zoomed to fit")
 

@@ -37,24 +37,43 @@ def cloud_center(g:Gaussians) -> Tensor: # (3,) float64
     g = _visible(g)
     return torch.stack([weighted_quantile(x, g.opacities, .5) for x in g.means.T])
 
+_CORE = .995 # of the opacity
+_GAP = .1 # of the core's radius: what is closer to the object belongs to it
+_MOST = 10_000 # Gaussians that are linked: a spread selection of larger clouds, where they lie closer
+
+def _extent(g:Gaussians) -> Tensor: # (N,)
+    return 2*g.scales.amax(-1) # standard deviations
+
+def _object(g:Gaussians) -> Gaussians: # on the CPU, float64
+    "The visible Gaussians of the core around the median, and those that hang together with it: no floaters."
+    center, g = cloud_center(g), _visible(g)
+    if len(g) > _MOST: g = g.select(torch.arange(_MOST)*len(g)//_MOST)
+    extent = _extent(g)
+    reach = (g.means - center).norm(dim=-1) + extent
+    radius = weighted_quantile(reach, g.opacities, _CORE)
+    inside = reach <= radius
+    outside = (~inside).nonzero()[:, 0]
+    gaps = torch.cdist(g.means[outside], g.means) - extent[outside, None] - extent
+    is_linked = gaps <= _GAP*radius
+    while True:
+        joined = outside[(is_linked & inside).any(1) & ~inside[outside]]
+        if not len(joined): return g.select(inside)
+        inside[joined] = True
+
 def cloud_radius(
     g:Gaussians,
     center:Tensor, # (3,)
 ) -> float: # in the cloud's unit
-    "Radius about `center` of 99.5 % of the visible opacity, with two standard deviations of each Gaussian."
-    g = _visible(g)
-    reach = (g.means - center).norm(dim=-1) + 2*g.scales.amax(-1)
-    return weighted_quantile(reach, g.opacities, .995).item()
+    "Radius about `center` of the object without floaters, with two standard deviations of each Gaussian."
+    g = _object(g)
+    return ((g.means - center).norm(dim=-1) + _extent(g)).max().item()
 
 _BALL_STEPS = 200 # the error of the radius falls with their number
 
 def enclosing_ball(g:Gaussians) -> tuple[Tensor, float]: # (3,) float64 centre, radius in the cloud's unit
-    "About the smallest ball around 99.5 % of the visible opacity (Bădoiu and Clarkson 2003); ValueError where empty."
-    middle = cloud_center(g)
-    g, extent = _visible(g), 2*_visible(g).scales.amax(-1)
-    is_near = (g.means - middle).norm(dim=-1) + extent <= cloud_radius(g, middle)
-    means, extent = g.means[is_near], extent[is_near]
-    center = middle
+    "About the smallest ball around the object without floaters (Bădoiu and Clarkson 2003); ValueError where empty."
+    center, g = cloud_center(g), _object(g)
+    means, extent = g.means, _extent(g)
     for step in range(_BALL_STEPS):
         farthest = ((means - center).norm(dim=-1) + extent).argmax()
         center = center + (means[farthest] - center)/(step + 2)

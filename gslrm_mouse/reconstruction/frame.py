@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 from ..cameras.domain import CameraDomain
-from ..cameras.pinhole import draw_cameras
+from ..cameras.pinhole import Cameras, draw_cameras
 from ..cameras.similarity import Similarity
 from ..gaussians.cloud import Gaussians
 from ..gaussians.coarse_to_fine import foreground_crops
@@ -23,7 +23,7 @@ from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores
 from ..models.reconstructor import Reconstructor
-from ..preprocess.canonical import canonicalize
+from ..preprocess.canonical import canonicalize, rotation_homography
 from ..preprocess.silhouettes import ModelInput
 from .film import plot_panels, render_orbit, turntable_cameras, up_axis
 from .prediction import NETWORK_GAUSSIANS, START_RAYS, Start, choose_start, fit_to_views
@@ -33,6 +33,7 @@ from .sequence import start_sequence
 from ..video import write_video
 from ..views.hull import visual_hull
 from ..views.views import MaskError, Views, pad_images, pad_views, shows_object, unpad_views
+from ..views.warp import warp_views
 
 # %% auto #0
 __all__ = ['TURNTABLE_SIZE', 'ReconstructOptions', 'Frame', 'FrameMaker', 'input_numbers', 'save_cloud', 'load_cloud',
@@ -49,7 +50,7 @@ class ReconstructOptions:
     pixels:int|None = None # of the quality's last stage
     gaussians:int|None = None # that the quality starts with, about
     inputs:int|None = None # input views; when None all of a recording, 4 of a sample
-    choose:str|None = None # see `canonicalize`; when None "distance" for recordings, samples as they are
+    choose:str|None = None # see `canonicalize`; when None "object" for recordings, samples as they are
     up:tuple|None = None # up axis of the source's world, +z when None
     units:str|None = None # of the PLY: "mm", "model" (the network's world), or the source's own when None
     filters:Filters = FILTERS["ours"]
@@ -159,7 +160,7 @@ def _prepare(
     if options.units == unit == "model":
         raise ValueError("the source's world and the network's differ, and both are in model units; "
                          "leave out units, the PLY is in the source's world then")
-    prepared = canonicalize(views, maker.domain, choose=options.choose or "distance", up=maker.up)
+    prepared = canonicalize(views, maker.domain, choose=options.choose or "object", up=maker.up)
     return prepared, "exact" if prepared.exact else options.choose
 
 def save_cloud(
@@ -225,38 +226,42 @@ def _baselines(views:Views, quality, predict_network, start:Start) -> tuple: # o
             baselines.append(("hull", surface_gaussians(views, quality.voxels, hull, thin=True)))
     return tuple((name, g) for name, g in baselines if len(g))
 
-def _with_quality(frame:Frame, predict_network, maker:FrameMaker, show_progress:bool) -> _Result:
+def _with_quality(frame:Frame, predict_network, maker:FrameMaker, say) -> _Result:
     options, views = maker.options, frame.input_views
     quality = quality_of(options.quality, options.pixels, options.gaussians)
     predict_once = cache(predict_network)
+    if say:
+        say("choosing where to begin: visual hull or network" if options.model == "gslrm" else f"model {options.model}")
     start = _start(frame, quality, predict_once, maker)
+    if say:
+        say(f"began {_BEGINNINGS[start.kind]}: {start.reason}")
     steps = sum(stage.steps for stage in quality.stages)
-    is_hidden = None if show_progress else True # None: unless stderr is a terminal
+    is_hidden = None if say else True # None: unless stderr is a terminal
     with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
         g = optimise_scene(start.gaussians, views, quality, bar=bar)
     baselines = _baselines(views, quality, predict_once, start) if frame.held_out else ()
     return _Result(g, f", {options.quality}", start, baselines)
 
-def _alone(frame:Frame, prepared:ModelInput, maker:FrameMaker, show_progress:bool) -> _Result:
+def _alone(frame:Frame, prepared:ModelInput, maker:FrameMaker, say) -> _Result:
     "A frame by itself; ValueError where the filters leave nothing."
     predict_network = partial(_predict, prepared, maker)
     if maker.options.quality is None:
         result = _without_quality(frame, predict_network(), maker)
     else:
-        result = _with_quality(frame, predict_network, maker, show_progress)
+        result = _with_quality(frame, predict_network, maker, say)
     if not len(result.gaussians):
         raise ValueError(f"frame {frame.number}: no Gaussian passed the filters ({maker.options.filters}), so there is "
                          "nothing to write; see gslrm_mouse doctor")
     return result
 
-def _in_sequence(frame:Frame, prepared:ModelInput, maker:FrameMaker, show_progress:bool, continued) -> _Result:
+def _in_sequence(frame:Frame, prepared:ModelInput, maker:FrameMaker, say, continued) -> _Result:
     "The Gaussians of the frame before, moved; without one, a frame by itself that the next one can follow."
     options, views = maker.options, frame.input_views
     followed = continued(views, frame.number)
     if followed: return _Result(followed.shown, f", {options.quality}, {followed.kind}", followed=followed)
     of_sequence = SEQUENCE_QUALITIES[options.quality]
     first = replace(maker, options=replace(options, quality=of_sequence.first))
-    result = _alone(frame, prepared, first, show_progress)
+    result = _alone(frame, prepared, first, say)
     return replace(result, followed=start_sequence(result.gaussians, views, frame.number, of_sequence.motion))
 
 # %% ../../nbs/reconstruction/04_frame.ipynb #da417196
@@ -270,11 +275,24 @@ def write_turntable(
     "turntable.mp4, framed on the Gaussians."
     write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, size=TURNTABLE_SIZE, up=up)))
 
-def _rendered(g:Gaussians, truth:Views) -> tuple: # images, alphas, scores
-    "The Gaussians in the cameras of some views, and how well they show them."
+def _seen(source:Views, shown:Cameras) -> Tensor: # (V, H, W) bool
+    "Which pixels of images from the places of the source's cameras lie inside the images of the source."
+    inside = pad_images([torch.ones(height, width) for width, height in source.cameras.image_sizes.tolist()])
+    to_source = rotation_homography(source.cameras, shown)
+    _, seen = warp_views(replace(source, alpha=inside), to_source, shown.width, shown.height)
+    return seen > .5
+
+def _rendered(
+    g:Gaussians,
+    truth:Views,
+    seen:Tensor=None, # (V, H, W) bool: pixels that the source shows, for views of one size; all when None
+) -> tuple: # images, alphas, scores
+    "The Gaussians in the cameras of some views, white where nothing is seen, and how well they show them."
     images, alphas, scores = [], [], []
     for view in unpad_views(truth) if truth.cameras.sizes is not None else [truth]:
         image, alpha = render(g, view.cameras, eps2d=0.)
+        if seen is not None:
+            image, alpha = torch.where(seen[..., None], image, 1.), alpha*seen
         scores += image_scores(image, alpha, view.images, view.alpha)
         images += image
         alphas += alpha
@@ -293,9 +311,12 @@ class _Split:
 def _input_split(frame:Frame, prepared:ModelInput, g:Gaussians, maker:FrameMaker) -> _Split:
     if maker.options.model == "gslrm": # as the network sees them; other models choose and reorder the inputs
         truth, cloud = prepared.views, g.transform(prepared.to_source.inverse)
+        shown = prepared.to_source.cameras(truth.cameras)
     else:
         truth, cloud = foreground_crops(frame.input_views, maker.domain.image_size), g
-    return _Split("input", frame.inputs, truth, *_rendered(cloud, truth))
+        shown = truth.cameras
+    seen = _seen(frame.input_views, shown) if prepared.exact or cloud is g else None # else K does not say where
+    return _Split("input", frame.inputs, truth, *_rendered(cloud, truth, seen))
 
 def _small(views:Views, maker:FrameMaker) -> Views: # quick to render
     if not maker.of_recording: return views.resized(maker.domain.image_size, maker.domain.image_size)
@@ -309,7 +330,7 @@ def _novel_split(frame:Frame, g:Gaussians, maker:FrameMaker) -> _Split:
 def _with_held_out(split:_Split, held_out:Views, g:Gaussians) -> _Split:
     "A held-out view beside the others, cropped to its silhouette."
     crop = foreground_crops(held_out, split.truth.cameras.width)
-    image, alpha, scores = _rendered(g, crop)
+    image, alpha, scores = _rendered(g, crop, _seen(held_out, crop.cameras))
     names = (*(split.truth.names or range(len(split.truth))), "held out")
     truth = replace(split.truth, images=torch.cat([split.truth.images, crop.images]),
                     alpha=torch.cat([split.truth.alpha, crop.alpha]), names=names)
@@ -375,7 +396,7 @@ def make_frame(
     number:int,
     *,
     maker:FrameMaker,
-    say=None, # called with lines on what happens, which is shown with a progress bar then
+    say=None, # called with a line per stage; the optimisation has a progress bar then
     continued=None, # of a sequence: function of the input views and the number → `Followed`, None for the first frame
 ) -> list[dict]: # records
     "Write all files of one frame; ValueError where nothing can be made of it."
@@ -383,13 +404,15 @@ def make_frame(
     options = maker.options
     frame = _frame(views, number, maker)
     prepared, condition = _prepare(frame.input_views, maker)
+    if say and maker.reconstructor.gauge == "depth":
+        say(prepared.statement)
     if continued:
-        result = _in_sequence(frame, prepared, maker, say is not None, continued)
+        result = _in_sequence(frame, prepared, maker, say, continued)
     else:
-        result = _alone(frame, prepared, maker, say is not None)
+        result = _alone(frame, prepared, maker, say)
     seconds = round(time.perf_counter() - begin, 2)
-    if say and result.start:
-        say(f"began {_BEGINNINGS[result.start.kind]}: {result.start.reason}")
+    if say:
+        say("writing the files")
 
     g = result.gaussians
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)

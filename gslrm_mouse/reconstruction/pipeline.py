@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 from tqdm import tqdm
-from ..files import atomic_folder, check_free, read_jsonl, recover_folder, write_atomic
+from ..files import atomic_folder, check_free, check_writable, read_jsonl, recover_folder, write_atomic
 from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply
 from ..metrics import mean_scores
 from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, read_card
-from ..models.named import open_model
+from ..models.named import MODELS, open_model, weights_path
 from .film import FILM_FPS, film_pictures
 from .frame import FrameMaker, ReconstructOptions, input_numbers, load_cloud, make_frame
 from .frame import write_turntable
@@ -30,11 +30,11 @@ from .sequence import load_followed, read_sequence, save_sequence, write_follow_
 from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.recordings import changed_files, fingerprint_of_source, is_recording, iter_moments
-from ..views.recordings import open_moments, read_views
+from ..views.recordings import open_moments, open_recording, read_views
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['MANIFEST', 'frame_folder', 'load_finished', 'reconstruct']
+__all__ = ['MANIFEST', 'frame_folder', 'load_finished', 'renew_view', 'reconstruct']
 
 # %% ../../nbs/reconstruction/05_pipeline.ipynb #b65ae69e
 MANIFEST = "reconstruct.json"
@@ -48,7 +48,8 @@ def _frame_numbers(out:Path) -> list[int]:
     matches = [re.fullmatch(r"frame_(\d{6,})", p.name) for p in out.iterdir()]
     return sorted(int(m[1]) for m in matches if m)
 
-def _hashes(weights) -> dict: # file of a model: first 12 digits of its SHA-256
+def _hashes(weights) -> dict|None: # file of a model: first 12 digits of its SHA-256
+    if weights is None: return None
     path = Path(weights)
     files = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
     return {str(file.relative_to(path.parent)): checkpoint_hash(file) for file in files}
@@ -121,13 +122,18 @@ def _check_settings(frames:_Frames, overwrite:bool):
         raise ValueError(f"{out} holds frame {others[0]}, made with another {key} and not among the frames of this "
                          "call; choose another folder")
 
-def _open_folder(frames:_Frames, overwrite:bool):
-    "The folder, new or with the same settings; what a killed process left half-written is removed."
+def _check_folder(frames:_Frames, overwrite:bool):
+    "FileExistsError where the folder holds something else, ValueError where it holds frames of other settings."
     out = frames.out
     if frames.manifest.is_file():
         _check_settings(frames, overwrite)
     elif out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise FileExistsError(f"{out} exists, is not empty and has no {MANIFEST} to resume from; choose another folder")
+
+def _open_folder(frames:_Frames, overwrite:bool):
+    "The folder, new or with the same settings; what a killed process left half-written is removed."
+    _check_folder(frames, overwrite)
+    out = frames.out
     out.mkdir(parents=True, exist_ok=True)
     for p in list(out.iterdir()):
         partial_folder = re.fullmatch(r"\.(frame_\d{6,})\.[0-9a-f]{8}\.(part|old)", p.name)
@@ -230,6 +236,20 @@ def _write_view(folder:Path, views:Views, *, inputs:int|None, of_recording:bool,
     numbers = input_numbers(len(views), inputs, of_recording)
     write_view(folder, views, [i for i in range(len(views)) if i not in numbers], title)
 
+def renew_view(out) -> bool: # whether it was written
+    "The viewer of many frames again, with the track that lies there now; False where the folder has no viewer."
+    out = Path(out)
+    has_files = (out/MANIFEST).is_file() and (out/VIEWER).is_file()
+    if not has_files or not has_viser(): return False
+    try:
+        settings = json.loads((out/MANIFEST).read_bytes())["settings"]
+        source, unit, rig_file, inputs = (settings[key] for key in ("source", "unit", "rig_file", "inputs"))
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{out/MANIFEST} is no manifest of this version") from None
+    views = read_views(source, _frame_numbers(out)[0], unit, rig_file)
+    _write_view(out, views, inputs=inputs, of_recording=is_recording(source), title=out.resolve().name)
+    return True
+
 def _sequence_files(out:Path, numbers:list[int], film:bool, turntable:bool) -> dict: # file: function that writes it
     "What a sequence has beside its frames."
     @cache
@@ -331,6 +351,11 @@ def _check_replaceable(out:Path, inputs):
         if Path(path).resolve().is_relative_to(out.resolve()):
             raise FileExistsError(f"{path} lies in {out}, so --overwrite does not replace that; choose another folder")
 
+def _check_inputs(source, inputs:int|None, unit, rig_file):
+    "ValueError where a recording has fewer cameras than are asked for; a sample says so when it is read."
+    if inputs and is_recording(source):
+        input_numbers(len(open_recording(source, unit, rig_file).cameras), inputs, of_recording=True)
+
 def _check_out(out:Path, overwrite:bool, inputs):
     "FileExistsError where the result of one frame would replace anything else than an earlier one."
     if (out/MANIFEST).is_file():
@@ -348,6 +373,9 @@ def _settings(source, checkpoint:Path, options:ReconstructOptions, **more) -> di
         source=str(Path(source).resolve()), checkpoint=checkpoint_hash(checkpoint), **asdict(options), **more,
         motion=motion, start=START_RULE)
     return json.loads(json.dumps(settings))
+
+def _generator_settings(model:str, floor, vae) -> dict: # the other models have none of them
+    return dict(floor=floor, vae=_hashes(vae)) if MODELS[model].is_generator else {}
 
 def _continued(frames:_Frames, options:ReconstructOptions): # for `make_frame`
     "How a frame of a sequence goes on from the one before; None where each is made by itself."
@@ -370,7 +398,9 @@ def reconstruct(
     model:str="gslrm", # of `MODELS`; another than GS-LRM needs `weights`, and optimisation begins in its answer
     weights=None, # of another model, see `MODELS`
     variant:str=None, # of the weights, where the model has variants
-    choose:str=None, # see `canonicalize`; when None "distance" for recordings, samples in model units as they are
+    floor:float=None, # of a generator, where a single view shows the animal: height of the floor along up; 0 when None
+    vae=None, # of SV3D: folder of a VAE, for a file without one
+    choose:str=None, # see `canonicalize`; when None "object" for recordings, samples in model units as they are
     up:Tensor=None, # (3,) up axis of the recording's world; +z when None
     frames=None, # numbers of many frames, or of samples in the order of their names: a folder each, resumable
     units:str=None, # of the PLY: "mm", "model", the source's own when None
@@ -387,7 +417,8 @@ def reconstruct(
     sequence:bool=False, # with `frames` and a quality: one set of Gaussians that follows the animal
     turn:float=90., # degrees that the camera of film.mp4 moves around
     skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
-    say=None, # called with lines on what happens to a single frame, which is shown with a progress bar then
+    say=None, # called with a line per stage of a single frame, whose optimisation has a progress bar then
+    check=None, # called when options and paths are found right and nothing is computed yet; may raise
 ) -> dict: # mean scores per split
     """Write the files of one frame, or of each of many.
 
@@ -399,18 +430,19 @@ def reconstruct(
         gaussians=gaussians, inputs=inputs, choose=choose,
         up=None if up is None else tuple(torch.as_tensor(up).tolist()), units=units, filters=filters, sized=sized,
         turntable=turntable and not sequence, panels=panels and not sequence)
-    path = checkpoint_path(checkpoint or FOR_RIGS)
+    path, weights = checkpoint_path(checkpoint or FOR_RIGS), weights_path(model, weights)
     out = Path(out)
     of_recording = is_recording(source)
+    check_writable(out)
     if frames is None:
         _check_out(out, overwrite, (source, rig_file, path, weights))
-        views = read_views(source, frame, unit, rig_file)
-        input_numbers(len(views), inputs, of_recording) # raises before the network is loaded
     else:
         numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
-    reconstructor = open_model(model, path, weights, variant, device)
+    _check_inputs(source, inputs, unit, rig_file)
+    reconstructor = open_model(model, path, weights, variant, device, floor=floor, vae=vae)
     settings = _settings(
-        source, path, options, weights=None if weights is None else _hashes(weights), variant=variant, unit=unit,
+        source, path, options, weights=_hashes(weights), variant=variant, **_generator_settings(model, floor, vae),
+        unit=unit,
         rig_file=None if rig_file is None else str(Path(rig_file).resolve()),
         files=None if frames is None else fingerprint_of_source(source, rig_file=rig_file))
     tag = dict(step=read_card(path).training.get("steps"), checkpoint=settings["checkpoint"],
@@ -422,13 +454,22 @@ def reconstruct(
     if viewer and _can_write_viewer():
         view = partial(_write_view, inputs=inputs, of_recording=of_recording, title=out.resolve().name)
 
+    asked = None if frames is None else _Frames(numbers, read, out, settings)
+    if asked:
+        _check_folder(asked, overwrite)
+    if say and of_recording:
+        say(f"reading frame {frame}")
+    if check:
+        check()
+
     if frames is None:
+        views = read_views(source, frame, unit, rig_file)
+        input_numbers(len(views), inputs, of_recording) # raises where a sample has fewer
         with atomic_folder(out, overwrite) as folder:
             records = make(folder, views, frame, say=say)
             if view:
                 view(folder, views)
     else:
-        asked = _Frames(numbers, read, out, settings)
         make = partial(make, continued=_continued(asked, options))
         wanted = _Wanted(film, turn, turntable, view)
         records = _reconstruct_many(asked, make, wanted, overwrite=overwrite, skip_bad=skip_bad)

@@ -4,8 +4,10 @@
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010003
 from __future__ import annotations
+import csv
 import html
 import importlib.util
+import io
 import json
 import math
 import time
@@ -13,6 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
+import numpy as np
 import torch
 from torch import Tensor
 from ..cameras.pinhole import Cameras, check_cameras
@@ -32,9 +35,10 @@ from ..stats import weighted_quantile
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of', 'first_camera', 'still_image',
-           'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction', 'write_example', 'plot_still',
-           'result_files', 'result_file', 'load_in_unit', 'write_view', 'live_viewer', 'serve']
+__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'TRACK', 'TRACK_COLOUR', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of',
+           'first_camera', 'still_image', 'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction',
+           'write_example', 'plot_still', 'ShownTrack', 'load_track', 'result_files', 'result_file', 'load_in_unit',
+           'write_view', 'live_viewer', 'serve']
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010006
 @dataclass(frozen=True)
@@ -116,7 +120,8 @@ def _frustum(cam:Cameras) -> dict: # one camera in viewer units; arguments of vi
 NEEDS_VISER = "viser, which draws the viewer, is not installed: pip install 'gslrm_mouse[view]'"
 FPS = 10 # frames a second of a sequence
 HELD_OUT, INPUT = (230, 120, 20), (60, 60, 60) # colours of the cameras
-_PORTABLE = """<script>
+_PORTABLE = """<style>canvas { opacity: 1 !important; }</style>
+<script>
 if (self.origin === "null") {
     window.Worker = class extends Worker {
         constructor(url, options) { super(url, {...options, type: "classic"}) }
@@ -208,6 +213,7 @@ def _add_stage(server, stage:Stage, cams, images, held_out):
     "Everything but the Gaussians."
     server.scene.set_up_direction(tuple(stage.up.tolist()))
     server.scene.configure_default_lights(enabled=False, cast_shadow=False) # nothing that is shown is lit
+    server.scene.configure_environment_map(None)
     _add_floor(server, stage)
     _add_start(server, stage)
     if cams is not None: _add_cameras(server, stage, cams, images, held_out)
@@ -220,6 +226,7 @@ def viewer_html(
     held_out=(), # which cameras had no part in the reconstruction
     up:Tensor=None, # (3,) up axis of the world; +z when None
     title:str="Gaussians", # of the page
+    track:ShownTrack=None, # of the frames
 ) -> str:
     "The page of a viewer; ImportError without viser, ValueError for an empty cloud or cameras in another unit."
     is_sequence = not isinstance(gaussians, Gaussians)
@@ -227,13 +234,19 @@ def viewer_html(
     empty = [i for i, frame in enumerate(frames) if not len(frame)]
     if not frames or empty: raise ValueError(f"no Gaussian to show in frame {empty[0] if empty else 0}")
     n = max(map(len, frames))
+    stage = stage_of(frames[0], up)
+    def draw(server, i):
+        server.scene.add_gaussian_splats("/gaussians", **_splats(frames[i], n))
+        if track: _add_track_points(server, stage, track, i)
+
     with _server() as server:
-        _add_stage(server, stage_of(frames[0], up), cams, images, held_out)
-        server.scene.add_gaussian_splats("/gaussians", **_splats(frames[0], n))
+        _add_stage(server, stage, cams, images, held_out)
+        if track: _add_track_path(server, stage, track)
+        draw(server, 0)
         recording = server.get_scene_serializer()
-        for frame in frames[1:]:
+        for i in range(1, len(frames)):
             recording.insert_sleep(1/FPS)
-            server.scene.add_gaussian_splats("/gaussians", **_splats(frame, n))
+            draw(server, i)
         if is_sequence: recording.insert_sleep(1/FPS)
         page = recording.as_html()
     page = page.replace("<title>Viser</title>", f"<title>{html.escape(title)}</title>", 1)
@@ -295,6 +308,57 @@ def plot_still(
     ax.axis("off")
     fig.tight_layout(pad=0)
     return fig
+
+# %% ../../nbs/reconstruction/02_viewer.ipynb #60010031
+TRACK = "track.csv"
+TRACK_COLOUR = (30, 110, 230)
+
+@dataclass(frozen=True)
+class ShownTrack:
+    "What is shown of a track, in the unit of its columns."
+    path:np.ndarray # (T, 3) of the centroid, all frames
+    points:np.ndarray # (F, K, 3) that were followed, in the frames that the viewer shows
+
+def load_track(
+    folder, # of a sequence
+    names:list, # of the frames that are shown: frame_000000, …
+    unit:str, # of the viewer's Gaussians
+) -> ShownTrack|None:
+    "The track of a sequence; None where there is none of these frames in this unit, ValueError where it is damaged."
+    path = Path(folder)/TRACK
+    if not path.is_file(): return None
+    try:
+        rows = list(csv.DictReader(io.StringIO(read_bytes(path).decode())))
+        suffix = f"_x_{unit}"
+        named = [column.removesuffix(suffix) for column in rows[0] if column.endswith(suffix)]
+        places = np.array([[[float(row[f"{name}_{a}_{unit}"]) for a in "xyz"] for name in named] for row in rows])
+        index = {f"frame_{int(float(row['frame'])):06d}": i for i, row in enumerate(rows)}
+    except (ValueError, KeyError, IndexError, TypeError) as e:
+        raise ValueError(f"{path}: no readable track of gslrm_mouse track ({e})") from None
+    if named[:1] != ["centroid"] or not index.keys() >= set(names): return None
+    return ShownTrack(places[:, 0], places[[index[name] for name in names], 1:])
+
+def _add_track_path(server, stage:Stage, track:ShownTrack):
+    "The path of the centroid, just above the floor: in the animal it would be hidden."
+    path = torch.from_numpy(track.path)
+    if len(path) == 1: return
+    path = path + (stage.floor + .01*stage.radius - path @ stage.up)[:, None]*stage.up
+    to_viewer = _to_viewer(stage.unit)
+    server.scene.add_line_segments(
+        "/track/path",
+        points=torch.stack([to_viewer(path[:-1]), to_viewer(path[1:])], 1).numpy(),
+        colors=TRACK_COLOUR,
+        thickness=.015*stage.radius*to_viewer.scale)
+
+def _add_track_points(server, stage:Stage, track:ShownTrack, frame:int):
+    "The points of one of the frames that are shown."
+    to_viewer = _to_viewer(stage.unit)
+    server.scene.add_point_cloud(
+        "/track/points",
+        points=to_viewer(torch.from_numpy(track.points[frame])).numpy(),
+        colors=TRACK_COLOUR,
+        point_size=.03*stage.radius*to_viewer.scale,
+        point_shape="circle")
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010021
 VIEWER, CAMERAS = "view.html", "view.json"
@@ -373,9 +437,10 @@ def write_view(
     frames, up = [g for g, _ in loaded], loaded[0][1]
     is_sequence = not (folder/"gaussians.ply").is_file()
     _save_cameras(folder/CAMERAS, views.cameras, held_out)
+    track = load_track(folder, [path.parent.name for path in chosen], views.cameras.unit) if is_sequence else None
     return write_viewer(
         folder/VIEWER, frames if is_sequence else frames[0], small.cameras, small.images, held_out=held_out, up=up,
-        title=title or folder.resolve().name)
+        title=title or folder.resolve().name, track=track)
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010025
 def _camera_names(cams:Cameras, held_out) -> list:
@@ -394,12 +459,13 @@ def _add_jump(server, cams:Cameras, held_out):
             event.client.camera.wxyz, event.client.camera.position = pose["wxyz"], pose["position"]
             event.client.camera.fov = pose["fov"]
 
-def _add_frames(server, files:dict, unit:str):
+def _add_frames(server, files:dict, stage:Stage, track:ShownTrack|None):
     "A slider over the frames; each is read when it is shown."
     names = list(files)
     def draw(i):
-        g, _ = load_in_unit(files[names[i]], unit)
+        g, _ = load_in_unit(files[names[i]], stage.unit)
         server.scene.add_gaussian_splats("/gaussians", **_splats(g, len(g)))
+        if track: _add_track_points(server, stage, track, i)
     draw(0)
     if len(names) == 1: return
     slider = server.gui.add_slider("frame", 0, len(names) - 1, 1, 0)
@@ -417,9 +483,11 @@ def live_viewer(
     saved = folder/CAMERAS
     cams, held_out = _load_cameras(saved) if saved.is_file() else (None, ())
     g, up = load_in_unit(next(iter(files.values())), None if cams is None else cams.unit)
+    stage, track = stage_of(g, up), load_track(folder, list(files), g.unit)
     with _server(port) as server:
-        _add_stage(server, stage_of(g, up), cams, None, held_out)
-        _add_frames(server, files, g.unit)
+        _add_stage(server, stage, cams, None, held_out)
+        if track: _add_track_path(server, stage, track)
+        _add_frames(server, files, stage, track)
         if cams is not None: _add_jump(server, cams, held_out)
         yield server
 

@@ -25,8 +25,8 @@ from .views import MaskError, Views, check_views, mask_box, path_inside
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
            'MASK_THRESHOLD', 'MAX_FRAMES', 'Recording', 'camera_number', 'camera_videos', 'folder_layout',
            'find_recording_rig', 'match_cameras', 'read_matching_rig', 'open_recording', 'is_recording', 'read_views',
-           'open_moments', 'parse_frames', 'iter_moments', 'fingerprint_of_file', 'fingerprint_of_source',
-           'combined_fingerprint', 'changed_files']
+           'open_moments', 'parse_frames', 'iter_moments', 'fingerprint_of_file', 'calibration_files',
+           'fingerprint_of_source', 'combined_fingerprint', 'changed_files']
 
 # %% ../../nbs/views/03_recordings.ipynb #8a7f0a7f
 @dataclass(frozen=True)
@@ -130,13 +130,15 @@ def folder_layout(path:Path) -> tuple[Path, Path]: # folder of the videos, folde
 def _calibrations_above(path:Path) -> list[Path]: # folders, where Anipose has the calibration of many sessions
     return [above/"calibration" for above in path.absolute().parents[:2]]
 
-def _rigs_of_recording(path:Path) -> dict: # name: function of (width, height, unit) which reads it
+def _rigs_of_recording(path:Path) -> tuple[Path, dict]: # folder; name: function of (width, height, unit) that reads it
     "The rigs in a recording's folder, else in a folder calibration up to two levels above."
     found = find_rigs(path) | find_rigs(path/"calibrations")
     if (path/RIG).exists(): found[str(path/RIG)] = lambda *size: read_calibration(path/RIG, *size)
+    if found: return path, found
     for folder in _calibrations_above(path):
-        if not found: found = find_rigs(folder)
-    return found
+        found = find_rigs(folder)
+        if found: return folder, found
+    return path, {}
 
 def find_recording_rig(
     path:Path, # of a recording
@@ -144,7 +146,7 @@ def find_recording_rig(
 ) -> tuple: # its name, function of (width, height, unit) that reads it
     "The one rig of a recording; FileNotFoundError where there is none, ValueError where there are several."
     if rig_file is not None: return str(rig_file), lambda *size: read_calibration(rig_file, *size)
-    found = _rigs_of_recording(path)
+    _, found = _rigs_of_recording(path)
     if not found:
         raise FileNotFoundError(f"{path/RIG} was looked for, or the rig of another tool ({', '.join(FORMATS)}); "
                                 f"{describe_folder(path)}")
@@ -423,21 +425,24 @@ def fingerprint_of_file(path) -> str:
         while block := f.read(_BLOCK): digest.update(block)
         return f"{f.tell()} {digest.hexdigest()}"
 
-def _rig_files(path:Path) -> list[Path]:
+def calibration_files(
+    path:Path, # of a recording
+) -> dict: # name below the folder of the rig, which may lie above the recording: path
     "The files of a recording that may hold its rig."
     suffixes = {suffix for tool in FORMATS.values() for suffix in tool.suffixes if suffix}
     suffixes |= {".pkl", ".json", ".toml", ".yml", ".yaml", ".xml", ".mat", ".h5", ".hdf5"}
     suffixes -= {".txt", ".bin", ".mp4"}
-    folders = [path/name for name in _RIG_FOLDERS]
-    if not find_rigs(path):
-        folders += [above/name for above in _calibrations_above(path) for name in _RIG_FOLDERS]
+    home, _ = _rigs_of_recording(path)
+    folders = [home/name for name in _RIG_FOLDERS]
     files = [p for folder in folders if folder.is_dir() for p in folder.iterdir() if p.is_file()]
-    return [p for p in files if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)]
+    return {
+        str(p.relative_to(home)): p for p in files
+        if p.suffix in suffixes or (p.suffix in (".txt", ".bin") and p.stem in _RIG_TEXTS)}
 
 def _recording_files(path:Path) -> list[Path]:
     videos, masks = folder_layout(path)
     found = [p for folder in (videos, masks) if folder.is_dir() for p in camera_videos(folder).values()]
-    return found + _rig_files(path)
+    return found + list(calibration_files(path).values())
 
 def _named_image(folder:Path, name) -> Path|None: # None for what the reader will refuse
     try:
@@ -474,7 +479,7 @@ def fingerprint_of_source(
         chosen = Path(rig_file)
         files = [chosen]
         if chosen.is_dir():
-            files = [p for p in chosen.iterdir() if p.is_file()] + _rig_files(chosen)
+            files = [p for p in chosen.iterdir() if p.is_file()] + list(calibration_files(chosen).values())
         found |= {f"calibration: {name}": value for name, value in _fingerprints(chosen.parent, files).items()}
     if truth:
         files = [Path(truth)/"heldout_cameras.json", *Path(truth).glob("frame_*_view_*.png")]

@@ -19,6 +19,7 @@ from gslrm_mouse.calibration.formats import write_calibration
 from gslrm_mouse.calibration.json_frames import nerfstudio_bytes
 from gslrm_mouse.cameras.pinhole import Cameras, look_at, orbit
 from gslrm_mouse.cameras.presets import mouse_rig
+from gslrm_mouse.cameras.similarity import Similarity
 from gslrm_mouse.doctor.checks import duplicates, explain_disagreement, silhouettes, view_order
 from gslrm_mouse.doctor.diagnosis import diagnose
 from gslrm_mouse.doctor.evidence import Diagnostic, Evidence
@@ -28,7 +29,7 @@ from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import video_frames, write_video
-from gslrm_mouse.views.samples import read_sample
+from gslrm_mouse.views.samples import read_sample, write_sample
 from gslrm_mouse.views.warp import warp_views
 
 
@@ -92,6 +93,42 @@ def test_what_cannot_be_read_has_a_status_of_its_own(doctor, tmp_path, name, con
 
 def test_usage_is_another_status(doctor):
     assert doctor("--no-such-option").returncode == 2
+
+
+@pytest.mark.parametrize("chosen, raised, line", [
+    ([0, 1, 2, 3, 4, 5], 0, "this rig can be used by gslrm, lgm, zero123plus and sv3d"),
+    ([0, 2, 4], 9, "this rig can be used by gslrm, zero123plus and sv3d; lgm needs 4 cameras"),
+    ([3], 0, "this rig can be used by zero123plus and sv3d, if its floor is at height 0 and up is +z (else --floor, "
+             "--up); gslrm needs 2 cameras; lgm needs 4 cameras"),
+    ([3], -9, "this rig can be used by none; gslrm needs 2 cameras; lgm needs 4 cameras; zero123plus and sv3d need "
+                "the height of the floor and the up direction (--floor, --up)"),
+])
+def test_one_line_says_which_models_can_use_the_rig(tmp_path, chosen, raised, line):
+    "By its cameras and masks, and with one camera by whether it can see a floor at height 0."
+    world = Similarity(.01, torch.eye(3).double(), torch.tensor([0., 0., raised]).double(), "mm", "model")
+    views = raytrace(mouse_scene(4), mouse_rig()[chosen].resized(288, 256), 1)
+    moved = replace(views, cameras=world.cameras(views.cameras))
+    diagnosis = diagnose(write_sample(moved, tmp_path/"sample"))
+    [said] = [text for text in str(diagnosis).splitlines() if text.startswith("  models (--model)")]
+    assert said == f"  models (--model): {line}"
+    models = json.loads(diagnosis.to_json())["models"]
+    assert list(models) == ["gslrm", "lgm", "zero123plus", "sv3d"]
+    assert [not models[name] for name in models] == [name in line.split(";")[0] for name in models]
+
+
+def test_what_is_wrong_with_a_rig_comes_before_its_models(recording, tmp_path):
+    "Masks are none of the models' matter while there are none; another fault concerns them all."
+    folder = tmp_path/"k"
+    shutil.copytree(recording, folder)
+    rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
+    for camera in rig: camera["K"][[0, 1], [0, 1]] /= 1.5
+    (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
+    assert "models (--model), once that is mended: this rig can be used by gslrm, lgm" in str(diagnose(folder))
+    shutil.rmtree(folder/"simpleclick_undist")
+    without = str(diagnose(folder))
+    assert "can be used by none; gslrm needs masks of 2 cameras; lgm needs masks of 4 cameras" in without
+    rig = write_calibration(mouse_rig(), tmp_path/"rig.toml")
+    assert "has the cameras for gslrm, lgm, zero123plus and sv3d (no masks were examined)" in str(diagnose(rig))
 
 
 def never(*args, **kwargs): raise AssertionError("the network was loaded")

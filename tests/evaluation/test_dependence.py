@@ -12,8 +12,9 @@ from gslrm_mouse.cameras.rotations import rotvec_to_matrix
 from gslrm_mouse.cameras.similarity import Similarity
 from gslrm_mouse.evaluation.baselines import MeanShape, with_views
 from gslrm_mouse.evaluation.dependence import DOSES, GAUGE, RIG_DOMAIN, TOLD, Dose, answer, at_home, contradiction
-from gslrm_mouse.evaluation.dependence import dosed, half_dose, half_dose_ci, half_dose_text, measure_dependence
-from gslrm_mouse.evaluation.dependence import rig_trial, summarise_dependence, surface_points
+from gslrm_mouse.evaluation.dependence import dose_scores, dosed, half_dose, half_dose_ci, half_dose_text
+from gslrm_mouse.evaluation.dependence import measure_dependence, rig_trial, summarise_dependence, surface_points
+from gslrm_mouse.evaluation.scoring import score_cloud
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.models.lgm import LGM, LGMConfig
 from gslrm_mouse.models.reconstructor import LGMReconstructor, Reconstructor
@@ -65,6 +66,30 @@ def test_relabelled_cameras_of_an_even_ring_are_a_turn_and_of_another_are_not():
 def test_one_camera_is_contradicted_by_its_lens_only():
     assert contradiction(raised(RIG[:1], 40.), RIG[:1], POINTS).pixels < 1e-5
     assert contradiction(zoomed(RIG[:1], 1., 1.3), RIG[:1], POINTS).pixels > .1
+
+
+NOISE = (1e-12, 1e-10, 1e-8, 1e-6) # of the surface points, units of their world
+
+
+@pytest.mark.parametrize("told, true", [
+    (raised(RIG[:1], 30.), RIG[:1]), (shifted(RIG[:1], .06, .02), RIG[:1]), (zoomed(RIG[:1], 1., 1.3), RIG[:1]),
+    (RIG[[0]*6], RIG), (raised(RIG, 30.), RIG)], ids=["up", "shift", "zoom", "one place", "several places"])
+def test_noise_of_the_surface_does_not_change_the_similarity(told, true):
+    noise = torch.randn(POINTS.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found = contradiction(told, true, POINTS).similarity
+    for size in NOISE:
+        again = contradiction(told, true, POINTS + size*noise).similarity
+        assert math.isclose(again.scale, found.scale, rel_tol=1e-4), size
+        assert torch.allclose(again(POINTS), found(POINTS), atol=1e-4), size
+
+
+@pytest.mark.parametrize("told", [raised(RIG[:1], 30.), zoomed(RIG[:1], 1.4)], ids=["up", "zoom"])
+def test_a_scale_that_the_cameras_leave_open_keeps_the_distance_to_them(told):
+    found = contradiction(told, RIG[:1], POINTS)
+    distances = [(points - told.centers).norm(dim=-1).mean().item() for points in (found.similarity(POINTS), POINTS)]
+    assert math.isclose(*distances, rel_tol=1e-9)
+    error = told.project(found.similarity(POINTS)) - RIG[:1].project(POINTS)
+    assert math.isclose(error.square().sum(-1).mean().sqrt().item(), found.pixels, rel_tol=1e-6, abs_tol=1e-6)
 
 
 @pytest.mark.parametrize(
@@ -120,6 +145,29 @@ def test_gauge_doses_contradict_nothing_and_told_doses_do(home):
     for dose in GAUGE + TOLD:
         m = contradiction(dosed(home, dose).views.cameras, home.trial.cameras, points).pixels
         assert (m < 1e-3) == (dose.way == "gauge"), dose
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeforeTheCamera(Dots):
+    "The same cross, always at the same place before its first camera."
+    conditioning:str = "rays"
+
+    def predict(self, views, seed=0):
+        first = views.cameras.to(torch.float64)[0]
+        to_world = Similarity(1., first.R[0].T, first.centers[0])
+        cross = super().predict(views)
+        return replace(cross, means=to_world(cross.means.double() + torch.tensor([0., 0., 2.7])).float())
+
+
+@pytest.mark.parametrize("dose", [Dose("gauge", "origin", .4), Dose("gauge", "tilted", 90.)])
+def test_one_camera_in_another_world_costs_nothing_where_the_answer_follows_it(mouse, dose):
+    model = with_views(BeforeTheCamera(), 1)
+    home = at_home(model, mouse)
+    points = surface_points(mouse.scene, home.trial.cameras)
+    undisturbed = answer(model, home, home.views)
+    scores = dose_scores(model, home, dose, undisturbed, points)
+    expected = score_cloud(undisturbed, mouse.truth)["iou"]
+    assert expected > .05 and math.isclose(scores["iou_carried"], expected, abs_tol=1e-3)
 
 
 def test_surface_points_lie_on_the_surface(home):

@@ -3,12 +3,16 @@ import json
 import math
 from dataclasses import replace
 
+import matplotlib.pyplot as plt
 import pytest
 import torch
 from gslrm_mouse.cameras.perturb import shifted, turned
-from gslrm_mouse.evaluation.sensitivity import PERTURBATIONS, load_sensitivity, measure_sensitivity
-from gslrm_mouse.evaluation.sensitivity import score_perturbation, sensitivity, sensitivity_file, trial
-from gslrm_mouse.models.checkpoint import load_checkpoint, read_card, shipped_checkpoint
+from gslrm_mouse.evaluation.sensitivity import (
+    PERTURBATIONS, draw_sensitivity, extend_sensitivity, load_sensitivity, measure_sensitivity, score_perturbation,
+    sensitivity, sensitivity_file, trial,
+)
+from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, read_card, save_checkpoint, shipped_checkpoint
+from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.scenes.dataset import HELD_OUT
 from gslrm_mouse.scenes.tracer import raytrace
 
@@ -113,6 +117,60 @@ def test_rows_that_cannot_be_predicted_from_are_refused(tmp_path, key, value):
     path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="is not a sensitivity table") as e: load_sensitivity(path=path)
     assert len(str(e.value).splitlines()) == 1
+
+
+@pytest.fixture
+def of_mice(tmp_path): # an untrained checkpoint, and its table of one perturbation, with mice only
+    network = GSLRM(GSLRMConfig(image_size=16, d=32, d_head=16, n_layer=1))
+    domain = replace(read_card(shipped_checkpoint()).domain, image_size=16)
+    path = save_checkpoint(tmp_path/"mice.safetensors", network, ModelCard(network.config, domain))
+    measure_sensitivity(path, scenes=1, subjects=("mouse",), knobs=("aim",), values={"aim": (0., 4.)})
+    return path
+
+
+def test_only_the_subjects_of_a_table_are_extended(of_mice):
+    before = load_sensitivity(of_mice).rows
+    extend_sensitivity(of_mice, knobs=("aim", "tight"))
+    after = load_sensitivity(of_mice).rows
+    assert after[:len(before)] == before
+    assert {(r["subject"], r["knob"]) for r in after[len(before):]} == {("mouse", "tight")}
+
+
+def drawn(table, knobs): # colours of curves with several points, and what the legend names
+    figure = draw_sensitivity(table, knobs)
+    lines = [line for ax in figure.axes for line in ax.lines if line.get_marker() == "."]
+    named = {text.get_text() for text in figure.legends[0].get_texts()}
+    plt.close(figure)
+    return [line.get_color() for line in lines], named
+
+
+def test_a_table_of_mice_is_drawn_without_heads():
+    mice = load_sensitivity("gslrm_any_128")
+    assert {r["subject"] for r in mice.rows} == {"mouse"}
+    colors, named = drawn(mice, ("focal", "views"))
+    assert colors == ["C0"]*(4 + 1)
+    assert "mouse" in named and "head" not in named
+
+
+def test_a_table_of_both_is_drawn_with_both(table):
+    colors, named = drawn(table, ("focal", "views"))
+    assert colors == ["C1"]*4 + ["C0"]*4 + ["C1", "C0"]
+    assert {"mouse", "head"} <= named
+
+
+def test_a_curve_that_only_one_subject_has_is_drawn(table):
+    without_views = [r for r in table.rows if (r["subject"], r["knob"]) != ("head", "views")]
+    colors, _ = drawn(replace(table, rows=tuple(without_views)), ("views", "unit"))
+    assert colors == ["C0"] + ["C1"]*2 + ["C0"]*2
+
+
+def test_what_a_table_lacks_is_named(of_mice):
+    mice = load_sensitivity(of_mice)
+    with pytest.raises(ValueError, match="no curve 'views' in the table"): draw_sensitivity(mice, ("views",))
+    plt.close("all")
+    with pytest.raises(ValueError, match="the subjects mouse"): mice.curve("aim", subject="head")
+    with pytest.raises(ValueError, match="no curve of 'head'.* the subjects mouse"):
+        mice.predict_joint({"aim": 4.}, subject="head")
 
 
 def test_a_table_is_never_written_over_another_file(tmp_path):

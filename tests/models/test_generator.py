@@ -83,6 +83,32 @@ def test_depth_is_the_one_open_number(views):
             generator_input(views[0], DOMAIN, size=32, depth=depth)
 
 
+def lifted(views, height):
+    "The same views, calibrated in a world whose floor lies higher."
+    sim = Similarity(1., torch.eye(3).double(), torch.tensor([0., 0., height]).double())
+    return replace(views, cameras=sim.cameras(views.cameras.to(torch.float64)))
+
+
+@pytest.mark.parametrize("height", [-1.5, 0., 1., 4.])
+def test_masks_tell_the_depth_whatever_the_floor(views, height):
+    "The floor counts only where a single view shows the object."
+    moved = lifted(views, height)
+    expected = generator_input(views, DOMAIN, size=32, depth="masks").to_source.c
+    expected = expected + expected.new_tensor([0., 0., height])
+    prepared = generator_input(moved, DOMAIN, size=32)
+    assert "comes from the masks of 4 views" in prepared.statement
+    torch.testing.assert_close(prepared.to_source.c, expected, atol=1e-5, rtol=0)
+    alone = replace(moved, alpha=moved.alpha*torch.tensor([1., 0., 0., 0.])[:, None, None])
+    by_floor = generator_input(alone, DOMAIN, size=32, floor=height - 1.)
+    assert f"a floor at height {height - 1:g} " in by_floor.statement
+    assert generator_input(moved[0], DOMAIN, size=32, floor=height - 1.).statement == by_floor.statement
+    two = replace(moved, alpha=moved.alpha*torch.tensor([1., 0., 1., 0.])[:, None, None])
+    assert "comes from the masks of 2 views" in generator_input(two, DOMAIN, size=32).statement
+    hidden = replace(moved, alpha=moved.alpha*torch.tensor([0., 1., 1., 1.])[:, None, None])
+    with pytest.raises(MaskError, match="the mask is empty"):
+        generator_input(hidden, DOMAIN, size=32)
+
+
 def standing(height, bottom, floor=0., size=40):
     "A level camera and a silhouette whose last row is `bottom`, counted from the principal point."
     eye = torch.tensor([[0., -5., floor + height]])
@@ -137,6 +163,10 @@ def test_edges_are_unmixed():
     with pytest.raises(MaskError, match="generated view 0 shows no background") as error:
         without_background(torch.full((1, 4, 4, 3), .9), .5, orbit([0.]))
     assert error.value.problem == "mask_full"
+    noise = torch.full((1, 9, 9, 3), .9)
+    noise[0, 0, 4] = noise[0, 4, 0] = .5 # some background at the border, as noise has it
+    with pytest.raises(MaskError, match="generated view 0 shows no background"):
+        without_background(noise, .5, orbit([0.]))
 
 
 @dataclass(frozen=True, kw_only=True)

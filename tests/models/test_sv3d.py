@@ -160,9 +160,9 @@ def test_every_entry_of_a_file_belongs_somewhere(released, tmp_path):
     def without(prefix):
         return {key: v for key, v in released.items() if not key.startswith(prefix)}
 
-    with pytest.raises(ValueError, match="holds no VAE encoder .*; pass vae, a diffusers folder"):
+    with pytest.raises(ValueError, match="holds no VAE encoder .*; state a folder with the VAE of Stable"):
         load(without(ENCODER), tmp_path/"a.safetensors")
-    with pytest.raises(ValueError, match="holds no image encoder .*; pass image_encoder, a diffusers folder"):
+    with pytest.raises(ValueError, match="holds no image encoder .*; use a converted folder with unet, vae"):
         load(without(VISUAL), tmp_path/"a.safetensors")
 
     vae = narrow_vae()
@@ -181,7 +181,7 @@ def random_pipeline(n_conditioning=1280):
     for module in encoder.modules():
         if hasattr(module, "position_ids"):
             module.position_ids = torch.arange(5)[None]
-    return SV3DPipeline(SV3D(n_conditioning, **SIZES).eval(), narrow_vae(), encoder)
+    return SV3DPipeline(SV3D(n_conditioning, **SIZES).eval(), narrow_vae(halvings=1), encoder)
 
 
 @pytest.fixture(scope="module")

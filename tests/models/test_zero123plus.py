@@ -11,13 +11,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from gslrm_mouse.cameras.pinhole import orbit
-from gslrm_mouse.models.diffusion import ImageProcessor
+from gslrm_mouse.models.diffusion import VAE_CONFIG, ImageProcessor, diffusion_libraries, write_component
 from gslrm_mouse.models.zero123plus import (
     Zero123Plus, load_zero123plus, split_tile, write_random_zero123plus, zero123plus_cameras, zero123plus_domain)
 from gslrm_mouse.views.views import Views
 
 pytest.importorskip("diffusers")
-QUICK = dict(steps=2, size=8, show_progress=False)
+QUICK = dict(steps=2, size=16, show_progress=False)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +62,7 @@ def test_cameras_of_both_versions():
 def test_reference_attention_is_attention_to_both_images(model):
     "One self-attention, written out: queries of the image, keys and values of it and of the stored tokens."
     torch.manual_seed(2)
-    block = model.unet.down_blocks[0].attentions[0].transformer_blocks[0]
+    block = model.unet.down_blocks[1].attentions[0].transformer_blocks[0]
     layer = block.attn1
     x, reference, written = torch.randn(2, 6, 8), torch.randn(2, 5, 8), {}
     with torch.no_grad():
@@ -167,7 +167,7 @@ def test_the_order_of_the_tile():
 
 def test_seeds_image_and_background(model, view):
     images = model(view, seed=5, **QUICK)
-    assert images.shape == (6, 8, 8, 3) and images.isfinite().all()
+    assert images.shape == (6, 16, 16, 3) and images.isfinite().all()
     assert torch.equal(images, model(view, seed=5, **QUICK))
     assert not torch.equal(images, model(view, seed=6, **QUICK))
     assert not torch.equal(images, model(view_of(view.images[0].flip(1), view.alpha[0].flip(1)), seed=5, **QUICK))
@@ -201,12 +201,49 @@ def replaced(path, **changes):
     ("unet/config.json", dict(block_out_channels=[8, 16]), "does not fit its config.json"),
     ("unet/config.json", dict(_class_name="UNet3DConditionModel"), "describes UNet3DConditionModel"),
     ("tokenizer/vocab.json", {"!": None}, "! is missing"),
+    ("tokenizer/vocab.json", {"<|endoftext|>": 99}, "a number from 0 to 9 was expected for <.endoftext.>, .* found 99"),
+    ("tokenizer/vocab.json", {"!": "0"}, "was expected for !, .* found '0'"),
+    ("vision_encoder/config.json", dict(hidden_size=13), "nothing can be built of this configuration"),
+    ("text_encoder/config.json", dict(hidden_size=13), "nothing can be built of this configuration"),
+    ("text_encoder/config.json", dict(architectures=5), "describes a network without a name"),
+    ("text_encoder/config.json", dict(max_position_embeddings=76), "does not fit its config.json|has 77 tokens"),
+    ("vae/config.json", dict(down_block_types=["Foo"]*4), "nothing can be built of .*Foo does not exist"),
+    ("vae/config.json", dict(scaling_factor=0), "scaling_factor should be a positive number, found 0"),
+    ("unet/config.json", dict(down_block_types=["Foo", "Foo"]), "nothing can be built of this configuration"),
+    ("scheduler/scheduler_config.json", dict(num_train_timesteps="abc"), "nothing can be built of this configuration"),
+    ("scheduler/scheduler_config.json", dict(beta_end=1e30), "no finite numbers|nothing can be built"),
+    ("feature_extractor_clip/preprocessor_config.json", dict(size=32, crop_size=32), "the image encoder takes 28 px"),
+    ("feature_extractor_vae/preprocessor_config.json", dict(image_std=5), "three numbers each"),
+    ("feature_extractor_vae/preprocessor_config.json", dict(image_std=[.8, 0, .8]), "those of image_std positive"),
+    ("feature_extractor_vae/preprocessor_config.json", dict(resample="abc"), "a number of Pillow's"),
 ])
 def test_another_folder_is_refused(folder, tmp_path, file, changes, message):
+    "In one sentence, which names the file or its folder."
     copy = shutil.copytree(folder, tmp_path/"model")
     replaced(copy/file, **changes)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(ValueError, match=message) as error:
         load_zero123plus(copy, version="1.2")
+    assert str((copy/file).parent) in str(error.value) and "\n" not in str(error.value)
+
+
+def test_parts_of_two_models_are_refused(folder, tmp_path):
+    "Each is whole in itself, but the U-Net attends to texts of another width."
+    copy = shutil.copytree(folder, tmp_path/"model")
+    shutil.rmtree(copy/"text_encoder")
+    _, transformers = diffusion_libraries("a test")
+    config = transformers.CLIPTextConfig(
+        hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2, vocab_size=10, bos_token_id=8,
+        eos_token_id=9)
+    write_component(copy, "text_encoder", transformers.CLIPTextModel(config))
+    with pytest.raises(ValueError, match="text_encoder/config.json: the U-Net attends to 12 numbers a token, .* is 16"):
+        load_zero123plus(copy, version="1.2")
+
+
+def test_the_narrow_folder_is_quick_at_full_size(model):
+    "Three halvings, as the released VAE has, and attention at half of that: 2,400 tokens of a tile of full size."
+    assert len(model.vae.config.block_out_channels) == len(VAE_CONFIG["block_out_channels"]) == 4
+    first, last = model.unet.down_blocks
+    assert not hasattr(first, "attentions") and len(last.attentions) == 1
 
 
 def test_a_missing_part_is_named(folder, tmp_path):

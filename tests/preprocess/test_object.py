@@ -1,4 +1,4 @@
-"""`choose="object"`: exact, tight in every view, and as wide as the images of the checkpoint's training."""
+"""`choose="object"`: exact, one zoom as large as all views allow, and as wide as the checkpoint's images."""
 from dataclasses import replace
 
 import pytest
@@ -48,12 +48,16 @@ def test_it_equals_what_such_cameras_would_have_taken(scene, views):
     assert (taken.images - p.views.images).abs().mean() < 4e-3
 
 
-def test_every_view_is_tight_and_nothing_is_cut(views):
+def test_one_zoom_is_as_tight_as_all_views_allow(views):
     p = canonicalize(views, DOMAIN, choose="object")
-    for alpha, v in zip(p.views.alpha, p.certificate.views):
-        assert .93 < reach(alpha) < .99 # 97 %, and a pixel of edge
+    reached = [reach(alpha) for alpha in p.views.alpha]
+    assert .93 < max(reached) < .99 # 97 %, and a pixel of edge
+    for v in p.certificate.views:
         assert v.cut == 0 and v.bound_px == 0
-    assert len({round(v.fov, 1) for v in p.certificate.views}) == 6 # each view has its own
+    assert max(v.fov for v in p.certificate.views) - min(v.fov for v in p.certificate.views) < 1e-6
+    assert min(reached) < .7
+    sideways = [i for i in range(6) if reached[i] < .7] # these alone allow more
+    assert canonicalize(views[sideways], DOMAIN, choose="object").certificate.views[0].fov < v.fov - 3
 
 
 @pytest.mark.parametrize("domain, width", [(DOMAIN, 2.51806), (VARIED, 4.5**.5)])
@@ -66,7 +70,8 @@ def test_the_mean_width_is_the_checkpoints(views, domain, width):
 def test_a_share_of_the_silhouette_may_be_cut(views):
     whole = canonicalize(views, DOMAIN, choose="object").certificate.views
     parts = canonicalize(views, DOMAIN, choose="object", cut=.1).certificate.views
-    assert all(0 < v.cut <= .1 for v in parts)
+    cuts = [v.cut for v in parts]
+    assert 0 < max(cuts) <= .1
     assert all(cut.fov < v.fov and cut.coverage > v.coverage for cut, v in zip(parts, whole))
 
 

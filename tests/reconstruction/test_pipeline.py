@@ -36,6 +36,7 @@ from gslrm_mouse.models import named
 from gslrm_mouse.models.checkpoint import load_checkpoint
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
 from gslrm_mouse.preprocess.canonical import canonicalize
+from gslrm_mouse.reconstruction import frame as one_frame
 from gslrm_mouse.reconstruction import pipeline
 from gslrm_mouse.reconstruction.film import cloud_center, cloud_radius, turntable_cameras, up_axis
 from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder, load_finished
@@ -664,10 +665,16 @@ def test_a_fit_believes_its_cameras():
 @pytest.fixture(scope="module")
 def drafted(film, tiny_checkpoint, tmp_path_factory):
     "Frame 3 at quality draft, from five cameras; the sixth is held out."
-    out, lines = tmp_path_factory.mktemp("draft")/"d", []
-    pipeline.reconstruct(
-        film, out, 3, inputs=5, checkpoint=tiny_checkpoint, quality="draft", turntable=False, panels=False,
-        say=lines.append)
+    out, lines, optimise = tmp_path_factory.mktemp("draft")/"d", [], one_frame.optimise_scene
+    def optimise_scene(*args, **options):
+        lines.append("(optimisation)")
+        return optimise(*args, **options)
+
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(one_frame, "optimise_scene", optimise_scene)
+        pipeline.reconstruct(
+            film, out, 3, inputs=5, checkpoint=tiny_checkpoint, quality="draft", turntable=False, panels=False,
+            say=lines.append)
     return out, lines
 
 
@@ -679,7 +686,14 @@ def test_held_out_views_list_the_baselines(drafted):
     assert rows["novel"]["arm"] == rows["input"]["arm"] == "exact, draft"
     assert rows["novel_hull"]["arm"] == "hull" and rows["novel_hull"]["camera"] == rows["novel"]["camera"]
     assert rows["novel"]["iou"] > rows["novel_network"]["iou"] # of an untrained network
-    assert lines[0].startswith("began on the hull: the visual hull of 5 cameras explains")
+
+
+def test_each_stage_of_a_frame_is_said_when_it_begins(drafted):
+    reading, choosing, began, optimisation, writing = drafted[1]
+    assert (reading, writing) == ("reading frame 3", "writing the files")
+    assert choosing == "choosing where to begin: visual hull or network"
+    assert began.startswith("began on the hull: the visual hull of 5 cameras explains")
+    assert optimisation == "(optimisation)"
 
 
 def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
@@ -737,6 +751,36 @@ def test_exchanged_cameras_need_force(film, tmp_path):
         cli.main(["reconstruct", str(wrong), "--frame", "3", "--out", str(tmp_path/"out")])
     assert stop.value.code == 2
     assert not (tmp_path/"out").exists()
+
+
+def test_paths_and_options_are_checked_before_anything_is_computed(film, tmp_path, monkeypatch, capsys):
+    "In one sentence, without a name of a temporary file; neither doctor nor network nor hull begin."
+    def computed(*_, **__): raise AssertionError("something was computed")
+
+    monkeypatch.setattr(cli, "_check_consistency", computed)
+    monkeypatch.setattr(pipeline, "make_frame", computed)
+    (tmp_path/"file").write_text("mine")
+    (tmp_path/"full").mkdir()
+    (tmp_path/"full/notes.txt").write_text("mine")
+    new = tmp_path/"new"
+    wrong = [
+        (f"--out {tmp_path}/full", "exists and is not empty; choose another folder or pass --overwrite"),
+        (f"--out {tmp_path}/full --frames 0:2", "has no reconstruct.json to resume from; choose another folder"),
+        (f"--out {tmp_path}/file/below", "file is a file; choose another path"),
+        (f"--out {tmp_path}/{'long'*90}", "cannot be made in"),
+        (f"--out {new} --pixels 5", "at least 32 pixels"),
+        (f"--out {new} --inputs 9", "inputs=9 is more than the 6 views"),
+        (f"--out {new} --checkpoint nowhere.safetensors", "no checkpoint at nowhere.safetensors"),
+        (f"--out {new} --model lgm --variant fixrot", "LGM needs weights"),
+        (f"--out {new} --up 1,2", "a direction is written 0,0,1"),
+    ]
+    before = contents(tmp_path)
+    for options, sentence in wrong:
+        with pytest.raises(SystemExit) as stop: cli.main(["reconstruct", str(film), *options.split()])
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert stop.value.code == 2 and sentence in said and ".part" not in said, (options, said)
+    assert contents(tmp_path) == before
+    with pytest.raises(AssertionError): cli.main(["reconstruct", str(film), "--out", str(new)])
 
 
 def inverted_poses(folder):

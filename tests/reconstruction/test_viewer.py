@@ -1,5 +1,6 @@
 """The viewer in a browser, from a disk and over HTTP; the live one; the command line without viser."""
 import io
+import json
 import re
 import socket
 import time
@@ -12,9 +13,12 @@ from PIL import Image
 
 from gslrm_mouse import cli
 from gslrm_mouse.cameras.pinhole import orbit
+from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.gaussians.cloud import C0, Gaussians
 from gslrm_mouse.gaussians.ply import save_ply
 from gslrm_mouse.reconstruction import pipeline, viewer
+from gslrm_mouse.scenes.recording import write_recording
+from gslrm_mouse.views.recordings import read_views
 from gslrm_mouse.views.views import Views
 
 pytest.importorskip("viser", reason="the viewer needs viser: pip install 'gslrm_mouse[view]'")
@@ -91,6 +95,22 @@ def check_page(browser, url, own):
     assert [u for u in browser.asked() if not u.startswith((own, "data:", "blob:"))] == []
 
 
+def test_it_is_seen_while_it_plays(page, browser):
+    "A sequence begins anew at its end, and viser's page would fade the canvas each time."
+    browser.visit(page.as_uri())
+    opacity = "[...document.querySelectorAll('canvas')].map(canvas => +getComputedStyle(canvas).opacity)"
+    while not browser.js(f"{opacity}.length > 0"):
+        time.sleep(.2)
+    end = time.time() + PATIENCE
+    is_seen = False
+    while not is_seen and time.time() < end:
+        assert set(browser.js(opacity)) == {1}
+        pixels = pixels_of(browser)
+        is_seen = max(pixels[FIRST], pixels[SECOND]) > 300
+    assert is_seen, pixels
+    assert set(browser.js(opacity)) == {1}
+
+
 def test_from_a_disk(page, browser): check_page(browser, page.as_uri(), "file:")
 
 
@@ -115,6 +135,42 @@ def test_the_live_viewer_looks_through_a_camera_and_changes_frames(result):
     assert any("GuiSliderMessage" in m for m in messages)
 
 
+def write_track(folder, numbers):
+    header = "frame,centroid_x_mm,centroid_y_mm,centroid_z_mm,nose_x_mm,nose_y_mm,nose_z_mm\n"
+    (folder/viewer.TRACK).write_text(header + "".join(f"{n},{n},0,10,{n + 20},0,10\n" for n in numbers))
+
+
+@pytest.mark.parametrize("numbers, is_shown", [([0, 10], True), ([0, 20], False), ([], False)])
+def test_the_viewer_shows_a_track_of_its_frames(result, numbers, is_shown):
+    "The path on the floor, and the points; a track of other frames is of another state of the folder."
+    if numbers: write_track(result, numbers)
+    with viewer.live_viewer(result, port=0) as server:
+        messages = server._websock_server._broadcast_buffer.message_from_id.values()
+        nodes = {m.name: m for m in messages if hasattr(m, "props") and hasattr(m, "name")}
+    assert ("/track/path" in nodes) == ("/track/points" in nodes) == is_shown
+    if is_shown:
+        assert nodes["/track/points"].props.points.tolist() == [[20, 0, 10]]
+        path = nodes["/track/path"].props.points[0]
+        assert path[:, 0].tolist() == [0, 10] and (path[:, 2] < 5).all()
+
+
+def test_a_track_is_put_into_the_page(result, capsys):
+    recording = write_recording(result.parent/"rec", 1, seed=4, cams=mouse_rig().resized(144, 128), truth=False)
+    assert not pipeline.renew_view(result)
+    viewer.write_view(result, read_views(recording), held_out=[1, 2, 4, 5])
+    before, cameras = ((result/name).read_bytes() for name in (viewer.VIEWER, viewer.CAMERAS))
+    settings = dict(source=str(recording), unit=None, rig_file=None, inputs=2)
+    (result/pipeline.MANIFEST).write_text(json.dumps(dict(settings=settings)))
+    write_track(result, [0, 10])
+    assert pipeline.renew_view(result)
+    after = (result/viewer.VIEWER).read_bytes()
+    assert 50 < len(after) - len(before) < 3000
+    assert (result/viewer.CAMERAS).read_bytes() == cameras
+    (result/pipeline.MANIFEST).write_text("{}")
+    with pytest.raises(ValueError, match="is no manifest of this version"): pipeline.renew_view(result)
+    assert (result/viewer.VIEWER).read_bytes() == after
+
+
 def test_without_viser(result, monkeypatch, capsys):
     "One sentence says how to get it, and a reconstruction goes on without."
     monkeypatch.setattr(viewer, "has_viser", lambda: False)
@@ -132,11 +188,18 @@ def test_mesh_on_the_command_line(result, capsys):
     cli.main(["mesh", str(result), "--frame", "10", "--out", str(out), "--cells", "60"])
     assert re.fullmatch(r"written: .*mouse\.ply \([\d,]+ triangles, \d+\.\d cm³\)\n", capsys.readouterr().out)
     mesh = trimesh.load(out)
-    cli.main(["mesh", str(result), "--frame", "0", "--out", str(out), "--cells", "60"])
+    before = out.read_bytes()
+    refused = {out: "exists; choose another file or pass --overwrite", out/"b.ply": "is a file; choose another path"}
+    for where, sentence in refused.items():
+        with pytest.raises(SystemExit): cli.main(["mesh", str(result), "--frame", "0", "--out", str(where)])
+        assert sentence in capsys.readouterr().err
+    assert out.read_bytes() == before
+    cli.main(["mesh", str(result), "--frame", "0", "--out", str(out), "--cells", "60", "--overwrite"])
     moved = mesh.centroid - trimesh.load(out).centroid
     assert mesh.is_watertight and abs(moved - [10, 0, 0]).max() < .1 # mm, as the frames are apart
     capsys.readouterr()
     wrong = {"--frame 3": "there is no frame_000003", "": "one has to be chosen", "--frame 0 --level 99": "nowhere"}
     for options, sentence in wrong.items():
-        with pytest.raises(SystemExit): cli.main(["mesh", str(result), "--out", str(out), *options.split()])
+        arguments = ["mesh", str(result), "--out", str(out), "--overwrite", *options.split()]
+        with pytest.raises(SystemExit): cli.main(arguments)
         assert sentence in capsys.readouterr().err

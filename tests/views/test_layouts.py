@@ -1,5 +1,6 @@
 "Folders of other labs: each layout is built with tiny videos, and every camera must get its own video, mask and pose."
 import json
+import re
 import shutil
 from dataclasses import replace
 from fractions import Fraction
@@ -9,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import torch
+from fastcore import test as fastcore_test
 from PIL import Image
 from scipy.io import savemat
 
@@ -17,10 +19,12 @@ from gslrm_mouse.calibration.formats import write_calibration
 from gslrm_mouse.calibration.rig import Rig
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.doctor.evidence import read_evidence
-from gslrm_mouse.masks.imported import read_coco, read_png
-from gslrm_mouse.masks.make import import_masks
+from gslrm_mouse.masks import make
+from gslrm_mouse.masks.imported import SeveralLabelsError, read_coco, read_png
+from gslrm_mouse.masks.make import import_animals, import_masks, make_masks
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.video import decode_frame, video_info, write_video
+from gslrm_mouse.views import recordings
 from gslrm_mouse.views.recordings import camera_number, fingerprint_of_source, is_recording, open_moments
 from gslrm_mouse.views.recordings import open_recording, read_views
 
@@ -90,20 +94,6 @@ def dannce(folder):
     return folder
 
 
-def pose_splatter(folder):
-    lay_out(folder, "Camera{n}/0.mp4", "mask_videos/{n}.mp4")
-    write_calibration(rig(order=(0, 1, 2)), folder/"camera_params.h5")
-    return folder
-
-
-def anipose(folder):
-    "Two levels: the calibration is that of all trials."
-    lay_out(folder/"mouse5", "videos-raw/2026-01-01_cam{n}.avi", "masks/{n}.mp4", codec="mjpeg")
-    (folder/"calibration").mkdir()
-    write_calibration(replace(rig(), names=("cam3", "cam1", "cam2")), folder/"calibration/calibration.toml")
-    return folder/"mouse5"
-
-
 def anipose_letters(folder):
     lay_out(folder, "videos-raw/trial-cam{letter}.avi", "masks/trial-cam{letter}.mp4", codec="mjpeg")
     (folder/"calibration").mkdir()
@@ -111,27 +101,59 @@ def anipose_letters(folder):
     return folder
 
 
-def lightning_pose(folder):
-    lay_out(folder, "session_cam{n}.mp4", "masks/{n}.mp4", first=0)
-    (folder/"calibrations").mkdir()
-    write_calibration(replace(rig(), names=("cam2", "cam0", "cam1")), folder/"calibrations/session.toml")
-    return folder
+PAGE = Path(__file__).parents[2]/"nbs/views/03_recordings.ipynb"
 
 
-LAYOUTS = {
-    dannce: ("name", "3 videos (videos/Camera1/0.mp4 …), masks (masks/1.mp4 …), DANNCE's calibration in calibration ("),
-    pose_splatter: (
+def cells_by_heading(page): # {heading: source of the code cell below it}
+    heading, found = None, {}
+    for cell in json.loads(page.read_text())["cells"]:
+        source = "".join(cell["source"])
+        if source.startswith("##"): heading = source.splitlines()[0].lstrip("# ")
+        elif cell["cell_type"] == "code": found.setdefault(heading, source)
+    return found
+
+
+def example(name):
+    "Function of a folder that runs the page's example there, on a recording of which every camera is its own."
+    def build(tmp):
+        layouts = cells_by_heading(PAGE)
+        folder = lay_out(tmp/"of_mammal", "videos_undist/{n}.mp4", "simpleclick_undist/{n}.mp4", first=0)
+        write_calibration(rig(order=(0, 1, 2)), folder/"new_cam.pkl")
+        page = vars(fastcore_test) | vars(recordings) | dict(write_calibration=write_calibration, shutil=shutil)
+        page |= dict(recording=open_recording(folder), tmp=tmp)
+        exec(layouts["Folders of other tools"], page)
+        if LAYOUTS[name][0] == "name": page["named"] = page["named"][[2, 0, 1]]
+        exec(layouts[name], page)
+        return page["opened"].path
+    return build
+
+
+LAYOUTS = { # example of the page: how the cameras are matched, what the sentence says
+    "MAMMAL": ("position", "3 videos (videos_undist/0.mp4 …), masks (simpleclick_undist/0.mp4 …), MAMMAL's"),
+    "Any tool": ("name", "3 videos (videos/0.mp4 …), masks (masks/0.mp4 …), COLMAP's calibration"),
+    "DANNCE": ("name", "(videos/Camera1/0.mp4 …), masks (masks/1.mp4 …), DANNCE's calibration in label3d_dannce.mat"),
+    "Pose Splatter": (
         "position", "(Camera1/0.mp4 …), masks (mask_videos/1.mp4 …), Pose Splatter's calibration in camera_params.h5"),
-    anipose: (
-        "name", "(videos-raw/2026-01-01_cam1.avi …), masks (masks/1.mp4 …), Anipose's calibration in calibration.toml"),
-    anipose_letters: ("name", "(videos-raw/trial-camA.avi …), masks (masks/trial-camA.mp4 …)"),
-    lightning_pose: ("name", "(session_cam0.mp4 …), masks (masks/0.mp4 …), Anipose's calibration in session.toml"),
+    "Anipose": (
+        "name", "(videos-raw/2026-01-01_cam1.mp4 …), masks (masks/1.mp4 …), Anipose's calibration in calibration.toml"),
+    "Lightning Pose": ("name", "(session_cam0.mp4 …), masks (masks/0.mp4 …), Anipose's calibration in session.toml"),
 }
+VARIANTS = {
+    dannce: ("name", "3 videos (videos/Camera1/0.mp4 …), masks (masks/1.mp4 …), DANNCE's calibration in calibration ("),
+    anipose_letters: ("name", "(videos-raw/trial-camA.avi …), masks (masks/trial-camA.mp4 …)"),
+}
+ALL_LAYOUTS = {example(name): expected for name, expected in LAYOUTS.items()} | VARIANTS
 
 
-@pytest.mark.parametrize("build", LAYOUTS, ids=lambda build: build.__name__)
+def test_each_row_of_the_table_has_an_example():
+    table = [line for line in PAGE.read_text().splitlines() if re.match(r' *"\| [A-Za-z ]+ \|', line)]
+    rows = [line.split("|")[1].strip() for line in table[1:]]
+    assert rows and {row.lower() for row in rows} == {name.lower() for name in LAYOUTS}
+
+
+@pytest.mark.parametrize("build", ALL_LAYOUTS, ids=[*LAYOUTS, *(build.__name__ for build in VARIANTS)])
 def test_layouts(tmp_path, build):
-    matched, says = LAYOUTS[build]
+    matched, says = ALL_LAYOUTS[build]
     folder = build(tmp_path/"rec")
     assert is_recording(folder)
     recording = open_recording(folder, "mm")
@@ -158,7 +180,7 @@ def test_avi_with_reordered_frames(tmp_path):
 
 def test_sizes_come_from_the_videos(tmp_path):
     "Pose Splatter's file holds none."
-    folder = pose_splatter(tmp_path)
+    folder = example("Pose Splatter")(tmp_path)
     recording = open_recording(folder)
     assert recording.cameras.size_text == f"{W} × {H} px"
 
@@ -180,7 +202,7 @@ def test_parts_and_sessions(tmp_path):
     write(folder/"videos/Camera1/3000.mp4", film(0))
     with pytest.raises(ValueError, match=r"same number among Camera1/0.mp4, Camera1/3000.mp4.*join the parts"):
         open_recording(folder)
-    folder = lightning_pose(tmp_path/"sessions")
+    folder = example("Lightning Pose")(tmp_path/"sessions")
     write(folder/"other_cam1.mp4", film(1))
     with pytest.raises(ValueError, match="a folder of its own"): open_recording(folder)
 
@@ -220,7 +242,7 @@ def raw(tmp_path): # without masks
     return tmp_path/"rec"
 
 
-def save_labels(folder, values=(3, 7)):
+def save_labels(folder, values=(3, 7), first=0):
     "Palette PNG of two animals: the box, and a bar below it."
     for camera in range(3):
         for i, mask in enumerate(masks(camera)):
@@ -228,14 +250,27 @@ def save_labels(folder, values=(3, 7)):
             labels[30:36, 10:40] = values[1]
             image = Image.frombytes("P", (W, H), labels.tobytes())
             image.putpalette([0, 0, 0]*8)
-            (folder/str(camera)).mkdir(parents=True, exist_ok=True)
-            image.save(folder/f"{camera}/{i:05d}.png")
+            (folder/str(first + camera)).mkdir(parents=True, exist_ok=True)
+            image.save(folder/f"{first + camera}/{i:05d}.png")
     return folder
+
+
+def check_animals(folders, matched="position"):
+    "One recording shows the boxes, the other the bars, both the same videos and cameras."
+    box_folder, bar_folder = folders
+    assert (box_folder.name, bar_folder.name) == ("3", "7")
+    check(open_recording(box_folder, "mm"), matched)
+    bars = open_recording(bar_folder, "mm")
+    assert torch.equal(bars.cameras.w2c, open_recording(box_folder, "mm").cameras.w2c) and bars.matched == matched
+    is_bar = torch.zeros(3, H, W, dtype=torch.bool)
+    is_bar[:, 30:36, 10:40] = True
+    assert all(((views.alpha > .5) == is_bar).all() for views in bars.frames())
 
 
 def test_one_of_two_animals(raw, tmp_path):
     labels = save_labels(tmp_path/"labels")
-    with pytest.raises(ValueError, match="the labels 3, 7 were found.*--animal LABEL"): import_masks(raw, labels)
+    with pytest.raises(SeveralLabelsError, match="the labels 3, 7 were found.*animal=LABEL.*import_animals"):
+        import_masks(raw, labels)
     with pytest.raises(ValueError, match="label 4 was looked for, and the labels 3, 7"):
         import_masks(raw, labels, animal=4)
     assert not (raw/"masks").exists()
@@ -244,6 +279,117 @@ def test_one_of_two_animals(raw, tmp_path):
     import_masks(raw, labels, animal=0, overwrite=True)
     both = open_recording(raw).frame(0).alpha > .5
     assert both[:, 32, 20].all() and both[0, 10, 8] and both[2, 10, 24]
+
+
+def files_below(folder): return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir())
+
+
+def test_a_recording_for_each_animal(raw, tmp_path, capsys):
+    labels = str(save_labels(tmp_path/"labels"))
+    before = files_below(raw)
+    cli.main(["masks", str(raw), "--source", labels])
+    out = capsys.readouterr().out
+    assert f"2 animals, a recording for each: {raw/'animals/3'}, {raw/'animals/7'}" in out
+    assert out.count("camera 0:") == 2
+    check_animals(sorted((raw/"animals").iterdir()))
+    assert all((raw/"animals"/name).is_symlink() for name in ("3/videos/2.mp4", "7/videos/0.mp4", "7/new_cam.pkl"))
+    assert [name for name in files_below(raw) if not name.startswith("animals/")] == before
+    assert files_below(raw/"animals/3/masks") == ["0.mp4", "1.mp4", "2.mp4", "masks.json", "masks.png"]
+    assert len(fingerprint_of_source(raw/"animals/3")) == 7
+    assert read_evidence(raw/"animals/7").path == raw/"animals/7"
+    (raw/"animals").rename(raw/"moved") # as deep as before
+    check_animals(sorted((raw/"moved").iterdir()))
+
+    cli.main(["masks", str(raw), "--source", labels, "--animal", "3"])
+    assert "animals" not in capsys.readouterr().out and not (raw/"animals").exists()
+    check(open_recording(raw), "position")
+
+
+@pytest.mark.parametrize("name, first", [("Any tool", 0), ("Pose Splatter", 1), ("Anipose", 1), ("Lightning Pose", 0)])
+def test_animals_of_each_layout(tmp_path, name, first):
+    "The calibration lies in a folder below, as one file, in a folder above."
+    folder = example(name)(tmp_path/"rec")
+    labels = save_labels(tmp_path/"labels", first=first)
+    check_animals(import_animals(folder, labels, tmp_path/"two", unit="mm"), LAYOUTS[name][0])
+
+
+def test_animals_are_replaced_only_where_nothing_else_is(raw, tmp_path):
+    labels = save_labels(tmp_path/"labels")
+    folders = import_animals(raw, labels)
+    with pytest.raises(FileExistsError, match="animals exists and was not touched"): import_animals(raw, labels)
+    save_labels(labels, (3, 9))
+    assert [folder.name for folder in import_animals(raw, labels, overwrite=True)] == ["3", "9"]
+    assert not (raw/"animals/7").exists() and (raw/"videos/0.mp4").is_file()
+    (raw/"animals/3/thesis.tex").write_text("years of work")
+    with pytest.raises(ValueError, match="holds more than masks"): import_animals(raw, labels, overwrite=True)
+    for folder in (raw, raw/"videos", raw.parent):
+        with pytest.raises(ValueError, match="holds more than masks"): import_animals(raw, labels, folder, True)
+    assert (raw/"videos/0.mp4").is_file() and len(folders) == 2
+
+
+def test_all_animals_or_none(raw, tmp_path, monkeypatch):
+    labels = save_labels(tmp_path/"labels")
+    before = files_below(raw)
+    for i in range(N):
+        image = Image.open(labels/f"1/{i:05d}.png")
+        image.point(lambda x: x*(x == 3)).save(labels/f"1/{i:05d}.png")
+    with pytest.raises(ValueError, match="camera 1: label 7 was looked for.*animal 7 of 3, 7; --animal LABEL"):
+        import_animals(raw, labels)
+    assert files_below(raw) == before
+
+    def interrupted(*args, animal, **options):
+        if animal == 7: raise KeyboardInterrupt
+        return import_masks(*args, animal=animal, **options)
+    monkeypatch.setattr(make, "import_masks", interrupted)
+    with pytest.raises(KeyboardInterrupt): import_animals(raw, save_labels(labels))
+    assert files_below(raw) == before
+
+
+def save_coco(file, animals):
+    "COCO of the three cameras: label of an animal: rows of its bar."
+    images, annotations = [], []
+    for camera in range(3):
+        for i in range(N):
+            images.append(dict(id=10*camera + i, file_name=f"cam_{camera}/{i}.jpg"))
+            for label, (top, bottom) in animals.items():
+                inside, below = bottom - top, H - bottom
+                counts = [top, inside] + [below + top, inside]*(W - 1) + [below]
+                bar = dict(size=[H, W], counts=counts)
+                annotations.append(dict(image_id=10*camera + i, track_id=label, segmentation=bar))
+    file.write_text(json.dumps(dict(images=images, annotations=annotations)))
+    return file
+
+
+def test_animals_of_coco(raw, tmp_path):
+    "A label 0 is one animal, not all of them."
+    animals = {0: (2, 9), 12: (20, 31), "mouse b": (33, 37)}
+    folders = import_animals(raw, save_coco(tmp_path/"coco.json", animals))
+    assert {folder.name for folder in folders} == {"0", "12", "mouse b"}
+    for label, (top, bottom) in animals.items():
+        alpha = open_recording(raw/"animals"/str(label)).frame(1).alpha > .5
+        assert alpha[:, top:bottom].all() and alpha.sum() == 3*W*(bottom - top)
+    for label in ("../away", "", "a/b", "x"*99):
+        file = save_coco(tmp_path/"coco.json", {1: (2, 9), label: (20, 31)})
+        with pytest.raises(ValueError, match="no name of a folder"): import_animals(raw, file, tmp_path/"out")
+    assert not (tmp_path/"out").exists() and not (tmp_path/"away").exists()
+    with pytest.raises(ValueError, match="labels of several animals were looked for, none was found"):
+        import_animals(raw, raw/"videos", tmp_path/"out")
+
+
+def test_masks_never_replace_the_videos(raw, tmp_path):
+    labels = save_labels(tmp_path/"labels")
+    with pytest.raises(ValueError, match="holds the videos"):
+        import_masks(raw, labels, raw/"videos", overwrite=True, animal=3)
+    with pytest.raises(ValueError, match="holds the videos"): make_masks(raw, None, raw/"videos", overwrite=True)
+    assert video_info(raw/"videos/0.mp4").frames == N and decode_frame(raw/"videos/0.mp4", 0).mean() > 50
+
+
+def test_hidden_images_are_no_masks(raw, tmp_path):
+    "As macOS leaves them beside the files on other drives."
+    labels = save_labels(tmp_path/"labels")
+    (labels/"0/._00000.png").write_bytes(b"Mac OS X")
+    import_masks(raw, labels, animal=3)
+    check(open_recording(raw), "position")
 
 
 def test_another_animal_in_a_later_frame(raw, tmp_path):
