@@ -220,7 +220,8 @@ def reconstruct(
     if no_fit and fit: raise ValueError(f"--no-fit and --fit {fit} exclude each other")
     numbers = parse_frames(frames) if frames else None
     _say_what_is_read(source, unit, rig)
-    def check(): _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig, force)
+    def check():
+        _check_consistency(source, numbers[0] if numbers else frame, unit, checkpoint, rig, force)
     def say(line): print(line, file=sys.stderr, flush=True)
     scores = run(
         source, out, frame,
@@ -361,10 +362,13 @@ def track(
     measured = track_sequence(folder, fps, points, cells)
     print(_track_line(measured))
     print(f"written: {', '.join(str(folder/name) for name in TRACKS)}")
-    try: is_renewed = renew_view(folder)
-    except (ValueError, OSError) as e: print(f"view.html does not show the track: {e}", file=sys.stderr)
+    try:
+        is_renewed = renew_view(folder)
+    except (ValueError, OSError) as e:
+        print(f"view.html does not show the track: {e}", file=sys.stderr)
     else:
-        if is_renewed: print(f"written: {folder/'view.html'}, with the track")
+        if is_renewed:
+            print(f"written: {folder/'view.html'}, with the track")
 
 def _volume_text(volume:float, unit:str) -> str: # volume in `unit` cubed
     return f"{volume/1000:.1f} cm³" if unit == "mm" else f"{volume:.3g} cubic {unit} units"
@@ -434,14 +438,17 @@ def masks(
     from gslrm_mouse.masks.imported import SeveralLabelsError
     from gslrm_mouse.masks.make import import_animals, make_masks
     options = dict(unit=unit, rig_file=rig)
-    try: results = {None: make_masks(recording, source, out, overwrite, threshold, samples, animal=animal, **options)}
+    try:
+        results = {None: make_masks(recording, source, out, overwrite, threshold, samples, animal=animal, **options)}
     except SeveralLabelsError:
         results = import_animals(recording, source, out, overwrite, **options)
         print(f"{len(results)} animals, a recording for each: {', '.join(map(str, results))}")
     for folder, reports in results.items():
-        if folder: print(f"{folder}:")
+        if folder:
+            print(f"{folder}:")
         print(summarize_masks(reports))
-        if not all(report.trust == "sure" for report in reports): print("look at masks.png before you go on")
+        if not all(report.trust == "sure" for report in reports):
+            print("look at masks.png before you go on")
 
 # %% ../nbs/06_cli.ipynb #c11a000a
 @with_argument_help
@@ -689,7 +696,8 @@ def _with_advice(error) -> str:
     "The sentence of an error, with the option where it asks for something to be stated."
     message = str(error)
     for asked, option in _ADVICE.items():
-        if asked in message and option.split()[0] not in message: message += f" ({option})"
+        if asked in message and option.split()[0] not in message:
+            message += f" ({option})"
     return message
 
 _KEPT = dict( # what an interrupted command leaves, and how it goes on

@@ -187,8 +187,10 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #a01c940f
 def _sees_floor(view) -> bool: # one
-    try: floor_depth(view)
-    except ValueError: return False
+    try:
+        floor_depth(view)
+    except ValueError:
+        return False
     return True
 
 def rig_facts(e:Evidence) -> RigFacts|None: # None where no camera could be read

@@ -348,7 +348,8 @@ def _labels(source, videos) -> list: # in the order of their numbers
         items, info = found.get(camera), video_info(video)
         if not isinstance(items, dict): continue # a video has no labels
         for item in items.values():
-            if isinstance(item, Path): read_png(item, info.width, info.height, 0, labels)
+            if isinstance(item, Path):
+                read_png(item, info.width, info.height, 0, labels)
     if not labels: raise ValueError(f"{source}: labels of several animals were looked for, none was found")
     return natural_sort(labels)
 
@@ -390,7 +391,8 @@ def import_animals(
         for label in labels:
             name = _folder_name(label)
             _link_recording(path, part/name)
-            try: reports = import_masks(part/name, source, unit=unit, animal=label, rig_file=rig_file)
+            try:
+                reports = import_masks(part/name, source, unit=unit, animal=label, rig_file=rig_file)
             except ValueError as e:
                 found = ", ".join(map(str, labels[:20]))
                 raise ValueError(f"{e} (animal {name} of {found}; --animal LABEL imports one alone)") from None

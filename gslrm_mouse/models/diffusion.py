@@ -142,8 +142,10 @@ def build_from_config(
     build, # function of the configuration, which calls diffusers or transformers
 ): # what it returns
     "A network or a scheduler of a configuration; ValueError names the file where the library cannot build it."
-    try: return build(config)
-    except ImportError: raise
+    try:
+        return build(config)
+    except ImportError:
+        raise
     except Exception as e: # the libraries have errors of their own for numbers and names that do not go together
         raise ValueError(f"{path}: nothing can be built of this configuration ({type(e).__name__}: {one_line(e)})"
                          ) from None

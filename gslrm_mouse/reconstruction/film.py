@@ -47,7 +47,8 @@ def _extent(g:Gaussians) -> Tensor: # (N,)
 def _object(g:Gaussians) -> Gaussians: # on the CPU, float64
     "The visible Gaussians of the core around the median, and those that hang together with it: no floaters."
     center, g = cloud_center(g), _visible(g)
-    if len(g) > _MOST: g = g.select(torch.arange(_MOST)*len(g)//_MOST)
+    if len(g) > _MOST:
+        g = g.select(torch.arange(_MOST)*len(g)//_MOST)
     extent = _extent(g)
     reach = (g.means - center).norm(dim=-1) + extent
     radius = weighted_quantile(reach, g.opacities, _CORE)

@@ -69,7 +69,8 @@ def test_a_broken_one_will_fail(doctor, recording, tmp_path):
     folder = tmp_path/"k"
     shutil.copytree(recording, folder)
     rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
-    for camera in rig: camera["K"][[0, 1], [0, 1]] /= 1.5
+    for camera in rig:
+        camera["K"][[0, 1], [0, 1]] /= 1.5
     (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
     got = doctor(folder)
     assert got.returncode == 1 and "overwritten_k" in got.stdout and f"gslrm_mouse doctor {folder}" in got.stdout
@@ -121,7 +122,8 @@ def test_what_is_wrong_with_a_rig_comes_before_its_models(recording, tmp_path):
     folder = tmp_path/"k"
     shutil.copytree(recording, folder)
     rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
-    for camera in rig: camera["K"][[0, 1], [0, 1]] /= 1.5
+    for camera in rig:
+        camera["K"][[0, 1], [0, 1]] /= 1.5
     (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
     assert "models (--model), once that is mended: this rig can be used by gslrm, lgm" in str(diagnose(folder))
     shutil.rmtree(folder/"simpleclick_undist")

@@ -166,9 +166,11 @@ def test_a_curve_that_only_one_subject_has_is_drawn(table):
 
 def test_what_a_table_lacks_is_named(of_mice):
     mice = load_sensitivity(of_mice)
-    with pytest.raises(ValueError, match="no curve 'views' in the table"): draw_sensitivity(mice, ("views",))
+    with pytest.raises(ValueError, match="no curve 'views' in the table"):
+        draw_sensitivity(mice, ("views",))
     plt.close("all")
-    with pytest.raises(ValueError, match="the subjects mouse"): mice.curve("aim", subject="head")
+    with pytest.raises(ValueError, match="the subjects mouse"):
+        mice.curve("aim", subject="head")
     with pytest.raises(ValueError, match="no curve of 'head'.* the subjects mouse"):
         mice.predict_joint({"aim": 4.}, subject="head")
 

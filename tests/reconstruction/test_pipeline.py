@@ -755,7 +755,8 @@ def test_exchanged_cameras_need_force(film, tmp_path):
 
 def test_paths_and_options_are_checked_before_anything_is_computed(film, tmp_path, monkeypatch, capsys):
     "In one sentence, without a name of a temporary file; neither doctor nor network nor hull begin."
-    def computed(*_, **__): raise AssertionError("something was computed")
+    def computed(*_, **__):
+        raise AssertionError("something was computed")
 
     monkeypatch.setattr(cli, "_check_consistency", computed)
     monkeypatch.setattr(pipeline, "make_frame", computed)
@@ -776,11 +777,13 @@ def test_paths_and_options_are_checked_before_anything_is_computed(film, tmp_pat
     ]
     before = contents(tmp_path)
     for options, sentence in wrong:
-        with pytest.raises(SystemExit) as stop: cli.main(["reconstruct", str(film), *options.split()])
+        with pytest.raises(SystemExit) as stop:
+            cli.main(["reconstruct", str(film), *options.split()])
         said = capsys.readouterr().err.splitlines()[-1]
         assert stop.value.code == 2 and sentence in said and ".part" not in said, (options, said)
     assert contents(tmp_path) == before
-    with pytest.raises(AssertionError): cli.main(["reconstruct", str(film), "--out", str(new)])
+    with pytest.raises(AssertionError):
+        cli.main(["reconstruct", str(film), "--out", str(new)])
 
 
 def inverted_poses(folder):

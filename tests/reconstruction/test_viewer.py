@@ -143,7 +143,8 @@ def write_track(folder, numbers):
 @pytest.mark.parametrize("numbers, is_shown", [([0, 10], True), ([0, 20], False), ([], False)])
 def test_the_viewer_shows_a_track_of_its_frames(result, numbers, is_shown):
     "The path on the floor, and the points; a track of other frames is of another state of the folder."
-    if numbers: write_track(result, numbers)
+    if numbers:
+        write_track(result, numbers)
     with viewer.live_viewer(result, port=0) as server:
         messages = server._websock_server._broadcast_buffer.message_from_id.values()
         nodes = {m.name: m for m in messages if hasattr(m, "props") and hasattr(m, "name")}
@@ -167,7 +168,8 @@ def test_a_track_is_put_into_the_page(result, capsys):
     assert 50 < len(after) - len(before) < 3000
     assert (result/viewer.CAMERAS).read_bytes() == cameras
     (result/pipeline.MANIFEST).write_text("{}")
-    with pytest.raises(ValueError, match="is no manifest of this version"): pipeline.renew_view(result)
+    with pytest.raises(ValueError, match="is no manifest of this version"):
+        pipeline.renew_view(result)
     assert (result/viewer.VIEWER).read_bytes() == after
 
 
@@ -191,7 +193,8 @@ def test_mesh_on_the_command_line(result, capsys):
     before = out.read_bytes()
     refused = {out: "exists; choose another file or pass --overwrite", out/"b.ply": "is a file; choose another path"}
     for where, sentence in refused.items():
-        with pytest.raises(SystemExit): cli.main(["mesh", str(result), "--frame", "0", "--out", str(where)])
+        with pytest.raises(SystemExit):
+            cli.main(["mesh", str(result), "--frame", "0", "--out", str(where)])
         assert sentence in capsys.readouterr().err
     assert out.read_bytes() == before
     cli.main(["mesh", str(result), "--frame", "0", "--out", str(out), "--cells", "60", "--overwrite"])
@@ -201,5 +204,6 @@ def test_mesh_on_the_command_line(result, capsys):
     wrong = {"--frame 3": "there is no frame_000003", "": "one has to be chosen", "--frame 0 --level 99": "nowhere"}
     for options, sentence in wrong.items():
         arguments = ["mesh", str(result), "--out", str(out), "--overwrite", *options.split()]
-        with pytest.raises(SystemExit): cli.main(arguments)
+        with pytest.raises(SystemExit):
+            cli.main(arguments)
         assert sentence in capsys.readouterr().err

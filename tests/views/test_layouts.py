@@ -108,8 +108,10 @@ def cells_by_heading(page): # {heading: source of the code cell below it}
     heading, found = None, {}
     for cell in json.loads(page.read_text())["cells"]:
         source = "".join(cell["source"])
-        if source.startswith("##"): heading = source.splitlines()[0].lstrip("# ")
-        elif cell["cell_type"] == "code": found.setdefault(heading, source)
+        if source.startswith("##"):
+            heading = source.splitlines()[0].lstrip("# ")
+        elif cell["cell_type"] == "code":
+            found.setdefault(heading, source)
     return found
 
 
@@ -122,7 +124,8 @@ def example(name):
         page = vars(fastcore_test) | vars(recordings) | dict(write_calibration=write_calibration, shutil=shutil)
         page |= dict(recording=open_recording(folder), tmp=tmp)
         exec(layouts["Folders of other tools"], page)
-        if LAYOUTS[name][0] == "name": page["named"] = page["named"][[2, 0, 1]]
+        if LAYOUTS[name][0] == "name":
+            page["named"] = page["named"][[2, 0, 1]]
         exec(layouts[name], page)
         return page["opened"].path
     return build
@@ -316,14 +319,17 @@ def test_animals_of_each_layout(tmp_path, name, first):
 def test_animals_are_replaced_only_where_nothing_else_is(raw, tmp_path):
     labels = save_labels(tmp_path/"labels")
     folders = import_animals(raw, labels)
-    with pytest.raises(FileExistsError, match="animals exists and was not touched"): import_animals(raw, labels)
+    with pytest.raises(FileExistsError, match="animals exists and was not touched"):
+        import_animals(raw, labels)
     save_labels(labels, (3, 9))
     assert [folder.name for folder in import_animals(raw, labels, overwrite=True)] == ["3", "9"]
     assert not (raw/"animals/7").exists() and (raw/"videos/0.mp4").is_file()
     (raw/"animals/3/thesis.tex").write_text("years of work")
-    with pytest.raises(ValueError, match="holds more than masks"): import_animals(raw, labels, overwrite=True)
+    with pytest.raises(ValueError, match="holds more than masks"):
+        import_animals(raw, labels, overwrite=True)
     for folder in (raw, raw/"videos", raw.parent):
-        with pytest.raises(ValueError, match="holds more than masks"): import_animals(raw, labels, folder, True)
+        with pytest.raises(ValueError, match="holds more than masks"):
+            import_animals(raw, labels, folder, True)
     assert (raw/"videos/0.mp4").is_file() and len(folders) == 2
 
 
@@ -341,7 +347,8 @@ def test_all_animals_or_none(raw, tmp_path, monkeypatch):
         if animal == 7: raise KeyboardInterrupt
         return import_masks(*args, animal=animal, **options)
     monkeypatch.setattr(make, "import_masks", interrupted)
-    with pytest.raises(KeyboardInterrupt): import_animals(raw, save_labels(labels))
+    with pytest.raises(KeyboardInterrupt):
+        import_animals(raw, save_labels(labels))
     assert files_below(raw) == before
 
 
@@ -370,7 +377,8 @@ def test_animals_of_coco(raw, tmp_path):
         assert alpha[:, top:bottom].all() and alpha.sum() == 3*W*(bottom - top)
     for label in ("../away", "", "a/b", "x"*99):
         file = save_coco(tmp_path/"coco.json", {1: (2, 9), label: (20, 31)})
-        with pytest.raises(ValueError, match="no name of a folder"): import_animals(raw, file, tmp_path/"out")
+        with pytest.raises(ValueError, match="no name of a folder"):
+            import_animals(raw, file, tmp_path/"out")
     assert not (tmp_path/"out").exists() and not (tmp_path/"away").exists()
     with pytest.raises(ValueError, match="labels of several animals were looked for, none was found"):
         import_animals(raw, raw/"videos", tmp_path/"out")
@@ -380,7 +388,8 @@ def test_masks_never_replace_the_videos(raw, tmp_path):
     labels = save_labels(tmp_path/"labels")
     with pytest.raises(ValueError, match="holds the videos"):
         import_masks(raw, labels, raw/"videos", overwrite=True, animal=3)
-    with pytest.raises(ValueError, match="holds the videos"): make_masks(raw, None, raw/"videos", overwrite=True)
+    with pytest.raises(ValueError, match="holds the videos"):
+        make_masks(raw, None, raw/"videos", overwrite=True)
     assert video_info(raw/"videos/0.mp4").frames == N and decode_frame(raw/"videos/0.mp4", 0).mean() > 50
 
 
