@@ -66,7 +66,8 @@ class ReconstructOptions:
         if self.inputs is not None and self.inputs < 1:
             raise ValueError(f"at least one input view is needed, got inputs={self.inputs}")
         if self.fit < 0: raise ValueError(f"a fit has a number of steps, got fit={self.fit}")
-        if self.quality is not None: quality_of(self.quality, self.pixels, self.gaussians)
+        if self.quality is not None:
+            quality_of(self.quality, self.pixels, self.gaussians)
         elif self.pixels is not None or self.gaussians is not None:
             raise ValueError("pixels and gaussians belong to a quality, and this call goes without (it has fit="
                              f"{self.fit})")

@@ -40,7 +40,8 @@ def _add_gaussian(mean, inverse, weights, first, last, cell, field): # noqa: PLR
             for z in range(first[2], last[2] + 1):
                 d[2] = z*cell - mean[2]
                 density = math.exp(-.5*(d @ (inverse @ d)))
-                for k in range(4): field[k, x, y, z] += density*weights[k]
+                for k in range(4):
+                    field[k, x, y, z] += density*weights[k]
 
 @njit(nogil=True, cache=True)
 def _accumulate(means, inverses, reach, weights, cell, field): # noqa: PLR0917
@@ -136,7 +137,8 @@ def mesh_of(
         import trimesh
         from scipy.ndimage import map_coordinates
         from skimage.measure import marching_cubes
-    except ImportError: raise ImportError(NEEDS_MESH) from None
+    except ImportError:
+        raise ImportError(NEEDS_MESH) from None
     if cells < _FEWEST_CELLS: raise ValueError(f"the grid of a mesh has {_FEWEST_CELLS} cells or more, got {cells}")
     if level <= 0: raise ValueError(f"the level of a surface is above 0, got {level:g}")
     density = density_grid(g, cells)

@@ -69,7 +69,8 @@ def load_finished(
         records = read_jsonl(folder/"results.jsonl")
         load_ply(folder/"gaussians.ply")
         is_same = bool(records) and all(r["settings"] == expected for r in records)
-    except (OSError, ValueError, KeyError, TypeError): return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
     is_whole = all((folder/name).is_file() for name in options.files)
     return records if is_same and is_whole else None
 
@@ -109,7 +110,8 @@ def _difference(out:Path, old:dict, settings:dict, key:str) -> str: # beginning 
 def _check_settings(frames:_Frames, overwrite:bool):
     "ValueError if the folder holds frames of other settings that would stay."
     out, settings = frames.out, frames.settings
-    try: old = json.loads(frames.manifest.read_bytes())["settings"]
+    try:
+        old = json.loads(frames.manifest.read_bytes())["settings"]
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{frames.manifest} is no readable manifest; choose another folder") from None
     different = [key for key in settings | old if key not in old or key not in settings or old[key] != settings[key]]
@@ -137,7 +139,8 @@ def _open_folder(frames:_Frames, overwrite:bool):
     out.mkdir(parents=True, exist_ok=True)
     for p in list(out.iterdir()):
         partial_folder = re.fullmatch(r"\.(frame_\d{6,})\.[0-9a-f]{8}\.(part|old)", p.name)
-        if partial_folder: recover_folder(out/partial_folder[1])
+        if partial_folder:
+            recover_folder(out/partial_folder[1])
 
 def _write_incomplete(frames:_Frames, left_out:dict):
     content = dict(settings=frames.settings, complete=False, skipped=left_out)

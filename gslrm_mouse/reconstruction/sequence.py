@@ -144,7 +144,8 @@ def _assign(points:Tensor, targets:Tensor) -> Tensor: # (N,) number of each poin
     distances = torch.cdist(points.double(), targets.double())
     numbers, taken = torch.zeros(len(points), dtype=torch.long), torch.zeros(len(targets), dtype=torch.bool)
     for i in distances.amin(1).argsort().tolist():
-        if taken.all(): taken[:] = False
+        if taken.all():
+            taken[:] = False
         numbers[i] = distances[i].masked_fill(taken, torch.inf).argmin()
         taken[numbers[i]] = True
     return numbers
@@ -367,13 +368,15 @@ def load_sequence(
 ) -> Sequence:
     "What `save_sequence` wrote; FileNotFoundError or ValueError in one sentence for anything else."
     path = Path(folder)
-    if path.suffix != ".npz": path = path/SEQUENCE
+    if path.suffix != ".npz":
+        path = path/SEQUENCE
     if not path.is_file():
         raise FileNotFoundError(f"{path} was looked for: gslrm_mouse reconstruct RECORDING --frames 0:400 writes it; "
                                 f"{describe_folder(path.parent)}")
     names = [field.name for field in fields(Sequence)]
     try:
-        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as f: arrays = {name: f[name] for name in names}
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as f:
+            arrays = {name: f[name] for name in names}
     except (ValueError, KeyError, OSError, zipfile.BadZipFile) as e:
         raise ValueError(f"{path}: no readable sequence of gslrm_mouse ({one_line(e)})") from None
     return Sequence(**arrays | dict(unit=str(arrays["unit"])))

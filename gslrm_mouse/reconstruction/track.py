@@ -88,7 +88,8 @@ def find_parts(
     reach = volume**(1/3)/3
     near = torch.cdist(points, points) < reach
     is_tail = _largest_component(_linearity(points, near) > _LINEAR, near)
-    if is_tail.sum() < _LEAST: is_tail[:] = False
+    if is_tail.sum() < _LEAST:
+        is_tail[:] = False
     body, tail = points[~is_tail], points[is_tail]
     base = _tail_base(tail, body.mean(0), reach) if len(tail) else _rear(body, direction)
     nose = body[(body - base).norm(dim=-1).argmax()]
@@ -131,10 +132,12 @@ def _pose(means:Tensor, parts:Parts) -> tuple: # axis (3,), length without and w
     body = means[parts.body]
     nose, base, middle = means[parts.nose].mean(0), means[parts.base].mean(0), body.mean(0)
     axis = torch.linalg.eigh(torch.cov(body.T))[1][:, -1]
-    if axis @ (nose - base) < 0: axis = -axis
+    if axis @ (nose - base) < 0:
+        axis = -axis
     length = _chain_length([nose, middle, base])
     tail = math.nan
-    if parts.tail: tail = _chain_length([base, *(means[part].mean(0) for part in parts.tail), _tip(means, parts)])
+    if parts.tail:
+        tail = _chain_length([base, *(means[part].mean(0) for part in parts.tail), _tip(means, parts)])
     return axis.numpy(), length, length + tail
 
 def _tip(means:Tensor, parts:Parts) -> Tensor: # (3,)
@@ -174,7 +177,8 @@ def _strain(sequence:Sequence, numbers) -> np.ndarray: # (T, K) of the K Gaussia
 
 def _named_points(sequence:Sequence, parts:Parts, n:int) -> tuple: # names, numbers of the Gaussians of each
     named = dict(nose=parts.nose, tail_base=parts.base)
-    if parts.tail: named["tail_tip"] = parts.tail[-1][-_TIP:]
+    if parts.tail:
+        named["tail_tip"] = parts.tail[-1][-_TIP:]
     first = sequence.gaussians(0).means
     spread = parts.body[spread_points(first[parts.body], n)]
     named |= {f"surface_{i}": spread[i:i + 1] for i in range(len(spread))}
@@ -246,13 +250,16 @@ def track_table(track:Track) -> str:
     columns, buffer = _columns(track), io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(columns)
-    for row in zip(*columns.values()): writer.writerow([f"{x:.6g}" for x in row])
+    for row in zip(*columns.values()):
+        writer.writerow([f"{x:.6g}" for x in row])
     return buffer.getvalue()
 
 def track_netcdf(track:Track) -> bytes:
     "The layout of a `movement` data set of poses, as netCDF 3."
-    try: import xarray
-    except ImportError: raise ImportError(NEEDS_TRACK) from None
+    try:
+        import xarray
+    except ImportError:
+        raise ImportError(NEEDS_TRACK) from None
     position = track.points.transpose(0, 2, 1)[..., None]
     data = xarray.Dataset(
         dict(position=(("time", "space", "keypoint", "individual"), position, dict(units=track.unit)),
@@ -302,7 +309,8 @@ def write_nwb(
         import h5py
         from ndx_pose import Skeletons
         from pynwb import NWBHDF5IO, NWBFile
-    except ImportError: raise ImportError(NEEDS_TRACK) from None
+    except ImportError:
+        raise ImportError(NEEDS_TRACK) from None
     unknown = "" if start else "; the time of the recording is unknown, 1970-01-01 stands for it"
     file = NWBFile(
         session_description=f"track of a mouse, reconstructed by gslrm_mouse{unknown}", identifier=identifier,
@@ -311,9 +319,11 @@ def write_nwb(
     pose, skeleton = _nwb_pose(track)
     behavior.add(Skeletons(skeletons=[skeleton]))
     behavior.add(pose)
-    for series in _nwb_series(track): behavior.add(series)
+    for series in _nwb_series(track):
+        behavior.add(series)
     buffer = io.BytesIO()
-    with h5py.File(buffer, "w") as stored, NWBHDF5IO(mode="w", file=stored) as f: f.write(file)
+    with h5py.File(buffer, "w") as stored, NWBHDF5IO(mode="w", file=stored) as f:
+        f.write(file)
     return write_atomic(path, buffer.getvalue())
 
 def recorded_fps(
@@ -340,7 +350,8 @@ def track_sequence(
     "Measure a sequence and write `track.csv`, `track.nc` and `track.nwb` beside it."
     folder = Path(folder)
     sequence = load_sequence(folder)
-    if fps is None: fps = recorded_fps(folder)
+    if fps is None:
+        fps = recorded_fps(folder)
     if not fps > 0: raise ValueError(f"frames per second should be positive, got {fps}")
     measured = measure(sequence, fps, points, cells)
     netcdf = track_netcdf(measured)

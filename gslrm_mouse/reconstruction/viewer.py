@@ -144,8 +144,10 @@ def _quiet(): # viser prints its addresses, in notebooks as HTML
     import rich
     console = rich.get_console()
     before, console.quiet = console.quiet, True
-    try: yield
-    finally: console.quiet = before
+    try:
+        yield
+    finally:
+        console.quiet = before
 
 @contextmanager
 def _server(port:int=0): # any free one when 0
@@ -153,10 +155,13 @@ def _server(port:int=0): # any free one when 0
     if not 0 <= port < 2**16: raise ValueError(f"a port is a number from 0 to 65535, got {port}")
     if not has_viser(): raise ImportError(NEEDS_VISER)
     import viser
-    with _quiet(): server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
-    try: yield server
+    with _quiet():
+        server = viser.ViserServer(host="127.0.0.1", port=port, verbose=False)
+    try:
+        yield server
     finally:
-        with _quiet(): server.stop()
+        with _quiet():
+            server.stop()
 
 def _add_floor(server, stage:Stage):
     "A grid under the Gaussians, whose side is a multiple of ten cells."
@@ -216,7 +221,8 @@ def _add_stage(server, stage:Stage, cams, images, held_out):
     server.scene.configure_environment_map(None)
     _add_floor(server, stage)
     _add_start(server, stage)
-    if cams is not None: _add_cameras(server, stage, cams, images, held_out)
+    if cams is not None:
+        _add_cameras(server, stage, cams, images, held_out)
 
 def viewer_html(
     gaussians, # `Gaussians`, or a list of them: a sequence
@@ -237,17 +243,20 @@ def viewer_html(
     stage = stage_of(frames[0], up)
     def draw(server, i):
         server.scene.add_gaussian_splats("/gaussians", **_splats(frames[i], n))
-        if track: _add_track_points(server, stage, track, i)
+        if track:
+            _add_track_points(server, stage, track, i)
 
     with _server() as server:
         _add_stage(server, stage, cams, images, held_out)
-        if track: _add_track_path(server, stage, track)
+        if track:
+            _add_track_path(server, stage, track)
         draw(server, 0)
         recording = server.get_scene_serializer()
         for i in range(1, len(frames)):
             recording.insert_sleep(1/FPS)
             draw(server, i)
-        if is_sequence: recording.insert_sleep(1/FPS)
+        if is_sequence:
+            recording.insert_sleep(1/FPS)
         page = recording.as_html()
     page = page.replace("<title>Viser</title>", f"<title>{html.escape(title)}</title>", 1)
     return page.replace("</head>", f"{_PORTABLE}</head>", 1)
@@ -398,7 +407,8 @@ def load_in_unit(
     "The Gaussians of a file in one of its two worlds; ValueError for a third one."
     g, (_, up, to_other) = load_ply(path), ply_world(path)
     other = None if to_other is None else to_other.target
-    if unit is None: unit = "mm" if other == "mm" else g.unit
+    if unit is None:
+        unit = "mm" if other == "mm" else g.unit
     if unit == g.unit: return g, up
     if unit != other:
         raise ValueError(f"{path}: its Gaussians are in {g.unit!r}, and its header has no way to {unit!r}")
@@ -465,12 +475,14 @@ def _add_frames(server, files:dict, stage:Stage, track:ShownTrack|None):
     def draw(i):
         g, _ = load_in_unit(files[names[i]], stage.unit)
         server.scene.add_gaussian_splats("/gaussians", **_splats(g, len(g)))
-        if track: _add_track_points(server, stage, track, i)
+        if track:
+            _add_track_points(server, stage, track, i)
     draw(0)
     if len(names) == 1: return
     slider = server.gui.add_slider("frame", 0, len(names) - 1, 1, 0)
     @slider.on_update
-    def _(_): draw(slider.value)
+    def _(_):
+        draw(slider.value)
 
 @contextmanager
 def live_viewer(
@@ -486,9 +498,11 @@ def live_viewer(
     stage, track = stage_of(g, up), load_track(folder, list(files), g.unit)
     with _server(port) as server:
         _add_stage(server, stage, cams, None, held_out)
-        if track: _add_track_path(server, stage, track)
+        if track:
+            _add_track_path(server, stage, track)
         _add_frames(server, files, stage, track)
-        if cams is not None: _add_jump(server, cams, held_out)
+        if cams is not None:
+            _add_jump(server, cams, held_out)
         yield server
 
 def serve(
@@ -499,4 +513,5 @@ def serve(
     "The live viewer until it is interrupted."
     with live_viewer(folder, port) as server:
         say(f"{folder}: http://127.0.0.1:{server.get_port()} (on this machine only; Ctrl-C ends it)")
-        while True: time.sleep(3600)
+        while True:
+            time.sleep(3600)

@@ -65,13 +65,18 @@ def test_a_checkpoint_of_varied_cameras_knows_the_rig(recording):
     assert not known.findings and not varied.findings
 
 
-def test_a_broken_one_will_fail(doctor, recording, tmp_path):
-    folder = tmp_path/"k"
+def with_short_lenses(recording, folder):
+    "A copy whose calibration states focal lengths that are too short."
     shutil.copytree(recording, folder)
     rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
     for camera in rig:
         camera["K"][[0, 1], [0, 1]] /= 1.5
     (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
+    return folder
+
+
+def test_a_broken_one_will_fail(doctor, recording, tmp_path):
+    folder = with_short_lenses(recording, tmp_path/"k")
     got = doctor(folder)
     assert got.returncode == 1 and "overwritten_k" in got.stdout and f"gslrm_mouse doctor {folder}" in got.stdout
     assert got.stdout.startswith("This rig will fail: other focal lengths than the lenses had.")
@@ -119,12 +124,7 @@ def test_one_line_says_which_models_can_use_the_rig(tmp_path, chosen, raised, li
 
 def test_what_is_wrong_with_a_rig_comes_before_its_models(recording, tmp_path):
     "Masks are none of the models' matter while there are none; another fault concerns them all."
-    folder = tmp_path/"k"
-    shutil.copytree(recording, folder)
-    rig = pickle.loads((folder/"new_cam.pkl").read_bytes())
-    for camera in rig:
-        camera["K"][[0, 1], [0, 1]] /= 1.5
-    (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig, protocol=4))
+    folder = with_short_lenses(recording, tmp_path/"k")
     assert "models (--model), once that is mended: this rig can be used by gslrm, lgm" in str(diagnose(folder))
     shutil.rmtree(folder/"simpleclick_undist")
     without = str(diagnose(folder))
