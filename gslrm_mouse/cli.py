@@ -466,6 +466,10 @@ def preprocess(
     gap:int|None=None, # samples between training and validation, in neither list
     # of the method exact
     choose:Literal["distance", "size", "coverage", "object", "zoom", "equal_distances"]="distance",
+    # of --choose object, which zooms all views alike until the first silhouette, often by its tail, reaches the border:
+    # the share of each silhouette, below 0.5, that may lie outside instead, for a larger animal. The statement of each
+    # sample says how much does
+    cut:float=0.,
     up:str|None=None, # of the method exact: which way is up in the recording's world, as 0,0,1 (the default) or 0,-1,0
     target_size_ratio:float|None=None, # of the methods that scale to one
     skip_bad:bool=False, # leave out frames that cannot be used, and list them, instead of stopping
@@ -489,10 +493,14 @@ def preprocess(
                          f"there are {', '.join(METHODS)}")
     domain = read_card(checkpoint_path(checkpoint)).domain
     is_exact = method == "exact"
+    if cut and not (is_exact and choose == "object" and 0 < cut < .5):
+        raise ValueError("--cut is a share of the silhouette below one half, for --method exact --choose object only; "
+                         f"got --cut {cut:g} with --method {method} --choose {choose}")
     _say_what_is_read(source, unit, rig)
     options = {}
     if target_size_ratio is not None: options["ratio"] = target_size_ratio
     if is_exact: options["choose"] = choose
+    if cut: options["cut"] = cut
     if is_exact and up is not None: options["up"] = _vector(up).tolist()
     made = preprocess_dataset(
         source, out, method,

@@ -4,7 +4,9 @@ import json
 import pytest
 from conftest import command_process
 
+from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
+from gslrm_mouse.scenes.recording import write_recording
 
 
 @pytest.mark.parametrize("args, said", [
@@ -19,6 +21,11 @@ from gslrm_mouse.models.checkpoint import read_card, shipped_checkpoint
     (("study", "--checkpoint", "no.safetensors", "--out", "x"), "no.safetensors"),
     (("study", "--device", "cuda:7", "--out", "x"), "cuda"),
     (("pretrain", "--out", "x", "--resume"), "nothing to resume"),
+    (("preprocess", "nowhere", "x", "--cut", ".1"), "--choose object only; got --cut 0.1 with --method exact --choose "
+                                                   "distance"),
+    (("preprocess", "nowhere", "x", "--method", "mm", "--choose", "object", "--cut", ".1"), "with --method mm"),
+    (("preprocess", "nowhere", "x", "--choose", "object", "--cut", ".5"), "a share of the silhouette below one half"),
+    (("preprocess", "nowhere", "x", "--choose", "object", "--cut", "nan"), "got --cut nan"),
 ])
 def test_mistakes(run_command, tmp_path, monkeypatch, args, said):
     monkeypatch.chdir(tmp_path)
@@ -48,6 +55,23 @@ def test_shipped_checkpoint_knows_its_cameras():
     heads = card.training["held_out"]["head"]
     assert card.training["steps"] > 0
     assert heads["psnr"] > heads["psnr_white"] + 5
+
+
+def test_a_share_of_the_silhouettes_may_be_cut(run_command, tmp_path):
+    film = write_recording(tmp_path/"film", 1, seed=4, cams=mouse_rig().resized(288, 256), truth=False)
+    options = "--frames", "0", "--size", "64", "--choose", "object"
+    whole = run_command("preprocess", film, tmp_path/"whole", *options)
+    cut = run_command("preprocess", film, tmp_path/"cut", *options, "--cut", ".1")
+    assert cut.returncode == whole.returncode == 0, cut.stderr
+    assert "of a silhouette lies outside its image" in cut.stdout and "outside its image" not in whole.stdout
+    options_of = {name: json.loads((tmp_path/name/"preprocess.json").read_text())["settings"]["options"]
+                  for name in ("whole", "cut")}
+    assert options_of == dict(whole=dict(choose="object"), cut=dict(choose="object", cut=.1))
+    focal = {name: json.loads((tmp_path/name/"sample_000000/opencv_cameras.json").read_text())["frames"][0]["fx"]
+             for name in ("whole", "cut")}
+    assert focal["cut"] > 1.05*focal["whole"] # the animal is larger
+    again = run_command("preprocess", film, tmp_path/"whole", *options, "--cut", ".1")
+    assert again.returncode == 2 and "another options" in again.stderr
 
 
 def test_sample_to_files(run_command, sample, tmp_path):

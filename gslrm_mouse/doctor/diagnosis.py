@@ -15,16 +15,17 @@ from ..cameras.pinhole import check_in_front
 from .checks import CAMERA_CHECKS, DATA_CHECKS, EXACT_CURE, VIEW_CHECKS, common_aim
 from .checks import measured_views, predicted_iou, silhouettes, too_few_views
 from .evidence import FINDINGS, Diagnostic, Evidence, call_checked, read_evidence
-from ..evaluation.sensitivity import Prediction, load_sensitivity
+from ..evaluation.sensitivity import Prediction, Shown, load_sensitivity
 from ..models.checkpoint import FOR_RIGS, checkpoint_path, read_card
 from ..models.generator import floor_depth
 from ..models.named import RigFacts, describe_models, missing_for_models, usable_models
 from ..preprocess.canonical import canonicalize
+from ..preprocess.certificate import visible_width
 from ..reconstruction.prediction import IOU_BY_CAMERAS
 from ..views.triangulation import triangulate
 
 # %% auto #0
-__all__ = ['Diagnosis', 'diagnose', 'rig_facts']
+__all__ = ['PRESENTATIONS', 'Diagnosis', 'diagnose', 'rig_facts']
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #b5daadac
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Diagnosis:
     evidence:Evidence
     findings:tuple[Diagnostic, ...]
     notes:tuple[Diagnostic, ...]
-    predicted:Prediction # after canonicalising, None where there is no table or no object to see
+    predicted:Prediction # of the network alone, None where there is no table or no object to see
+    choose:str # how `canonicalize` shows the views for which that is predicted: one of `PRESENTATIONS`
     domain:CameraDomain
     seconds:float
 
@@ -48,27 +50,65 @@ def _is_outside(x, limits, slack) -> bool:
     low, high = limits
     return not low - slack <= x <= high + slack
 
-def _canonical_rig(views, domain) -> dict:
-    "Means over the views of the canonicalised rig, and the spread of its distances."
-    reports = canonicalize(views, domain).certificate.views
-    d = torch.tensor([v.distance for v in reports])
-    mean = {name: sum(getattr(v, name) for v in reports)/len(reports) for name in ("coverage", "elevation")}
-    spread = (d.std(correction=0)/d.mean()).item()
-    return dict(mean, views=len(reports), distance_spread=spread, nearest=d.min(), farthest=d.max())
+PRESENTATIONS = { # of a rig to the network: how a sentence calls it
+    "object": "for the views as reconstruct shows them, one zoom for all",
+    "distance": "after canonicalising",
+}
 
-def _domain_notes(e, rig, domain, table): # yields
+def _presentation(e) -> str:
+    "How `reconstruct` shows the views: a sample in model units as it is, all else with one zoom for all views."
+    is_canonical = e.kind != "recording" and e.cameras is not None and e.cameras.unit == "model"
+    return "distance" if is_canonical else "object"
+
+def _canonical_rig(views, domain, choose) -> dict:
+    "Means over the views of the canonicalised rig, and the spread of its distances."
+    reports = canonicalize(views, domain, choose=choose).certificate.views
+    d = torch.tensor([v.distance for v in reports])
+    mean = {name: sum(getattr(v, name) for v in reports)/len(reports) for name in ("coverage", "elevation", "fov")}
+    width = sum(visible_width(v.fov, v.distance) for v in reports)/len(reports)
+    spread = (d.std(correction=0)/d.mean()).item()
+    return dict(mean, width=width, views=len(reports), distance_spread=spread, nearest=d.min(), farthest=d.max())
+
+def _shown(rig, domain) -> Shown:
+    "Zoom and visible width relative to the canonical camera of a checkpoint."
+    zoom = math.tan(math.radians(domain.mean_fov)/2)/math.tan(math.radians(rig["fov"])/2)
+    return Shown(zoom, rig["width"]/visible_width(domain.mean_fov, domain.mean_distance), rig["coverage"])
+
+def _size_note(e, size, iou, domain, choose) -> Diagnostic:
+    "A relative object size that the checkpoint was not trained on."
+    trained = f"the checkpoint was trained on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}"
+    if choose == "object":
+        says = f"shown as large as all images allow the relative object size is {size:.3f}, {trained}"
+        means, cure = f"The silhouette that reaches the border first decides (predicted IoU {iou})", ""
+    else:
+        says = f"seen by the checkpoint's camera the relative object size is {size:.3f}, {trained}"
+        means = f"Distance and angular size are physics (predicted IoU {iou})"
+        cure = (f"gslrm_mouse reconstruct {e.path} shows it as large as all images allow and stays exact, in another "
+                "field of view")
+    return Diagnostic("coverage", says, means, cure, note=True, number=size)
+
+def _fov_note(e, rig, domain, choose) -> Diagnostic|None:
+    "A field of view that the checkpoint was not trained on: of the zoomed images, or of the lenses."
+    if choose == "object":
+        what, fov = "in which reconstruct shows the object", rig["fov"]
+        means = "One zoom for all views, K and pixels agree"
+        cure = (f"gslrm_mouse reconstruct {e.path} --choose distance shows the checkpoint's own field of view, and a "
+                "smaller object")
+    else:
+        half_width = (e.cameras.image_sizes[:, 0]/2/e.cameras.K[:, 0, 0].double()).mean().item() # at distance 1
+        what, fov = "of the lenses", 2*math.degrees(math.atan(half_width))
+        means = "Resampled exactly into the checkpoint's own"
+        cure = EXACT_CURE.replace("move it by one exact similarity", "do that")
+    if not _is_outside(fov, domain.fov, 1): return None
+    trained = f"the checkpoint was trained on {domain.fov[0]:g} to {domain.fov[1]:g}°"
+    says = f"the field of view {what} is {fov:.0f}°, {trained}"
+    return Diagnostic("field_of_view", says, means, cure, note=True, number=fov)
+
+def _domain_notes(e, rig, domain, table, choose): # yields
     "What lies outside the checkpoint's domain after canonicalising."
     def iou(name): return predicted_iou(table, name, rig[name])
     size, spread, elevation = rig["coverage"], rig["distance_spread"], rig["elevation"]
-    if _is_outside(size, domain.coverage, .02):
-        yield Diagnostic(
-            "coverage",
-            says=f"seen by the checkpoint's camera the relative object size is {size:.3f}, the checkpoint was trained "
-                 f"on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}",
-            means=f"Distance and angular size are physics (predicted IoU {iou('coverage')})",
-            cure=f"gslrm_mouse reconstruct {e.path} shows it as large as all images allow and stays exact, in "
-                 "another field of view",
-            note=True, number=size)
+    if _is_outside(size, domain.coverage, .02): yield _size_note(e, size, iou("coverage"), domain, choose)
     is_unseen = any(_is_outside(rig[name], domain.distance, 0.) for name in ("nearest", "farthest"))
     if spread > .02 and is_unseen:
         yield Diagnostic(
@@ -84,25 +124,18 @@ def _domain_notes(e, rig, domain, table): # yields
                  f"{domain.elevation[1]:g}°",
             means=f"Kept as it is (predicted IoU {iou('elevation')})",
             cure="", note=True, number=elevation)
-    half_width = (e.cameras.image_sizes[:, 0]/2/e.cameras.K[:, 0, 0].double()).mean().item() # at distance 1
-    fov = 2*math.degrees(math.atan(half_width))
-    if _is_outside(fov, domain.fov, 1):
-        yield Diagnostic(
-            "field_of_view",
-            says=f"the field of view of the lenses is {fov:.0f}°, the checkpoint was trained on {domain.fov[0]:g} to "
-                 f"{domain.fov[1]:g}°",
-            means="Resampled exactly into the checkpoint's own",
-            cure=EXACT_CURE.replace("move it by one exact similarity", "do that"),
-            note=True, number=fov)
+    fov_note = _fov_note(e, rig, domain, choose)
+    if fov_note: yield fov_note
 
-def _predict_score(e, domain, table) -> tuple: # (Prediction or None, notes)
-    "The predicted score after canonicalising, and what is out of distribution then."
-    rig = _canonical_rig(e.views, domain)
-    notes = list(_domain_notes(e, rig, domain, table))
+def _predict_score(e, domain, table, choose) -> tuple: # (Prediction or None, notes)
+    "The predicted score of the views as they are shown, and what is out of distribution then."
+    rig = _canonical_rig(e.views, domain, choose)
+    notes = list(_domain_notes(e, rig, domain, table, choose))
     if table is None: return None, notes
-    measured = {name: rig[name] for name in ("distance_spread", "coverage", "views", "elevation")}
-    measured["views"] = measured_views(table, rig["views"])
-    return table.predict_joint(measured), notes
+    of_rig = {"distance_spread": rig["distance_spread"], "views": measured_views(table, rig["views"]),
+              "elevation": rig["elevation"]}
+    if choose == "object": return table.predict_joint(of_rig, shown=_shown(rig, domain)), notes
+    return table.predict_joint(of_rig | {"coverage": rig["coverage"]}), notes
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #c25d5b21
 _MIN_IOU_SHARE = .5 # of the undisturbed IoU: less counts as failure
@@ -113,13 +146,18 @@ def diagnose(
     size:tuple=None, # (width, height) of the images, for calibrations that do not hold it
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
+    *,
+    choose:str=None, # how the views are shown to the network: one of `PRESENTATIONS`; as `reconstruct` does when None
 ) -> Diagnosis:
     """Findings and notes on what is at `path`, for the cameras that a checkpoint was trained on.
 
     FileNotFoundError or ValueError where nothing can be read."""
+    if choose not in (None, *PRESENTATIONS):
+        raise ValueError(f"the doctor predicts for choose {' or '.join(map(repr, PRESENTATIONS))}, got {choose!r}")
     start = time.perf_counter()
     checkpoint = checkpoint_path(checkpoint or FOR_RIGS)
     domain, e = read_card(checkpoint).domain, read_evidence(path, size, unit, rig_file)
+    choose = choose or _presentation(e)
     try: table = load_sensitivity(checkpoint)
     except FileNotFoundError: table = None
 
@@ -127,13 +165,14 @@ def diagnose(
     is_single = e.cameras is not None and len(e.cameras) < 2
     if is_single: found += too_few_views(e)
     else:
-        predicted, problems = _examine(e, domain, table)
+        predicted, problems = _examine(e, domain, table, choose)
         found += problems
     if len(e.folders) > 1 or e.lists:
         for check in DATA_CHECKS: found += check(e)
-    return _sorted(e, found, predicted, domain, time.perf_counter() - start)
+    findings, notes = _sorted(found)
+    return Diagnosis(e, findings, notes, predicted, choose, domain, time.perf_counter() - start)
 
-def _examine(e, domain, table) -> tuple: # (Prediction or None, diagnostics) of two cameras or more
+def _examine(e, domain, table, choose) -> tuple: # (Prediction or None, diagnostics) of two cameras or more
     found, center, predicted = [], None, None
     if e.views:
         center, problems = call_checked(
@@ -141,7 +180,7 @@ def _examine(e, domain, table) -> tuple: # (Prediction or None, diagnostics) of 
         found += problems
     if e.cameras is not None: found += _examine_cameras(e, center, domain, table)
     if center is not None:
-        predicted, problems = _examine_views(e, center, domain, table)
+        predicted, problems = _examine_views(e, center, domain, table, choose)
         found += problems
     elif e.views and all(finding.name != "mask_empty" for finding in found):
         # The object seems to lie behind a camera: which mistake, undone, puts it in front?
@@ -156,24 +195,24 @@ def _examine_cameras(e, center, domain, table) -> list[Diagnostic]:
     for check in CAMERA_CHECKS: found += check(e, aim, domain, table)
     return found
 
-def _examine_views(e, center, domain, table) -> tuple: # (Prediction or None, diagnostics)
+def _examine_views(e, center, domain, table, choose) -> tuple: # (Prediction or None, diagnostics)
     found = []
     for check in VIEW_CHECKS: found += check(e, center, domain, table)
-    predicted, notes = _predict_score(e, domain, table)
+    predicted, notes = _predict_score(e, domain, table, choose)
     found += notes
     if not predicted: return predicted, found
     undisturbed = table.curve("focal")[0]["iou_undisturbed"]
     if predicted.iou < _MIN_IOU_SHARE*undisturbed:
         found.append(Diagnostic(
             "out_of_domain",
-            says=f"after canonicalising exactly, {predicted.said}",
+            says=f"{PRESENTATIONS[choose]}: {predicted.said}",
             means=f"The network is predicted to lose more than half of the silhouette (IoU {predicted.iou:.2f})",
             cure="record closer, or adapt the network to such cameras: gslrm_mouse train --config "
                  "configs/mouse_gslrm_lora.yaml --scale small --out RUN",
             cost=undisturbed - predicted.iou))
     return predicted, found
 
-def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
+def _sorted(found) -> tuple: # findings, notes
     "One diagnostic per name, without those that another explains, findings by cost."
     notes = {f.name: f for f in found if f.note}
     findings = {f.name: f for f in reversed(found) if not f.note}
@@ -183,7 +222,7 @@ def _sorted(e, found, predicted, domain, seconds) -> Diagnosis:
 
     def cost(f): return f.cost if math.isfinite(f.cost) else 2. # no curve: a contradiction, which comes first
     by_cost = sorted(findings.values(), key=cost, reverse=True)
-    return Diagnosis(e, tuple(by_cost), tuple(notes.values()), predicted, domain, seconds)
+    return tuple(by_cost), tuple(notes.values())
 
 # %% ../../nbs/doctor/02_diagnosis.ipynb #a01c940f
 def _sees_floor(view) -> bool: # one
@@ -247,7 +286,7 @@ def verdict(self:Diagnosis) -> str:
     if not math.isfinite(p.iou):
         return f"This rig will work: cameras and silhouettes agree. How well is not predicted ({p.said})."
     return (f"This rig will work: cameras and silhouettes agree, and a novel-view IoU of {p.iou:.2f} ({p.low:.2f} to "
-            f"{p.high:.2f}) is predicted after canonicalising. {_baseline_sentence(len(self.evidence.views))}")
+            f"{p.high:.2f}) is predicted {PRESENTATIONS[self.choose]}. {_baseline_sentence(len(self.evidence.views))}")
 
 def _baseline_sentence(n_cameras:int) -> str:
     "What the baseline reaches, so that nobody takes the network's score for the best one."
@@ -271,6 +310,7 @@ def to_json(self:Diagnosis) -> str:
         models=missing_for_models(rig) if rig else {},
         findings=[_finite(asdict(f)) for f in self.findings],
         notes=[_finite(asdict(f)) for f in self.notes],
+        choose=self.choose,
         predicted=_finite(self.predicted._asdict()) if self.predicted else None,
         domain=asdict(self.domain), seconds=round(self.seconds, 3))
     return json.dumps(content, indent=1)

@@ -35,7 +35,7 @@ from ..views.views import Views
 # %% auto #0
 __all__ = ['KINDS', 'PERTURBATIONS', 'Trial', 'trial', 'Perturbation', 'perturbed_views', 'score_perturbation', 'sensitivity',
            'sensitivity_file', 'measure_sensitivity', 'Prediction', 'Sensitivity', 'load_sensitivity',
-           'extend_sensitivity', 'draw_sensitivity']
+           'extend_sensitivity', 'Shown', 'draw_sensitivity']
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #e295f9cc
 def _rig_within(
@@ -230,10 +230,11 @@ def _tight(label, shown): # focal length times v, world times v/shown: the image
         kinds=("honest",),
         log=True)
 
+_WIDTHS = dict(tight_narrow=.7, tight=1., tight_wide=1.4) # visible at the object / the canonical camera's
 _TIGHT = { # what canonicalize(choose="object") does to a rig: zoom and scale of the world
-    "tight_narrow": _tight("0.7 of the", .7),
-    "tight": _tight("the same", 1.),
-    "tight_wide": _tight("1.4 times the", 1.4),
+    "tight_narrow": _tight("0.7 of the", _WIDTHS["tight_narrow"]),
+    "tight": _tight("the same", _WIDTHS["tight"]),
+    "tight_wide": _tight("1.4 times the", _WIDTHS["tight_wide"]),
 }
 PERTURBATIONS = {**_INTRINSICS, **_EXTRINSICS, **_SCENE, **_TIGHT}
 
@@ -416,22 +417,24 @@ def extend_sensitivity(
     checkpoint=None, # the shipped one when None
     path=None, # *.json; CHECKPOINT.sensitivity.json beside the checkpoint when None
     knobs=tuple(PERTURBATIONS), # names of perturbations; those that the table has are left as they are
+    subjects=None, # "head", "mouse"; those of the table when None
 ) -> Path:
-    "Measure the perturbations that a table lacks, on the same subjects and scenes, and write the table anew."
+    "Measure the perturbations that a table lacks, subject by subject, on the same scenes, and write the table anew."
     checkpoint = checkpoint_path(checkpoint)
     path = Path(path or sensitivity_file(checkpoint))
     table, (model, card) = load_sensitivity(checkpoint, path), load_checkpoint(checkpoint)
-    measured = {r["knob"] for r in table.rows}
-    lacking = [knob for knob in knobs if knob not in measured]
-    subjects = tuple(dict.fromkeys(r["subject"] for r in table.rows))
-    facts = table.facts
+    measured = {(r["subject"], r["knob"]) for r in table.rows}
+    facts, rows, added = table.facts, list(table.rows), []
     first, end = facts["scenes"]
-    begun = time.perf_counter()
-    rows = sensitivity(
-        model, card, end - first, subjects=subjects, knobs=lacking, n_views=facts["n_views"], size=facts["scored_px"],
-        smooth=facts["smooth"])
-    added = dict(knobs=lacking, seconds=round(time.perf_counter() - begun))
-    return _write_table(path, facts | dict(added=[*facts.get("added", []), added]), [*table.rows, *rows])
+    for subject in subjects or dict.fromkeys(r["subject"] for r in table.rows):
+        lacking = [knob for knob in knobs if (subject, knob) not in measured]
+        if not lacking: continue
+        begun = time.perf_counter()
+        rows += sensitivity(
+            model, card, end - first, subjects=(subject,), knobs=lacking, n_views=facts["n_views"],
+            size=facts["scored_px"], smooth=facts["smooth"])
+        added.append(dict(subject=subject, knobs=lacking, seconds=round(time.perf_counter() - begun)))
+    return _write_table(path, facts | dict(added=[*facts.get("added", []), *added]), rows)
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #ce203665
 @patch
@@ -464,6 +467,46 @@ def predict(self:Sensitivity, knob:str, value:float, kind:str="honest", subject:
     return Prediction(interpolated("iou"), interpolated("low"), interpolated("high"), (
         f"{label}: {source} {value:g}, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}"))
 
+# %% ../../nbs/evaluation/01_sensitivity.ipynb #0b1ec701
+class Shown(NamedTuple):
+    "How `canonicalize` with \"object\" shows an object, means over the views."
+    zoom:float # focal length / the checkpoint's
+    width:float # visible at the object / that of the checkpoint's canonical camera
+    coverage:float # relative object size
+
+    @property
+    def said(self) -> str: return f"zoom {self.zoom:.3g} to a relative size of {self.coverage:.3g}"
+
+def _unpredicted(said) -> Prediction: return Prediction(math.nan, math.nan, math.nan, said)
+
+@patch
+def predict_object(
+    self:Sensitivity,
+    shown:Shown,
+    subject:str="mouse",
+) -> Prediction:
+    "IoU with its interval for zoom, visible width and size together, interpolated, never beyond what was measured."
+    measured = {r["knob"] for r in self.rows if r["subject"] == subject}
+    if not measured >= _WIDTHS.keys():
+        return _unpredicted("the table has no curves of zoom and visible width (extend_sensitivity measures them)")
+    widths = list(_WIDTHS.values())
+    if not widths[0] <= shown.width <= widths[-1]:
+        return _unpredicted(f"a visible width of {shown.width:.3g} times the canonical one lies outside the measured "
+                            f"{widths[0]:g} to {widths[-1]:g}")
+    curves = [self.predict(knob, shown.zoom, subject=subject) for knob in _WIDTHS]
+    rows = self.curve("tight", subject=subject)
+    coverage = np.interp(np.log(shown.zoom), np.log([r["value"] for r in rows]), [r["coverage"] for r in rows]).item()
+    true_size, size = (self.predict("coverage", c, subject=subject) for c in (shown.coverage, coverage))
+    for part in (*curves, true_size, size):
+        if not math.isfinite(part.iou): return part
+
+    def interpolated(score):
+        ious = [getattr(curve, score) for curve in curves]
+        return np.interp(np.log(shown.width), np.log(widths), ious).item()*true_size.iou/size.iou
+
+    return Prediction(interpolated("iou"), interpolated("low"), interpolated("high"), (
+        f"{shown.said}: interpolated, {rows[0]['n']} scenes, undisturbed {rows[0]['iou_undisturbed']:.3f}"))
+
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #668df728
 @patch
 def predict_joint(
@@ -471,6 +514,7 @@ def predict_joint(
     values:dict, # perturbation → value
     kind:str="honest", # where a perturbation has it, "honest" elsewhere
     subject:str="mouse",
+    shown:Shown=None, # zoom and size of all views, when they are not those of the checkpoint's camera
 ) -> Prediction:
     "Several perturbations, as if each cost its share independently; focal length and distance are taken together."
     values = dict(values)
@@ -482,13 +526,17 @@ def predict_joint(
         subjects = sorted({r["subject"] for r in self.rows})
         raise ValueError(f"no curve of {subject!r} in the table; it has the subjects {', '.join(subjects)}")
     undisturbed = of_subject[0]["iou_undisturbed"]
+    singles = {}
+    if shown: singles[shown.said] = self.predict_object(shown, subject)
+    for knob, value in values.items():
+        measured_kind = kind if kind in PERTURBATIONS[knob].kinds else "honest"
+        singles[f"{knob} {value:.3g}"] = self.predict(knob, value, measured_kind, subject)
     total = np.full(3, undisturbed)
     parts = []
-    for knob, value in values.items():
-        single = self.predict(knob, value, kind if kind in PERTURBATIONS[knob].kinds else "honest", subject)
+    for name, single in singles.items():
         total *= np.array(single[:3])/undisturbed
         is_measured = math.isfinite(single.iou)
-        parts.append(f"{knob} {value:.3g}: ×{single.iou/undisturbed:.2f}" if is_measured else single.said)
+        parts.append(f"{name}: ×{single.iou/undisturbed:.2f}" if is_measured else single.said)
     return Prediction(*total.tolist(), f"undisturbed {undisturbed:.3f}; " + "; ".join(parts))
 
 # %% ../../nbs/evaluation/01_sensitivity.ipynb #9efe4f24

@@ -21,7 +21,7 @@ def doctor_arms(full, checkpoint, plan:Plan):
 
 def doctor_run(arm, checkpoint, cache, plan:Plan):
     "Verdict, findings and notes; no paths."
-    diagnosis = diagnose(plan.recording, checkpoint, unit=plan.unit)
+    diagnosis = diagnose(plan.recording, checkpoint, unit=plan.unit, choose="distance")
     def without_path(x): return str(x).replace(str(plan.recording), "RECORDING")
     return [dict(
         status=diagnosis.status,

@@ -22,18 +22,17 @@ from ..scenes.tracer import raytrace
 from ..stats import ENOUGH, Interval, Table, mean_ci, signed_ci
 
 # %% auto #0
-__all__ = ['NETWORKS', 'PAIRS', 'POINTS', 'WAYS', 'VARIED', 'VARIETY_EXPERIMENT', 'missing_networks', 'score_ways',
-           'variety_arms', 'variety_run', 'losses', 'camera_losses', 'paired', 'variety_table', 'variety_plot',
-           'variety_findings']
+__all__ = ['NETWORKS', 'POINTS', 'WAYS', 'VARIED', 'VARIETY_EXPERIMENT', 'missing_networks', 'score_ways', 'variety_arms',
+           'variety_run', 'losses', 'camera_losses', 'paired', 'variety_table', 'variety_plot', 'variety_findings']
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e507
 NETWORKS = { # in tables: the shipped checkpoint
     "one camera": "gslrm_64",
     "varied cameras": "gslrm_any",
-    "rays, 6,000 steps": "conditioning/rays_large",
-    "relative, 6,000 steps": "conditioning/relative_large",
+    "relative encoding": "conditioning/relative_large",
 }
-PAIRS = (("one camera", "varied cameras"), ("rays, 6,000 steps", "relative, 6,000 steps")) # to be compared
+_BOTH = "one camera", "varied cameras" # differ in the cameras of training
+_ENCODINGS = "varied cameras", "relative encoding" # differ in what the network is told
 
 def missing_networks() -> list[str]: # of `NETWORKS`
     "Networks whose weights do not exist yet."
@@ -48,21 +47,24 @@ POINTS = { # perturbation: values
 }
 WAYS = {"consistent": "taken and told", "told": "only told", "taken": "only taken"}
 _FORMAT = tuple(name for name, p in PERTURBATIONS.items() if "lie" in p.kinds) # perturbations of cameras
+_SEPARABLE = (*_FORMAT, "elevation", "tight_narrow", "tight", "tight_wide") # change images and cameras
 _WORLD = ("origin", "unit") # perturbations of where the world is and how large
 
 def _predicted(model, views, cameras, blur):
     return predict(model, ModelInput(replace(views, cameras=cameras), IDENTITY, ""), blur).to("cpu")
 
 def score_ways(model, held_out:Trial, undisturbed, knob:str, value:float) -> dict: # way: scores in novel views
-    "Scores of one perturbation of one scene; only consistent ones where it does not perturb the cameras alone."
+    "Scores of one perturbation of one scene; only consistent ones where images or cameras stay as they are."
     cameras, similarity = PERTURBATIONS[knob].apply(held_out, value)
     views = raytrace(held_out.scene.transform(similarity), cameras)
-    pairs = {"consistent": (views, cameras)}
-    if knob in _FORMAT: pairs |= {"told": (undisturbed, cameras), "taken": (views, held_out.cameras)}
+    told = cameras, similarity # with the similarity to their world
+    ways = {"consistent": (views, told)}
+    if knob in _SEPARABLE:
+        ways |= {"told": (undisturbed, told), "taken": (views, (held_out.cameras, IDENTITY))}
     scores = {}
-    for way, (images, told) in pairs.items():
-        cloud = _predicted(model, images, told, training_blur(held_out.domain))
-        scores[way] = score_cloud(cloud.transform(similarity.inverse), held_out.truth)
+    for way, (images, (given, to_given)) in ways.items():
+        cloud = _predicted(model, images, given, training_blur(held_out.domain))
+        scores[way] = score_cloud(cloud.transform(to_given.inverse), held_out.truth)
     return scores
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e50d
@@ -71,11 +73,11 @@ VARIED = VarietySettings( # the cameras of configs/pretrain_any_camera.yaml, in 
     roll=10., aim=5.)
 
 def variety_arms(full:bool, checkpoint) -> list[Arm]:
-    "A network and a scene each: eight scenes, or three of the first pair; networks without weights are left out."
-    shared = dict(subjects=["head", "mouse"], points=POINTS, varied=asdict(VARIED))
+    "A network and a scene each: eight scenes, or three of the first two; networks without weights are left out."
+    shared = dict(subjects=["head", "mouse"], points=POINTS, separable=list(_SEPARABLE), varied=asdict(VARIED))
     left_out = set(missing_networks())
     if not full:
-        left_out |= set(PAIRS[1])
+        left_out.add("relative encoding")
     arms = []
     for i in range(8 if full else 3):
         for name, file in NETWORKS.items():
@@ -148,24 +150,24 @@ def _networks_of(done) -> list[str]: return [name for name in NETWORKS if any(ar
 
 def _scenes_of(done, network) -> list[int]: return [arm["seed"] for arm in done if arm["name"] == network]
 
-def paired(done:list[dict]) -> list[dict]:
-    "The conditions whose scene both networks of their pair have."
-    kept = []
-    for pair in PAIRS:
-        common = set.intersection(*(set(_scenes_of(done, name)) for name in pair))
-        kept += [arm for arm in done if arm["name"] in pair and arm["seed"] in common]
+def paired(
+    done:list[dict], # finished conditions
+    names, # of `NETWORKS`
+) -> list[dict]: # by scene
+    "The conditions of these networks in the scenes that all of them have."
+    common = set.intersection(*(set(_scenes_of(done, name)) for name in names))
+    kept = [arm for arm in done if arm["name"] in names and arm["seed"] in common]
     return sorted(kept, key=lambda arm: arm["seed"])
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e514
 def _loss_cell(done, network, subject, way, knob) -> str:
-    if way != "consistent" and knob not in _FORMAT: return "–"
+    if way != "consistent" and knob not in _SEPARABLE: return "–"
     return f"{losses(done, network, subject, way, (knob,)).mean():+.3f}"
 
 _COLUMNS = (("head", "consistent"), ("head", "told"), ("head", "taken"), ("mouse", "consistent"))
 
 def variety_table(done:list[dict]) -> Table:
     "Loss of novel IoU by each perturbation and network; networks without weights are named."
-    done = paired(done)
     rows = [[knob, name, *(_loss_cell(done, name, subject, way, knob) for subject, way in _COLUMNS)]
             for knob in POINTS for name in _networks_of(done)]
     rows += [["all", name, *["weights missing"]*len(_COLUMNS)] for name in missing_networks()]
@@ -174,7 +176,7 @@ def variety_table(done:list[dict]) -> Table:
 
 def _plot_way(ax, done, way, subject):
     "Loss of every perturbation, a marker for each network."
-    knobs = [knob for knob in POINTS if way == "consistent" or knob in _FORMAT]
+    knobs = [knob for knob in POINTS if way == "consistent" or knob in _SEPARABLE]
     names = _networks_of(done)
     for k, name in enumerate(names):
         y = np.arange(len(knobs)) + .2*(k - (len(names) - 1)/2)
@@ -189,7 +191,6 @@ def _plot_way(ax, done, way, subject):
 def variety_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     "The loss of every perturbation, taken and told, for heads and mice, and only taken for heads."
     import matplotlib.pyplot as plt
-    done = paired(done)
     fig, axs = plt.subplots(1, 3, figsize=(10, 4))
     for ax, (subject, way) in zip(axs, (("head", "consistent"), ("mouse", "consistent"), ("head", "taken"))):
         _plot_way(ax, done, way, subject)
@@ -210,8 +211,6 @@ def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the cla
     if many.high < .5*one.mean: return "not reproduced", f"{share}: the dependence is the training set's"
     if many.low > .5*one.mean: return "reproduced", f"{share}: most of the dependence is that of the rays"
     return "partly", f"{share}: both have a part in it"
-
-_BOTH, _ENCODINGS = PAIRS
 
 def _minus(x:Interval) -> Interval: return Interval(-x.mean, -x.high, -x.low, x.n) # a loss as a change
 
@@ -301,17 +300,14 @@ def _relative_reason(
 
 def _relative_finding(done) -> Finding:
     claim = "What does a relative camera encoding add? (not in the original report)"
-    missing = [name for name in _ENCODINGS if name not in _networks_of(done)]
-    if missing:
-        return Finding(
-            claim=claim, measured=f"nothing: no results of {' and '.join(missing)}", verdict="open",
-            why="the networks were not run")
+    if not done:
+        return Finding(claim, "nothing: the network has no results here", "open", "the networks were not run")
     rays, relative = (losses(done, name, "head", "consistent", _FORMAT) for name in _ENCODINGS)
     rays_moved, relative_moved = (losses(done, name, "head", "consistent", _WORLD) for name in _ENCODINGS)
     level = {subject: _level(done, subject) for subject in ("head", "mouse")}
     return Finding(
         claim=claim,
-        measured=f"two networks of 6,000 steps, novel IoU, undisturbed, relative against world rays: heads "
+        measured=f"two networks of 16,000 steps, novel IoU, undisturbed, relative against world rays: heads "
                  f"{signed_ci(level['head'], 3)}, mice {signed_ci(level['mouse'], 3)}; heads, mean loss over "
                  f"{len(_FORMAT)} consistent camera perturbations, world rays {signed_ci(-rays, 3)}, relative "
                  f"{signed_ci(-relative, 3)}; over another origin and another unit, world rays "
@@ -323,10 +319,11 @@ def _relative_finding(done) -> Finding:
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"
-    done = paired(done)
-    of_both = [_format_finding(done), _price_finding(done), _contradiction_finding(done)]
-    n_both, n_encodings = (len(_scenes_of(done, pair[0])) for pair in PAIRS)
-    return [*open_if_few(of_both, n_both, "scenes"), *open_if_few([_relative_finding(done)], n_encodings, "scenes")]
+    first, second = (paired(done, pair) for pair in (_BOTH, _ENCODINGS))
+    of_training = [_format_finding(first), _price_finding(first), _contradiction_finding(first)]
+    of_encoding = [_relative_finding(second)]
+    n_first, n_second = (len(_scenes_of(arms, "varied cameras")) for arms in (first, second))
+    return [*open_if_few(of_training, n_first, "scenes"), *open_if_few(of_encoding, n_second, "scenes")]
 
 VARIETY_EXPERIMENT = Experiment(
     name="variety",

@@ -15,8 +15,10 @@ from torch.nn.functional import max_pool2d
 
 import gslrm_mouse.evaluation.sensitivity as sensitivity
 import gslrm_mouse.models.checkpoint as checkpoint
+import gslrm_mouse.reconstruction.frame as frame
 from gslrm_mouse.calibration.formats import write_calibration
 from gslrm_mouse.calibration.json_frames import nerfstudio_bytes
+from gslrm_mouse.cameras.domain import FACELIFT_DOMAIN
 from gslrm_mouse.cameras.pinhole import Cameras, look_at, orbit
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.cameras.similarity import Similarity
@@ -24,11 +26,13 @@ from gslrm_mouse.doctor.checks import duplicates, explain_disagreement, silhouet
 from gslrm_mouse.doctor.diagnosis import diagnose
 from gslrm_mouse.doctor.evidence import Diagnostic, Evidence
 from gslrm_mouse.models.gslrm import GSLRM
+from gslrm_mouse.preprocess.canonical import canonicalize
 from gslrm_mouse.preprocess.silhouettes import foreground_stats
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import video_frames, write_video
+from gslrm_mouse.views.recordings import read_views
 from gslrm_mouse.views.samples import read_sample, write_sample
 from gslrm_mouse.views.warp import warp_views
 
@@ -60,9 +64,42 @@ def test_a_checkpoint_of_varied_cameras_knows_the_rig(recording):
     names, more = ({note.name for note in d.notes} for d in (varied, known))
     assert {"field_of_view", "distance_spread"} <= more and not names & {"field_of_view", "distance_spread"}
     [field_of_view] = [note.number for note in known.notes if note.name == "field_of_view"]
-    assert 38 < field_of_view < 41
+    assert 35 < field_of_view < 39 # of the images as `reconstruct` shows them, 39° are those of the lenses
     assert {"units", "origin", "coverage"} <= names # the animal is small for both
     assert not known.findings and not varied.findings
+
+
+def test_it_predicts_for_the_views_as_reconstruct_shows_them(recording):
+    shown, before = diagnose(recording), diagnose(recording, choose="distance")
+    assert (shown.choose, before.choose) == ("object", "distance")
+    assert shown.predicted.iou > before.predicted.iou # the animal is larger in the images
+    assert "zoom 1.4 to a relative size of 0.189" in shown.predicted.said
+    assert "is predicted for the views as reconstruct shows them, one zoom for all." in shown.verdict
+    assert "is predicted after canonicalising." in before.verdict
+    assert json.loads(shown.to_json())["choose"] == "object"
+    with pytest.raises(ValueError, match="'object' or 'distance', got 'coverage'"):
+        diagnose(recording, choose="coverage")
+
+
+def test_what_is_predicted_for_is_what_reconstruct_shows(recording, tmp_path, run_command, monkeypatch):
+    presented = []
+
+    def recorded(*args, choose, **kwargs):
+        presented.append(choose)
+        return canonicalize(*args, choose=choose, **kwargs)
+
+    monkeypatch.setattr(frame, "canonicalize", recorded)
+    got = run_command("reconstruct", recording, "--checkpoint", "gslrm_64", "--out", tmp_path/"r", "--no-fit",
+                      "--no-turntable", "--no-panels", "--no-viewer")
+    assert got.returncode == 0, got.stderr
+    assert presented == [diagnose(recording, "gslrm_64").choose] == ["object"]
+
+
+def test_a_sample_in_model_units_is_judged_in_the_cameras_it_has(recording, tmp_path):
+    views = read_views(recording, 0)
+    sample = write_sample(canonicalize(views, FACELIFT_DOMAIN, size=128).views, tmp_path/"model")
+    assert diagnose(sample).choose == "distance"
+    assert diagnose(sample, unit="m").choose == "object" # which `reconstruct --unit m` canonicalises
 
 
 def with_short_lenses(recording, folder):

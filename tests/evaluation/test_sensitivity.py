@@ -8,8 +8,8 @@ import pytest
 import torch
 from gslrm_mouse.cameras.perturb import shifted, turned
 from gslrm_mouse.evaluation.sensitivity import (
-    PERTURBATIONS, draw_sensitivity, extend_sensitivity, load_sensitivity, measure_sensitivity, score_perturbation,
-    sensitivity, sensitivity_file, trial,
+    PERTURBATIONS, Shown, draw_sensitivity, extend_sensitivity, load_sensitivity, measure_sensitivity,
+    score_perturbation, sensitivity, sensitivity_file, trial,
 )
 from gslrm_mouse.models.checkpoint import ModelCard, load_checkpoint, read_card, save_checkpoint, shipped_checkpoint
 from gslrm_mouse.models.gslrm import GSLRM, GSLRMConfig
@@ -95,6 +95,35 @@ def test_focal_and_distance_undo_each_other(table):
     assert both > table.predict_joint({"focal": 1.4}).iou
 
 
+@pytest.mark.parametrize("knob, width", [("tight_narrow", .7), ("tight", 1.), ("tight_wide", 1.4)])
+def test_zoom_and_size_together_are_read_from_the_curves_measured_for_them(table, knob, width):
+    for row in table.curve(knob):
+        predicted = table.predict_object(Shown(row["value"], width, row["coverage"]))
+        assert predicted[:3] == pytest.approx((row["iou"], row["low"], row["high"]), abs=1e-3)
+    narrow, middle, wide = (table.predict_object(Shown(2., w, .266)).iou for w in (.7, .84, 1.))
+    assert narrow < middle < wide # as measured for this checkpoint at its ends
+    smaller, larger = (table.predict_object(Shown(2., 1., size)).iou for size in (.12, .2))
+    assert smaller < larger # as its curve of sizes
+
+
+def test_zoom_and_size_beyond_the_measured_have_no_prediction(table):
+    for shown, said in ((Shown(.8, 1., .2), "outside the measured 1 to 4"), (Shown(5., 1., .2), "outside the measured"),
+                        (Shown(2., .5, .2), "visible width of 0.5"), (Shown(2., 1., .05), "relative object size")):
+        predicted = table.predict_object(shown)
+        assert math.isnan(predicted.iou) and said in predicted.said
+        assert math.isnan(table.predict_joint({"aim": 2.}, shown=shown).iou)
+    older = replace(table, rows=tuple(r for r in table.rows if r["knob"] != "tight_wide"))
+    assert "extend_sensitivity measures them" in older.predict_object(Shown(2., 1., .2)).said
+
+
+def test_zoom_and_size_are_one_share_of_several(table):
+    shown = Shown(1.5, 1., .2)
+    together = table.predict_joint({"aim": 4.}, shown=shown)
+    alone, aim = table.predict_object(shown).iou, table.predict("aim", 4.).iou
+    assert together.iou == pytest.approx(alone*aim/table.curve("aim")[0]["iou_undisturbed"])
+    assert "zoom 1.5 to a relative size of 0.2" in together.said
+
+
 def test_the_table_of_another_checkpoint_is_refused(tmp_path):
     path = tmp_path/"model.safetensors"
     path.write_bytes(shipped_checkpoint().read_bytes() + b"\0")
@@ -144,9 +173,25 @@ def drawn(table, knobs): # colours of curves with several points, and what the l
     return [line.get_color() for line in lines], named
 
 
-def test_a_table_of_mice_is_drawn_without_heads():
-    mice = load_sensitivity("gslrm_any_128")
-    assert {r["subject"] for r in mice.rows} == {"mouse"}
+def test_a_subject_that_a_table_lacks_is_added(of_mice):
+    before = load_sensitivity(of_mice).rows
+    extend_sensitivity(of_mice, knobs=("aim",), subjects=("head", "mouse"))
+    table = load_sensitivity(of_mice)
+    assert table.rows[:len(before)] == before
+    assert {(r["subject"], r["knob"]) for r in table.rows[len(before):]} == {("head", "aim")}
+    assert [(added["subject"], added["knobs"]) for added in table.facts["added"]] == [("head", ["aim"])]
+
+
+@pytest.mark.parametrize("name", ["gslrm_64", "gslrm_128", "gslrm_any", "gslrm_any_128"])
+def test_every_shipped_table_has_all_curves_of_heads_and_mice(name):
+    measured = {(r["subject"], r["knob"], r["kind"], r["value"]) for r in load_sensitivity(name).rows}
+    expected = {(subject, knob, kind, value) for subject in ("head", "mouse") for knob, p in PERTURBATIONS.items()
+                for kind in p.kinds for value in p.values}
+    assert measured == expected
+
+
+def test_a_table_of_mice_is_drawn_without_heads(table):
+    mice = replace(table, rows=tuple(r for r in table.rows if r["subject"] == "mouse"))
     colors, named = drawn(mice, ("focal", "views"))
     assert colors == ["C0"]*(4 + 1)
     assert "mouse" in named and "head" not in named

@@ -69,9 +69,13 @@ def test_the_mean_width_is_the_checkpoints(views, domain, width):
 
 def test_a_share_of_the_silhouette_may_be_cut(views):
     whole = canonicalize(views, DOMAIN, choose="object").certificate.views
-    parts = canonicalize(views, DOMAIN, choose="object", cut=.1).certificate.views
+    with_cut = canonicalize(views, DOMAIN, choose="object", cut=.1)
+    parts = with_cut.certificate.views
     cuts = [v.cut for v in parts]
     assert 0 < max(cuts) <= .1
+    assert f"{max(cuts):.1%} of a silhouette lies outside its image" in with_cut.statement
+    assert all(f"cut {v.cut:6.1%}" in row for v, row in zip(parts, str(with_cut.certificate).splitlines()[1:]))
+    assert "outside its image" not in canonicalize(views, DOMAIN, choose="object").statement
     assert all(cut.fov < v.fov and cut.coverage > v.coverage for cut, v in zip(parts, whole))
 
 
