@@ -500,7 +500,8 @@ def preprocess(
     options = {}
     if target_size_ratio is not None: options["ratio"] = target_size_ratio
     if is_exact: options["choose"] = choose
-    if cut: options["cut"] = cut
+    if cut:
+        options["cut"] = cut
     if is_exact and up is not None: options["up"] = _vector(up).tolist()
     made = preprocess_dataset(
         source, out, method,

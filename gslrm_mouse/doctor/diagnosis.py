@@ -79,7 +79,8 @@ def _size_note(e, size, iou, domain, choose) -> Diagnostic:
     trained = f"the checkpoint was trained on {domain.coverage[0]:.2g} to {domain.coverage[1]:.2g}"
     if choose == "object":
         says = f"shown as large as all images allow the relative object size is {size:.3f}, {trained}"
-        means, cure = f"The silhouette that reaches the border first decides (predicted IoU {iou})", ""
+        means = f"The silhouette that reaches the border first decides (predicted IoU {iou})"
+        cure = ""
     else:
         says = f"seen by the checkpoint's camera the relative object size is {size:.3f}, {trained}"
         means = f"Distance and angular size are physics (predicted IoU {iou})"
@@ -90,13 +91,15 @@ def _size_note(e, size, iou, domain, choose) -> Diagnostic:
 def _fov_note(e, rig, domain, choose) -> Diagnostic|None:
     "A field of view that the checkpoint was not trained on: of the zoomed images, or of the lenses."
     if choose == "object":
-        what, fov = "in which reconstruct shows the object", rig["fov"]
+        what = "in which reconstruct shows the object"
+        fov = rig["fov"]
         means = "One zoom for all views, K and pixels agree"
         cure = (f"gslrm_mouse reconstruct {e.path} --choose distance shows the checkpoint's own field of view, and a "
                 "smaller object")
     else:
         half_width = (e.cameras.image_sizes[:, 0]/2/e.cameras.K[:, 0, 0].double()).mean().item() # at distance 1
-        what, fov = "of the lenses", 2*math.degrees(math.atan(half_width))
+        what = "of the lenses"
+        fov = 2*math.degrees(math.atan(half_width))
         means = "Resampled exactly into the checkpoint's own"
         cure = EXACT_CURE.replace("move it by one exact similarity", "do that")
     if not _is_outside(fov, domain.fov, 1): return None
@@ -108,7 +111,8 @@ def _domain_notes(e, rig, domain, table, choose): # yields
     "What lies outside the checkpoint's domain after canonicalising."
     def iou(name): return predicted_iou(table, name, rig[name])
     size, spread, elevation = rig["coverage"], rig["distance_spread"], rig["elevation"]
-    if _is_outside(size, domain.coverage, .02): yield _size_note(e, size, iou("coverage"), domain, choose)
+    if _is_outside(size, domain.coverage, .02):
+        yield _size_note(e, size, iou("coverage"), domain, choose)
     is_unseen = any(_is_outside(rig[name], domain.distance, 0.) for name in ("nearest", "farthest"))
     if spread > .02 and is_unseen:
         yield Diagnostic(
@@ -125,15 +129,18 @@ def _domain_notes(e, rig, domain, table, choose): # yields
             means=f"Kept as it is (predicted IoU {iou('elevation')})",
             cure="", note=True, number=elevation)
     fov_note = _fov_note(e, rig, domain, choose)
-    if fov_note: yield fov_note
+    if fov_note:
+        yield fov_note
 
 def _predict_score(e, domain, table, choose) -> tuple: # (Prediction or None, notes)
     "The predicted score of the views as they are shown, and what is out of distribution then."
     rig = _canonical_rig(e.views, domain, choose)
     notes = list(_domain_notes(e, rig, domain, table, choose))
     if table is None: return None, notes
-    of_rig = {"distance_spread": rig["distance_spread"], "views": measured_views(table, rig["views"]),
-              "elevation": rig["elevation"]}
+    of_rig = dict(
+        distance_spread=rig["distance_spread"],
+        views=measured_views(table, rig["views"]),
+        elevation=rig["elevation"])
     if choose == "object": return table.predict_joint(of_rig, shown=_shown(rig, domain)), notes
     return table.predict_joint(of_rig | {"coverage": rig["coverage"]}), notes
 

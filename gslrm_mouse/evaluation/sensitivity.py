@@ -428,7 +428,8 @@ def extend_sensitivity(
     first, end = facts["scenes"]
     for subject in subjects or dict.fromkeys(r["subject"] for r in table.rows):
         lacking = [knob for knob in knobs if (subject, knob) not in measured]
-        if not lacking: continue
+        if not lacking:
+            continue
         begun = time.perf_counter()
         rows += sensitivity(
             model, card, end - first, subjects=(subject,), knobs=lacking, n_views=facts["n_views"],
@@ -475,9 +476,11 @@ class Shown(NamedTuple):
     coverage:float # relative object size
 
     @property
-    def said(self) -> str: return f"zoom {self.zoom:.3g} to a relative size of {self.coverage:.3g}"
+    def said(self) -> str:
+        return f"zoom {self.zoom:.3g} to a relative size of {self.coverage:.3g}"
 
-def _unpredicted(said) -> Prediction: return Prediction(math.nan, math.nan, math.nan, said)
+def _unpredicted(said) -> Prediction:
+    return Prediction(math.nan, math.nan, math.nan, said)
 
 @patch
 def predict_object(
@@ -527,7 +530,8 @@ def predict_joint(
         raise ValueError(f"no curve of {subject!r} in the table; it has the subjects {', '.join(subjects)}")
     undisturbed = of_subject[0]["iou_undisturbed"]
     singles = {}
-    if shown: singles[shown.said] = self.predict_object(shown, subject)
+    if shown:
+        singles[shown.said] = self.predict_object(shown, subject)
     for knob, value in values.items():
         measured_kind = kind if kind in PERTURBATIONS[knob].kinds else "honest"
         singles[f"{knob} {value:.3g}"] = self.predict(knob, value, measured_kind, subject)

@@ -237,7 +237,8 @@ def _result(steps, domain, residual_px) -> Canonical|Approximate:
         statement = "this step broke nothing: pixels, K and pose were changed together and agree as well as before"
         if choose not in ("coverage", "object"): statement += ", and K is the checkpoint's"
         most_cut = max(v.cut for v in report.views)
-        if choose == "object" and most_cut: statement += f"; {most_cut:.1%} of a silhouette lies outside its image"
+        if choose == "object" and most_cut:
+            statement += f"; {most_cut:.1%} of a silhouette lies outside its image"
         return Canonical(steps.resampled, to_source, statement, exact=True, certificate=report)
 
     if choose == "zoom": declared = f"images zoomed by {z[0]:.2f} are declared with the checkpoint's K"
