@@ -11,10 +11,12 @@ from torch import Tensor
 from .pinhole import intrinsics
 
 # %% auto #0
-__all__ = ['FACELIFT_FOV', 'FACELIFT_DISTANCE', 'FACELIFT_DOMAIN', 'CameraDomain']
+__all__ = ['FACELIFT_FOV', 'FACELIFT_DISTANCE', 'BORDER', 'FACELIFT_DOMAIN', 'CameraDomain']
 
 # %% ../../nbs/cameras/03_domain.ipynb #21745f36
-FACELIFT_FOV, FACELIFT_DISTANCE = 50., 2.7
+FACELIFT_FOV = 50.
+FACELIFT_DISTANCE = 2.7
+BORDER = .97 # of the way to the border of an image that a silhouette may reach, where it is made as large as possible
 
 # %% ../../nbs/cameras/03_domain.ipynb #2658d495
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from .zero123plus import (
 from ..preprocess.canonical import rotation_homography, virtual_cameras
 from ..preprocess.silhouettes import ModelInput, foreground_stats
 from ..views.triangulation import triangulate
-from ..views.views import MaskError, Views, check_views, is_inverted
+from ..views.views import MaskError, Views, check_views, is_inverted, shows_object
 from ..views.warp import warp_views
 
 # %% auto #0
@@ -187,6 +187,7 @@ class Generator(ABC):
     conditioning:str # what the network is given of the camera: "none" or "angles"
     domain:CameraDomain # of its cameras
     image_size:int # of the image it takes, pixels
+    caution:str = "" # what to know before its views are believed
 
     @abstractmethod
     def cameras(self,
@@ -324,13 +325,20 @@ class GeneratorReconstructor(Reconstructor):
 
     def prepare(self, views:Views, up:Tensor=None) -> ModelInput:
         "The first view, cropped, in the generator's world; the others serve the depth, see `generator_input`."
-        return generator_input(
+        given = generator_input(
             views, self.domain, size=self.generator.image_size, up=up, depth=self.depth, floor=self.floor,
             share=self.share)
+        caution = self.generator.caution
+        return replace(given, statement=f"{given.statement}; {caution}") if caution else given
 
     def predict(self, views:Views, seed:int=0) -> Gaussians:
         "Generated views, as many as the reconstructor was trained with, through the reconstructor."
         generated = self.generator.generate(views, seed)
         chosen = evenly_chosen(len(generated), self.reconstructor.domain.n_views[1])
+        shows = shows_object(generated)
+        empty = [i for i in chosen if not shows[i]]
+        if empty:
+            raise MaskError("mask_empty", f"{self.generator.name} drew nothing in view {empty[0]} of its "
+                                          f"{len(generated)}, so there is nothing to reconstruct")
         answer = self.reconstructor(generated[chosen], seed=seed)
         return answer.transform(scale_to_image(generated, views))

@@ -519,6 +519,15 @@ def forward(self:GSLRM,
     if rig.relative is not None: return _from_rig_frame(gaussians, rig.relative)
     return gaussians if rig.answer is None else rig.answer.to_world(gaussians)
 
+@patch
+def without_rays(self:GSLRM,
+    images:Tensor, # as for `forward`
+    cameras:Cameras, # (B, V)
+) -> Gaussians: # batched
+    "The answer to images whose ray channels are zero; the Gaussians stay on the rays of their pixels."
+    rig = rig_rays(cameras, self.config)
+    return self(images, replace(rig, features=torch.zeros_like(rig.features)))
+
 def _from_rig_frame(g:Gaussians, rig:RelativeRig) -> Gaussians:
     "Gaussians whose rotations are in their cameras' axes and all else in the rig's own frame, in the world."
     unit, origin = rig.frame.unit.to(g.means)[:, None, None], rig.frame.origin.to(g.means)[:, None]

@@ -269,11 +269,18 @@ class LGM(nn.Module):
         if cameras.unit != "model":
             raise ValueError(f"LGM takes cameras in model units, these are in {cameras.unit!r}; "
                              "lgm_input brings views there")
-        posed = posed_images(images, cameras)
-        raw = self.raw(posed)
+        return self._answer(posed_images(images, cameras))
+
+    def _answer(self, posed:Tensor, has_rays:bool=True) -> Gaussians:
+        c = self.config
+        raw = self.raw(posed if has_rays else torch.cat([posed[:, :, :3], torch.zeros_like(posed[:, :, 3:])], 2))
         if c.from_rays:
             raw = torch.cat([raw[:, :, :3] + ray_middles(posed, c.splat_size), raw[:, :, 3:]], 2)
         return lgm_gaussians(raw, c.unit_quats)
+
+    def without_rays(self, images:Tensor, cameras:Cameras) -> Gaussians:
+        "The answer to images whose ray channels are zero; positions that count from the rays keep them."
+        return self._answer(posed_images(images, cameras), has_rays=False)
 
 # %% ../../nbs/models/04_lgm.ipynb #bcf3eebd
 _PERCEPTUAL = "lpips_loss." # prefix of tensors that are not part of the network

@@ -39,12 +39,13 @@ def _matching(target, linear, n_layer) -> list: # names of linear layers
 def target_modules(
     model:nn.Module,
     targets=("attention", "mlp"), # names in `TARGETS` or `THIRDS`, or parts of module names: "layers.0.attn", "to_qkv"
-) -> list[str]: # full names of linear modules
-    "The linear layers that `targets` selects; ValueError with the nearest name where one selects none."
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+) -> list[str]: # full names of linear layers and convolutions
+    "The linear layers and convolutions that `targets` selects; ValueError with the nearest name where one has none."
+    linear = [name for name, module in model.named_modules() if isinstance(module, (nn.Linear, nn.Conv2d))]
+    n_layer = getattr(model.config, "n_layer", 0) # none where the network is no transformer, as LGM
     chosen = []
     for target in targets:
-        found = _matching(target, linear, model.config.n_layer)
+        found = _matching(target, linear, n_layer)
         if not found:
             nearest = (difflib.get_close_matches(target, linear, 1, 0) or linear)[0]
             raise ValueError(f"no linear layer of the network is called {target!r}; there are the groups "
@@ -55,7 +56,7 @@ def target_modules(
 
 # %% ../../nbs/models/03_lora.ipynb #4846f5ae
 def add_lora(
-    model:GSLRM, # its linear layers are wrapped in place
+    model:nn.Module, # GSLRM, or another network with a `config`; its linear layers are wrapped in place
     rank:int=8, # r
     alpha:float=16., # the low-rank product is scaled by alpha/rank
     targets=("attention", "mlp"), # see `target_modules`
@@ -74,7 +75,7 @@ def add_lora(
         adapted = get_peft_model(model, config)
     return adapted.train(training)
 
-def merge_adapter(adapted) -> GSLRM:
+def merge_adapter(adapted) -> nn.Module:
     "The adapter merged into the weights: $W + \\frac{\\alpha}{r} B A$, an ordinary network again."
     return adapted.merge_and_unload()
 

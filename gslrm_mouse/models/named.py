@@ -9,10 +9,11 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from .checkpoint import FOR_RIGS, checkpoint_path, load_checkpoint, open_safetensors
 from .checkpoint import shipped_checkpoint
-from .generator import GeneratorReconstructor, SV3DGenerator, Zero123PlusGenerator
+from .generator import Generator, GeneratorReconstructor, SV3DGenerator, Zero123PlusGenerator
 from .lgm import LGM_DOMAIN, LGMConfig, load_lgm
 from .reconstructor import GSLRMReconstructor, LGMReconstructor, Reconstructor
 from .sv3d import load_sv3d_pipeline
+from .view_flow import ViewFlowGenerator, load_laptop_generator
 from .zero123plus import load_zero123plus
 
 # %% auto #0
@@ -49,7 +50,9 @@ MODELS = dict(
                 "shipped",
         variants=("original", "fixrot")),
     zero123plus=NamedModel(
-        title="Zero123++", fewest=1, needs=_ONE_VIEW, told="nothing", weights="the released folder of Zero123++",
+        title="Zero123++", fewest=1, needs=_ONE_VIEW, told="nothing",
+        weights="the released folder of Zero123++, or generator_laptop, a small one that is shipped and never saw a "
+                "mouse",
         variants=("1.1", "1.2"), options=("floor",)),
     sv3d=NamedModel(
         title="SV3D", fewest=1, needs=_ONE_VIEW, told="elevation and azimuths (sv3d_p) or nothing (sv3d_u)",
@@ -115,7 +118,9 @@ def usable_models(
     return sentences
 
 # %% ../../nbs/models/10_named.ipynb #0a00000a
-_NAMES_OF_SHIPPED = dict(lgm=("lgm_laptop",))
+_LAPTOP_GENERATOR = "generator_laptop"
+_NAMES_OF_SHIPPED = dict(lgm=("lgm_laptop",), zero123plus=(_LAPTOP_GENERATOR,))
+_CAUTION = "the views are drawn by a small network that never saw a mouse, so they say nothing about Zero123++"
 
 def weights_path(
     model:str, # of `MODELS`
@@ -144,6 +149,9 @@ def _check_options(model, **options):
         owners = _listed([other.title for other in MODELS.values() if option in other.options])
         raise ValueError(f"{option} belongs to {owners}; {MODELS[model].title} does not use it")
 
+def _is_laptop_generator(model, weights) -> bool: # the file states nothing, so it is known by its place
+    return model == "zero123plus" and weights == shipped_checkpoint(_LAPTOP_GENERATOR)
+
 def _check(model, weights, variant):
     if model not in MODELS: raise ValueError(f"there is no model {model!r}; there are {', '.join(MODELS)}")
     named = MODELS[model]
@@ -151,12 +159,15 @@ def _check(model, weights, variant):
         raise ValueError(f"GS-LRM takes its weights as a checkpoint, not as weights, got {weights}")
     if model != "gslrm" and weights is None:
         raise ValueError(f"{named.title} needs weights, which are not included: {named.weights}")
-    states_itself = model == "lgm" and _own_lgm_config(weights) is not None
-    if states_itself and variant is not None:
-        raise ValueError(f"{weights} states which network it holds, so the variant should be left out, got {variant!r}")
-    if not states_itself and variant not in (named.variants or (None,)):
+    is_known = _is_laptop_generator(model, weights) or (model == "lgm" and _own_lgm_config(weights) is not None)
+    if is_known and variant is not None:
+        raise ValueError(f"it is known which network {weights} holds, so the variant should be left out, got "
+                         f"{variant!r}")
+    if not is_known and variant not in (named.variants or (None,)):
         choices = f"one of {', '.join(named.variants)}" if named.variants else "left out"
-        raise ValueError(f"the variant of {named.title} should be {choices}, got {variant!r}")
+        shipped = "".join(f"; {name}, which is shipped, needs none" for name in _NAMES_OF_SHIPPED.get(model, ()))
+        given = "" if weights is None else f" for {weights}"
+        raise ValueError(f"the variant of {named.title} should be {choices}, got {variant!r}{given}{shipped}")
 
 def _open_lgm(path, variant, device) -> LGMReconstructor:
     own = _own_lgm_config(path)
@@ -164,6 +175,14 @@ def _open_lgm(path, variant, device) -> LGMReconstructor:
     domain = LGM_DOMAIN if own is None else replace(LGM_DOMAIN, image_size=own.image_size)
     name = "LGM" if own is None else f"LGM ({path.stem})"
     return LGMReconstructor(network=network.to(device), domain=domain, name=name)
+
+def _open_generator(model, weights, variant, device, vae) -> Generator:
+    if _is_laptop_generator(model, weights):
+        name = f"small generator ({_LAPTOP_GENERATOR})"
+        return ViewFlowGenerator(network=load_laptop_generator().to(device), name=name, caution=_CAUTION)
+    if model == "zero123plus":
+        return Zero123PlusGenerator(pipeline=load_zero123plus(weights, version=variant).to(device))
+    return SV3DGenerator(pipeline=load_sv3d_pipeline(weights, vae=vae).to(device))
 
 def open_model(
     model:str, # of `MODELS`
@@ -183,8 +202,5 @@ def open_model(
     network, card = load_checkpoint(checkpoint_path(checkpoint or FOR_RIGS))
     gslrm = GSLRMReconstructor(network=network.to(device), domain=card.domain)
     if model == "gslrm": return gslrm
-    if model == "zero123plus":
-        generator = Zero123PlusGenerator(pipeline=load_zero123plus(weights, version=variant).to(device))
-    else:
-        generator = SV3DGenerator(pipeline=load_sv3d_pipeline(weights, vae=vae).to(device))
+    generator = _open_generator(model, weights, variant, device, vae)
     return GeneratorReconstructor(generator=generator, reconstructor=gslrm, floor=floor or 0.)

@@ -53,6 +53,10 @@ class Reconstructor(ABC):
     ) -> Gaussians: # in the model's world
         "The model's answer to prepared views."
 
+    def without_rays(self) -> Reconstructor:
+        "The same model with zeros for its rays; ValueError for a model whose input has none."
+        raise ValueError(f"{self.name} has no rays in its input that could be left out")
+
     def __call__(self, views:Views, up:Tensor=None, seed:int=0) -> Gaussians: # in the world of the views
         "Prepare, predict, and carry back; ValueError for fewer views than the model needs."
         if len(views) < self.n_views[0]:
@@ -61,6 +65,15 @@ class Reconstructor(ABC):
         return self.predict(prepared.views, seed).transform(prepared.to_source)
 
 # %% ../../nbs/models/06_reconstructor.ipynb #117b2835
+class _EmptyRays(nn.Module):
+    "A network whose ray channels are zero."
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+        self.config = network.config
+
+    def forward(self, images, cameras): return self.network.without_rays(images, cameras)
+
 @dataclass(frozen=True, kw_only=True)
 class _PosedNetwork(Reconstructor):
     "A network that is called with images and their cameras."
@@ -73,6 +86,11 @@ class _PosedNetwork(Reconstructor):
         "One forward pass; nothing is sampled, so `seed` has no effect."
         device = next(self.network.parameters()).device
         return self.network(views.images[None].to(device), views.cameras.batch().to(device)).scene(0)
+
+    def without_rays(self) -> Reconstructor:
+        "The same network with zeros for its rays; ValueError where it is given something else."
+        if self.conditioning != "rays": return super().without_rays()
+        return replace(self, network=_EmptyRays(self.network))
 
 @dataclass(frozen=True, kw_only=True)
 class GSLRMReconstructor(_PosedNetwork):

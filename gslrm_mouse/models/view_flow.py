@@ -123,6 +123,7 @@ class ViewFlowGenerator(Generator):
     network:ViewFlow
     steps:int = 20 # of a sample; 0 for the conditional mean
     name:str = "small generator"
+    caution:str = ""
     conditioning = "none"
     domain:CameraDomain = zero123plus_domain(CAMERA_VERSION)
 

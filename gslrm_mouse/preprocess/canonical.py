@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
-from ..cameras.domain import CameraDomain
+from ..cameras.domain import BORDER, CameraDomain
 from ..cameras.pinhole import Cameras, check_in_front, look_at
 from ..cameras.similarity import Similarity, upright
 from .certificate import APPROXIMATE, Certificate, EXACT, ViewCertificate, domain_size
@@ -92,7 +92,7 @@ def _extent(alpha, size) -> float: # of (V, H, W)
 
 def _zoom_to(relative_size, alpha, size) -> float:
     "Magnification that gives the object `relative_size` on average, or the largest that keeps it inside the border."
-    return min(relative_size/_relative_size(alpha), _BORDER*size/2/_extent(alpha, size))
+    return min(relative_size/_relative_size(alpha), BORDER*size/2/_extent(alpha, size))
 
 def _resample(views, virtual) -> tuple: # images, alpha
     H = rotation_homography(views.cameras, virtual)
@@ -107,8 +107,6 @@ def _project_silhouette(alpha, to_virtual) -> Tensor: # (N, 3) homogeneous pixel
     yx = (alpha > .5).nonzero().double() + .5
     return torch.cat([yx.flip(1), torch.ones_like(yx[:, :1])], 1) @ to_virtual.T
 
-_BORDER = .97 # of the way to the border that a silhouette may reach
-
 def _tight_zoom(views, virtual, cut) -> Tensor: # ()
     "The magnification that brings the first of the silhouettes, but for a share `cut` of its pixels, to the border."
     zooms = []
@@ -118,7 +116,7 @@ def _tight_zoom(views, virtual, cut) -> Tensor: # ()
         room = torch.where(offset > 0, virtual.width - K[:2, 2], K[:2, 2])
         reach = (offset.abs()/room).amax(1).sort().values # of each pixel, relative to the border
         kept = math.ceil((1 - cut)*len(reach))
-        zooms.append(_BORDER/reach[kept - 1])
+        zooms.append(BORDER/reach[kept - 1])
     return torch.stack(zooms).min()
 
 def _tight_factors(views, virtual, distances, domain, cut) -> tuple: # as `_factors`

@@ -12,7 +12,8 @@ from ..cameras.similarity import Similarity
 from .tracer import Scene
 
 # %% auto #0
-__all__ = ['SCENES', 'head_scene', 'object_scene', 'mouse_scene', 'ball_scene', 'random_scene', 'canonical_scene']
+__all__ = ['SCENES', 'head_scene', 'object_scene', 'mouse_scene', 'mouse_keypoints', 'ball_scene', 'random_scene',
+           'canonical_scene']
 
 # %% ../../nbs/scenes/01_bodies.ipynb #a36a6bcc
 class _Parts(list):
@@ -299,6 +300,20 @@ def mouse_scene(
     shift = position - mouse.size*Q @ middle
     sim = Similarity(mouse.size, torch.from_numpy(Q), torch.from_numpy(shift), "mm", "mm")
     return replace(scene.transform(sim), light=scene.light)
+
+# %% ../../nbs/scenes/01_bodies.ipynb #ab8030d3
+_KEYPOINTS = dict( # name: number of the part, in the order in which they are put, and of the half axis that ends there
+    nose=(7, 0), left_ear=(10, 2), right_ear=(8, 2), neck=(3, 2), back=(1, 2), tail_base=(24, 2), tail_middle=(28, 2),
+    tail_tip=(33, 0), left_paw=(20, 0), right_paw=(23, 0), left_foot=(17, 0), right_foot=(14, 0))
+
+def mouse_keypoints(
+    seed:int, # which mouse
+    phase:float=0., # seconds of its walk
+) -> dict: # name: (3,) float64 array, mm
+    "Named points on the surface of `mouse_scene`."
+    scene = mouse_scene(seed, phase)
+    half_axes = np.linalg.inv(scene.A) # in columns
+    return {name: scene.centers[part] + half_axes[part, :, axis] for name, (part, axis) in _KEYPOINTS.items()}
 
 # %% ../../nbs/scenes/01_bodies.ipynb #d7a96eb4
 def ball_scene(

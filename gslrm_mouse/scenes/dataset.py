@@ -5,11 +5,11 @@
 # %% ../../nbs/scenes/02_dataset.ipynb #847251bb
 from __future__ import annotations
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 import torch
 from torch import Tensor
-from ..cameras.domain import FACELIFT_DISTANCE, FACELIFT_FOV
+from ..cameras.domain import BORDER, FACELIFT_DISTANCE, FACELIFT_FOV
 from ..cameras.pinhole import Cameras, orbit
 from ..cameras.similarity import Similarity
 from .bodies import canonical_scene
@@ -49,9 +49,17 @@ class VarietySettings:
     principal:float = 0. # each camera's principal point off the centre, at most this share of the width
     roll:float = 0. # each camera turned about its axis, at most this many degrees
     aim:float = 0. # each camera turned off the origin, degrees at 50° of view, the same share of the image elsewhere
+    tight:bool = False # scenes as large as their images allow, as `canonicalize` shows them with choose="object"
 
     @property
     def on(self) -> bool: return bool(self.fov)
+
+    def to_dict(self) -> dict:
+        "Its fields, `tight` only where it is set: stored settings without it stay the same."
+        values = asdict(self)
+        if not self.tight:
+            values.pop("tight")
+        return values
 
 # %% ../../nbs/scenes/02_dataset.ipynb #aa312832
 HELD_OUT, VIEWS_PER_SCENE = 1_000_000, 12
@@ -96,7 +104,10 @@ def scene_views(
     "Scene `i` of a kind in its `n` cameras: canonical, perturbed (`spread`) or varied (`variety`)."
     scene = canonical_scene(kind, i)
     if spread.on: scene = _scale_scene(scene, spread, i)
-    return raytrace(scene, scene_cameras(i, size, n, elevation, spread, variety), samples)
+    cameras = scene_cameras(i, size, n, elevation, spread, variety)
+    if variety.on and variety.tight:
+        scene = _scaled(scene, _factor_to_border(scene, cameras))
+    return raytrace(scene, cameras, samples)
 
 # %% ../../nbs/scenes/02_dataset.ipynb #9ce03965
 def _spread_draws(seed:int, n:int, spread:SpreadSettings) -> dict: # name: (n,) factors; size: one
@@ -140,8 +151,10 @@ def _scale_scene(
     seed:int, # of the scene
 ):
     "The scene in a size drawn from the range, under the same light."
-    size = float(_spread_draws(seed, 1, spread)["size"])
-    return replace(scene.transform(Similarity(size)), light=scene.light)
+    return _scaled(scene, float(_spread_draws(seed, 1, spread)["size"]))
+
+def _scaled(scene, factor:float): # a `Scene`, about the origin and under the same light
+    return replace(scene.transform(Similarity(factor)), light=scene.light)
 
 # %% ../../nbs/scenes/02_dataset.ipynb #f720b0d3
 def varied_cameras(
@@ -171,3 +184,29 @@ def varied_cameras(
     w2c[:, :3, 3] *= torch.from_numpy(distance/FACELIFT_DISTANCE)[:, None]
     w2c[:, :3] = torch.linalg.matrix_exp(_cross_matrices(rotvec)) @ w2c[:, :3]
     return replace(cams, K=K.to(cams.K), w2c=w2c.to(cams.w2c))
+
+# %% ../../nbs/scenes/02_dataset.ipynb #a17c0006
+def _border_normals(cams:Cameras) -> np.ndarray: # (V, 4, 3) in camera axes, pointing into the image
+    "The planes through each camera's centre and the borders that a silhouette may reach."
+    K = cams.K.double().numpy()
+    focal = K[:, [0, 1], [0, 1]]
+    middle = K[:, :2, 2]
+    size = np.array([cams.width, cams.height])
+    normals = np.zeros((len(K), 2, 2, 3))
+    normals[:, 0, [0, 1], [0, 1]] = 1 # left and upper border
+    normals[:, 1, [0, 1], [0, 1]] = -1
+    normals[:, 0, :, 2] = BORDER*middle/focal
+    normals[:, 1, :, 2] = BORDER*(size - middle)/focal
+    return normals.reshape(-1, 4, 3)
+
+def _factor_to_border(scene, cams:Cameras) -> float: # a `Scene` about the origin
+    "The factor with which the scene reaches the border of the tightest of its images."
+    normals = _border_normals(cams)
+    R = cams.R.double().numpy()
+    t = cams.w2c[:, :3, 3].double().numpy()
+    world_normals = normals @ R
+    extents = np.linalg.norm(np.einsum("vpj,njk->vpnk", world_normals, np.linalg.inv(scene.A)), axis=-1)
+    outermost = world_normals @ scene.centers.T - extents # (V, 4, N)
+    room = np.einsum("vpj,vj->vp", normals, t)[..., None]
+    limits = np.where(outermost < 0, room/-np.minimum(outermost, -1e-12), np.inf)
+    return float(limits.min())

@@ -15,10 +15,10 @@ from ..cameras.lens import Lens
 from ..cameras.pinhole import Cameras
 from ..cameras.presets import heldout_cameras, mouse_rig
 from ..files import atomic_folder
-from .bodies import mouse_scene
+from .bodies import mouse_keypoints, mouse_scene
 from .tracer import raytrace
 from ..video import write_video
-from ..views.samples import straight_alpha
+from ..views.samples import KEYPOINTS, straight_alpha
 from ..views.views import Views
 
 # %% auto #0
@@ -74,6 +74,11 @@ def _write_truth(folder, frames, seed):
             Image.fromarray(rgba).save(folder/f"frame_{i:03d}_view_{k}.png")
     (folder/"heldout_cameras.json").write_text(json.dumps(_truth_description(cameras, frames), indent=1))
 
+def _write_keypoints(path, frames, seed):
+    moments = [mouse_keypoints(seed, i/20) for i in range(frames)]
+    points = np.stack([list(points.values()) for points in moments])
+    np.savez_compressed(path, keypoints_mm=points, names=list(moments[0]))
+
 def _floor(width, height) -> np.ndarray: # (H, W, 1) in [0, 1]
     y, x = np.mgrid[:height, :width]
     return (108 + 12*np.sin(x/17)*np.sin(y/23)).astype(np.float32)[..., None]/255
@@ -101,7 +106,7 @@ def write_recording(
     frames:int=4, # of the video, a twentieth of a second apart
     seed:int=0, # which mouse
     cams:Cameras=None, # the rig, in mm; `mouse_rig()` when None
-    truth:bool=True, # with held-out views
+    truth:bool=True, # with held-out views and true points
     *,
     lens:Lens=None, # of the cameras, whose videos are then stored with their distortion; none when None
 ) -> Path:
@@ -113,7 +118,9 @@ def write_recording(
     video_folder, mask_folder = ("videos", "masks") if lens else ("videos_undist", "simpleclick_undist")
     with atomic_folder(path) as folder:
         _write_videos(folder/video_folder, folder/mask_folder, frames, seed, cams, lens)
-        if truth: _write_truth(folder/"truth/heldout_views", frames, seed)
+        if truth:
+            _write_truth(folder/"truth/heldout_views", frames, seed)
+            _write_keypoints(folder/KEYPOINTS, frames, seed)
         rig = Rig(cams.K, cams.w2c, cams.width, cams.height, cams.unit, lens=lens)
         write_calibration(rig, folder/"new_cam.pkl")
     return path

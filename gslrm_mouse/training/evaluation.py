@@ -158,8 +158,9 @@ def training_domain(s, source, n_views, size, base) -> CameraDomain:
         d = s.training.dataset
         replayed_domain = base if d.replay_share else None
         measured = _measured_domain(source, n_views, size, base=replayed_domain, skip_broken=d.max_broken_share > 0)
-        is_varied = isinstance(source, SceneDataset) and source.variety.on
-        return _varied_domain(measured, source) if is_varied else measured
+        if not (isinstance(source, SceneDataset) and source.variety.on): return measured
+        varied = _varied_domain(measured, source)
+        return _union(varied, base) if replayed_domain and base.is_varied else varied
     coverage = []
     for i in range(32):
         alpha = scene_views(i, source.kinds[0], size, 4).alpha

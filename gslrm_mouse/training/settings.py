@@ -485,6 +485,8 @@ def _variety_problems(s:Settings):
                f"found {d.dataset_path} with the method {d.method}")
     if variety.on and not _is_range(variety.fov):
         yield f"{key}.fov is a range of positive numbers, as [9, 60]; found {variety.fov}"
+    if variety.tight and not variety.on:
+        yield f"{key}.tight acts only where {key}.fov is a range; found {variety.fov}"
     if not _is_range(variety.visible):
         yield f"{key}.visible is a range of positive numbers, as [9, 60]; found {variety.visible}"
     if variety.on and not variety.fov[-1] < 150:

@@ -67,13 +67,15 @@ class SceneDataset:
 
     def __len__(self): return self.n
     def _kind(self, i): return self.kinds[i % len(self.kinds)]
-    def name(self, i): return f"{self._kind(i)} {i}"
+    def _number(self, i): return i + FIRST_MOUSE if self._kind(i) == "mouse" and i < HELD_OUT else i
+    def name(self, i): return f"{self._kind(i)} {self._number(i)}"
     def held_out(self, n): return [HELD_OUT + i for i in range(n)]
 
     def facts(self) -> dict:
         facts = dict(source="procedural", world=WORLD, kinds=list(self.kinds), n=self.n, elevation=list(self.elevation))
         if self.spread.on: facts["spread"] = asdict(self.spread)
-        if self.variety.on: facts["variety"] = asdict(self.variety)
+        if self.variety.on:
+            facts["variety"] = self.variety.to_dict()
         return facts
 
     @property
@@ -81,13 +83,15 @@ class SceneDataset:
         name = f"{self.size}px_{self.elevation[0]:g}_{self.elevation[1]:g}_{WORLD}"
         if self.kinds != ("head", "object"): name += "_" + "_".join(self.kinds)
         if self.spread.on: name += "_" + short_hash(asdict(self.spread))
-        if self.variety.on: name += "_" + short_hash(asdict(self.variety))
+        if self.variety.on:
+            name += "_" + short_hash(self.variety.to_dict())
         return self.folder/name
 
     def __getitem__(self, i:int) -> Views:
         cameras = dict(elevation=self.elevation, spread=self.spread, variety=self.variety)
-        def make(): return _to_rgba8(scene_views(i, self._kind(i), self.size, **cameras))
-        return _to_views(_cached(self._folder/f"{i:07d}.npy", make), scene_cameras(i, self.size, **cameras))
+        number = self._number(i)
+        def make(): return _to_rgba8(scene_views(number, self._kind(i), self.size, **cameras))
+        return _to_views(_cached(self._folder/f"{number:07d}.npy", make), scene_cameras(number, self.size, **cameras))
 
 # %% ../../nbs/training/03_sources.ipynb #2dd5ef00
 def _scaled_one_by_one(cams:Cameras, distance:float) -> Cameras:

@@ -110,6 +110,8 @@ def weights_settings(s:Settings) -> dict:
         section.pop(last)
     # Settings younger than the stored results count only where they are used.
     if not s.training.dataset.camera_variety.on: settings["training"]["dataset"].pop("camera_variety")
+    elif not s.training.dataset.camera_variety.tight:
+        settings["training"]["dataset"]["camera_variety"].pop("tight")
     if not s.training.dataset.unit: settings["training"]["dataset"].pop("unit")
     for key in ("use_relative_cameras", "use_fixed_cameras", "use_no_cameras"):
         if not getattr(s.model, key):

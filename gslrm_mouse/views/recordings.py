@@ -19,7 +19,7 @@ from ..cameras.pinhole import Cameras
 from ..files import describe_folder
 from ..video import decode_frame, decode_frames, video_info
 from .samples import SAMPLES, is_sample, read_sample, sample_folders, undistort_rgba
-from .views import MaskError, Views, check_views, mask_box, path_inside
+from .views import MaskError, Views, check_views, is_inverted, mask_box, path_inside
 
 # %% auto #0
 __all__ = ['VIDEOS', 'MASKS', 'RIG', 'RAW_VIDEOS', 'OWN_MASKS', 'ANIPOSE_VIDEOS', 'SPLATTER_MASKS', 'VIDEO_SUFFIXES',
@@ -269,10 +269,12 @@ def _on_white(image, is_inside, box): # (H, W, 3) uint8, (H, W) → (H, W, 3) in
     colour[box] = torch.where(is_inside[box][..., None], image[box], 255).float()/255
     return colour
 
-def _masked(image, mask, rig:Rig, v:int) -> tuple | None: # (H, W, 3) uint8, twice -> (h, w, 3), (h, w)
+def _masked(image, mask, rig:Rig, v:int, negate:bool) -> tuple | None: # (H, W, 3) uint8, twice -> (h, w, 3), (h, w)
     "Image on white and alpha of one camera, undistorted; None where the mask is empty."
     brightness = mask[..., 0].astype(np.uint16) + mask[..., 1] + mask[..., 2]
     is_inside = torch.from_numpy(brightness > 3*MASK_THRESHOLD)
+    if negate and is_inverted(is_inside):
+        is_inside = ~is_inside
     x0, x1, y0, y1 = mask_box(is_inside)
     if x0 == x1: return None
     image = torch.from_numpy(image)
@@ -293,6 +295,7 @@ def frames(
     self:Recording,
     numbers=None, # of the frames; all when None; each video is decoded once where they rise
     keep_empty:bool=False, # a view whose mask is empty is white and transparent, instead of an error
+    negate:bool=False, # a mask that seems inverted is taken the other way round, instead of an error
 ): # yields Views
     "What all cameras saw at each frame, undistorted, the mask as alpha; MaskError (a ValueError) for an empty one."
     numbers, cams = range(self.n_frames) if numbers is None else list(numbers), self.cameras
@@ -302,7 +305,7 @@ def frames(
         images = torch.ones(len(videos), cams.height, cams.width, 3) # white and transparent where it is padded
         alpha = torch.zeros(len(videos), cams.height, cams.width)
         for v, (file, video, mask_video) in enumerate(zip(self.masks.values(), videos, mask_videos)):
-            found = _masked(next(video), next(mask_video), self.rig, v)
+            found = _masked(next(video), next(mask_video), self.rig, v, negate)
             if found is None:
                 if keep_empty: continue
                 raise _empty_mask(file, v, i)
@@ -334,10 +337,11 @@ def read_views(
     frame:int=0, # of a recording
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
+    negate:bool=False, # of a recording, see `Recording.frames`
 ) -> Views:
     "The views in a folder of either kind; ValueError or FileNotFoundError with one sentence otherwise."
     path = Path(path)
-    if is_recording(path): return open_recording(path, unit, rig_file).frame(frame)
+    if is_recording(path): return next(open_recording(path, unit, rig_file).frames([frame], negate=negate))
     if not is_sample(path):
         raise FileNotFoundError(
             f"{path}: a recording ({VIDEOS}/ or {RAW_VIDEOS}/, {MASKS}/ or {OWN_MASKS}/, {RIG} or another tool's rig) "
@@ -353,7 +357,9 @@ def open_moments(
     white_threshold:float=None, # for samples without alpha: pixels at least this bright are background
     unit:str=None, # of the cameras: "mm", "cm", "m" or "model"; as the file states or implies when None
     rig_file=None, # the calibration of a recording, where several are there or it lies elsewhere
+    *,
     keep_empty:bool=False, # of a recording, see `Recording.frames`
+    negate:bool=False, # the same
 ) -> tuple[list, object]: # numbers in order; function of numbers (and positions of views) that yields `Views`
     "The moments at `source`, whichever kind it is; ValueError or FileNotFoundError with one sentence otherwise."
     source = Path(source)
@@ -361,7 +367,7 @@ def open_moments(
         recording = open_recording(source, unit, rig_file)
         total, kind = recording.n_frames, "frame"
         def read(numbers, v=None):
-            return (recording if v is None else recording[v]).frames(numbers, keep_empty)
+            return (recording if v is None else recording[v]).frames(numbers, keep_empty, negate)
     elif source.exists():
         _refuse_rig_file(source, rig_file)
         samples = sample_folders(source)

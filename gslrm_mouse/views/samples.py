@@ -4,8 +4,11 @@
 
 # %% ../../nbs/views/02_samples.ipynb #72c502c2
 from __future__ import annotations
+import io
 import json
 import re
+import zipfile
+import zlib
 from pathlib import Path
 import numpy as np
 import torch
@@ -20,8 +23,8 @@ from .views import Views, check_views, composite_on_white, pad_images, path_insi
 from .views import unpad_views
 
 # %% auto #0
-__all__ = ['SAMPLES', 'undistort_rgba', 'read_sample', 'straight_alpha', 'write_sample', 'is_sample', 'truth_json',
-           'truth_frames', 'read_truth', 'sample_folders']
+__all__ = ['SAMPLES', 'KEYPOINTS', 'undistort_rgba', 'read_sample', 'straight_alpha', 'write_sample', 'is_sample', 'truth_json',
+           'truth_frames', 'read_truth', 'read_keypoints', 'sample_folders']
 
 # %% ../../nbs/views/02_samples.ipynb #dc6592ac
 SAMPLES = ("opencv_cameras.json", "transforms.json") # files that make a folder a sample
@@ -181,6 +184,24 @@ def read_truth(
         names = (str(entry.get("name", name)),)
         views.append(check_views(Views(images, alpha, camera, names), f"{folder}, {name}"))
     return views
+
+# %% ../../nbs/views/02_samples.ipynb #6a4b53b1
+KEYPOINTS = "truth/keypoints3d.npz" # of a recording
+
+def read_keypoints(
+    recording, # its folder
+) -> Tensor|None: # (T, K, 3) float64, mm
+    "The true points of a recording in each of its frames; None where it has none, ValueError where they are damaged."
+    path = Path(recording)/KEYPOINTS
+    if not path.is_file(): return None
+    try:
+        with np.load(io.BytesIO(read_bytes(path)), allow_pickle=False) as f:
+            points = np.asarray(f["keypoints_mm"], np.float64)
+    except (ValueError, TypeError, KeyError, OSError, zipfile.BadZipFile, zlib.error) as e:
+        raise ValueError(f"{path}: no readable keypoints_mm ({one_line(e)})") from None
+    if points.ndim != 3 or points.shape[-1] != 3 or not np.isfinite(points).all():
+        raise ValueError(f"{path}: keypoints_mm should be finite and of shape (frames, points, 3), has {points.shape}")
+    return torch.from_numpy(points)
 
 # %% ../../nbs/views/02_samples.ipynb #d37105ed
 def sample_folders(folder) -> list[Path]:

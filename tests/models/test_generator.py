@@ -225,6 +225,17 @@ def test_size_and_place_come_home(radius, monkeypatch):
     assert abs(model(views).scales[0, 0].item()/true - 1) > .2
 
 
+def test_an_empty_generated_view_is_named(views, monkeypatch):
+    "Not as a camera of the rig, whose masks are all right."
+    generator = Drawing(radius=.3)
+    drawn = generator.generate(views)
+    monkeypatch.setattr(Drawing, "generate", lambda *_: replace(drawn, alpha=drawn.alpha*torch.tensor(
+        [1., 1., 0., 1., 1., 1.])[:, None, None]))
+    model = GeneratorReconstructor(generator=generator, reconstructor=Blob(), depth="masks")
+    with pytest.raises(MaskError, match="drawing drew nothing in view 2 of its 6"):
+        model.predict(views[0])
+
+
 def test_the_nearest_views_give_the_size():
     "Views at the side of the object say nothing of the image's size."
     cams = zero123plus_cameras("1.2", size=40)

@@ -86,7 +86,7 @@ def test_every_stored_result_is_still_found():
     found = found_results()
     stored = {path.stem: len(path.read_text().splitlines()) for path in (ROOT/"nbs/results").glob("*.jsonl")}
     assert found == stored
-    assert sum(found.values()) == 434
+    assert sum(found.values()) == 525
 
 
 if __name__ == "__main__":
