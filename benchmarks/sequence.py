@@ -176,7 +176,7 @@ def compare(source, quality, frames, out) -> str: # a row of the table
     sequence = load_sequence(folders["sequence"])
     a = scores(source, {i: sequence.gaussians(i) for i in numbers["single"]})
     b = scores(source, {i: load_ply(frame_folder(folders["single"], i)/"gaussians.ply") for i in numbers["single"]})
-    errors = point_errors(source, sequence.positions)
+    errors = point_errors(source, sequence.tracked)
     shown = [i for i in (10, 20, 30, frames - 1) if i in errors]
     points = ", ".join(f"{errors[i]:.2f} ({i})" for i in shown)
     kinds, counts = np.unique(sequence.kinds[1:], return_counts=True)

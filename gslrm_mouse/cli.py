@@ -160,13 +160,14 @@ def reconstruct(
     checkpoint:Path|None=None,
     # which model: gslrm needs two cameras or more and brings its weights; lgm four cameras, zero123plus and sv3d one
     # camera, up, and its depth, which the masks of a second camera tell, or else the floor (--floor); these three need
-    # files that you have (--weights); a generator's views go through gslrm, and the optimisation begins in the model's
-    # answer
+    # files that you have (--weights); a generator's views go through gslrm, the answer is registered by the silhouettes
+    # of all input cameras where there are two or more, and the optimisation begins in the model's answer
     model:Literal["gslrm", "lgm", "zero123plus", "sv3d"]="gslrm",
-    # of another model than gslrm: LGM's .safetensors (or lgm_laptop, a small LGM that is shipped), Zero123++'s folder,
+    # of another model than gslrm: LGM's .safetensors (or lgm_laptop, a small LGM that is shipped), Zero123++'s folder
+    # (or generator_laptop, a small generator that is shipped and never saw a mouse, to try the chain on a laptop),
     # sv3d_p.safetensors or sv3d_u.safetensors
     weights:Path|None=None,
-    variant:str|None=None, # of these weights: original or fixrot of lgm (not lgm_laptop), 1.1 or 1.2 of zero123plus
+    variant:str|None=None, # of weights that you bring: original or fixrot of lgm, 1.1 or 1.2 of zero123plus
     # of zero123plus and sv3d, used where a single camera shows the animal: the height of the floor it stands on, along
     # up, in the unit of the calibration; 0 when left out. A wrong height puts the animal at a wrong distance and in a
     # wrong size, and one image does not show it. With two cameras or more their masks tell the distance
@@ -187,8 +188,8 @@ def reconstruct(
     # (choose coverage or size)
     sized:bool=False,
     # of per-scene optimisation, which begins on the visual hull where it explains the silhouettes, carved by the
-    # network with up to six cameras (draft: with two), else in the network; on a recording of six cameras, in views
-    # held out: draft 0.4 s of one core, IoU 0.87, foreground 17 dB; good 4.8 s, 0.95, 21 dB; best 10 s, 0.95, 21 dB
+    # network with up to six cameras (draft: up to three), else in the network; on a recording of six cameras, in views
+    # held out: draft 0.5 s of one core, IoU 0.91, foreground 19 dB; good 4.8 s, 0.95, 21 dB; best 10 s, 0.95, 21 dB
     quality:Literal["draft", "good", "best"]="good",
     no_fit:Annotated[bool, tyro.conf.FlagCreatePairsOff]=False, # the network alone, without optimisation
     fit:int|None=None, # instead of a quality: steps of optimisation from the network's Gaussians; 200 take two seconds
@@ -204,7 +205,9 @@ def reconstruct(
     film:bool=True, # with --frames: film.mp4 of all frames, and follow.mp4 of a sequence
     viewer:bool=True, # write view.html, a page to turn the result in; once for all frames
     skip_bad:bool=False, # with --frames: leave out those that cannot be used, and list them
-    force:bool=False, # go on where the doctor says that cameras and silhouettes contradict each other
+    # go on where the doctor says that cameras and silhouettes contradict each other; of a recording, masks that seem
+    # inverted are taken the other way round
+    force:bool=False,
     device:str="cpu", # cpu, cuda, cuda:1, …
     threads:int=0, # CPU threads; 0 = as torch decides
 ):
@@ -252,7 +255,8 @@ def reconstruct(
         viewer=viewer,
         sequence=sequence and numbers is not None and fit is None and not no_fit and is_recording(source),
         skip_bad=skip_bad,
-        say=None if numbers else say,
+        negate=force,
+        say=say,
         check=check)
     is_network_alone = no_fit or fit == 0
     most_frames = max(mean["frames"] for mean in scores.values()) # baselines are drawn in a sequence's first
@@ -271,6 +275,15 @@ _SPLITS = dict(input="input views", novel="novel views", novel_network="novel vi
 _AGREEMENT = .9 # share of the silhouettes that a coarse hull explains: the doctor is asked below it
 _OTHER_FINDINGS = ("out_of_domain", "up_axis", "frame_counts", "frame_times") # of the doctor, not on one frame's views
 
+def _go_on_with_masks(error, of_recording:bool):
+    "With --force: a line on stderr where masks are taken the other way round; ValueError where no silhouette is left."
+    from tqdm import tqdm
+    if error.problem == "mask_empty": return # a frame is made without views that show nothing
+    if error.problem == "mask_inverted" and of_recording:
+        tqdm.write(f"{error}; --force takes the masks that seem inverted the other way round", file=sys.stderr)
+        return
+    raise ValueError(f"{error}; --force does not help, as nothing can be reconstructed without silhouettes") from None
+
 def _check_consistency(source, number, unit, checkpoint, rig_file, force=False): # noqa: PLR0917
     """ValueError with the doctor's first finding where silhouettes and cameras of a frame contradict each other;
     with `force` only where there is no silhouette."""
@@ -282,8 +295,9 @@ def _check_consistency(source, number, unit, checkpoint, rig_file, force=False):
     if not (is_recording(source) or is_sample(source)): return # what else it is, is said where it is read
     try: views = read_views(source, number, unit, rig_file)
     except MaskError as e:
-        if not force or e.problem == "mask_empty": return # a frame is made without views that show nothing
-        raise ValueError(f"{e}; --force does not help, as nothing can be reconstructed without silhouettes") from None
+        if force:
+            _go_on_with_masks(e, is_recording(source))
+        return # without --force it is said where the frame is read
     except (ValueError, OSError): return # what is wrong with the files is said where they are used
     if force or len(views) < 2: return
     try: agreement = visual_hull(views, n=24, rays=250).iou.mean().item()

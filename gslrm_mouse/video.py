@@ -164,6 +164,7 @@ def write_video(
     frames:Iterable, # (H, W, 3) or grey (H, W): tensors in [0, 1] or uint8 arrays; taken one by one
     fps:float=24, # frames per second, or their exact fraction
     crf:int=16, # constant rate factor of H.264: lower is better and larger
+    bar=None, # of tqdm, a step for each frame
     **options:str, # more of the encoder libx264: preset, g (largest distance of key frames), …
 ) -> Path:
     "Write an H.264 video, whole or not at all; the colours of odd image sizes are stored at full resolution."
@@ -181,6 +182,8 @@ def write_video(
                 stream.options = {"crf": str(crf), **options}
             layout = "gray" if image.ndim == 2 else "rgb24"
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format=layout)))
+            if bar is not None:
+                bar.update()
         if stream is None: raise ValueError(f"{path}: a video needs at least one frame, none was given")
         container.mux(stream.encode())
     return Path(path)

@@ -135,7 +135,8 @@ def fit_coarse_to_fine(
     if not len(start): raise ValueError("there is no Gaussian to start from")
     g, rng = start, torch.Generator().manual_seed(seed)
     for stage in stages:
-        if bar is not None: bar.set_description(f"optimise at {stage.size} px")
+        if bar is not None:
+            bar.set_description(f"optimising at {stage.size} px")
         if stage.split: g = split_longest(g)
         g = _fit_stage(g, foreground_crops(views, stage.size), stage, rng, bar)
     return g

@@ -114,6 +114,8 @@ def fit_gaussians(
     options:Fit=Fit(),
     seed:int=0,
     start:Gaussians=None, # in the unit of the cameras, SH degree 0; points in the visual hull when None
+    *,
+    bar=None, # of tqdm, for all steps
 ) -> Gaussians: # in the unit of the cameras
     "Gaussians that reproduce the images in the cameras that came with them, by Adam through the rasterizer."
     points, radius = _initial_points(views, options, seed)
@@ -131,4 +133,6 @@ def fit_gaussians(
         reconstruction_loss(image, alpha, views.images, views.alpha)["loss"].backward()
         adam.step()
         schedule.step()
+        if bar is not None:
+            bar.update()
     return parameters_to_gaussians(parameters, center, radius, unit).map(torch.Tensor.detach)

@@ -114,6 +114,18 @@ class Registration:
     similarity:Similarity # from the Gaussians' world to that of the views, same unit
     iou:float # of rendered alpha and masks, mean over the views
     iou_before:float # the same for the Gaussians as given
+    shift:float # of the middle of the Gaussians, in that unit
+
+    @property
+    def degrees(self) -> float: # of the rotation
+        cosine = (self.similarity.Q.trace().item() - 1)/2
+        return math.degrees(math.acos(min(max(cosine, -1.), 1.)))
+
+    def __str__(self) -> str:
+        scale = self.similarity.scale
+        unit = self.similarity.target
+        return (f"moved by {self.shift:.3g} {unit}, turned by {self.degrees:.0f}°, scaled by {scale:.2f} "
+                f"(IoU with the masks {self.iou_before:.2f} → {self.iou:.2f})")
 
 LEAST_OPACITY = .05 # Gaussians below it leave no silhouette
 _KEPT = 3 # starts that go on after the first steps
@@ -197,4 +209,5 @@ def register_silhouettes(
     before, after = _silhouette_iou(g, masks), _silhouette_iou(g.transform(similarity), masks)
     if after < before:
         similarity, after = Similarity(source=g.unit, target=g.unit), before
-    return Registration(similarity, after, before)
+    middle = _cloud_frame(g).center
+    return Registration(similarity, after, before, shift=(similarity(middle) - middle).norm().item())

@@ -6,6 +6,7 @@
 from __future__ import annotations
 import json
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from ..gaussians.coarse_to_fine import foreground_crops
 from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply, ply_world, save_ply
 from ..gaussians.rasterize import render
+from ..gaussians.registration import register_silhouettes
 from ..gaussians.surface import surface_gaussians
 from ..metrics import image_scores
 from ..models.reconstructor import Reconstructor
@@ -36,7 +38,7 @@ from ..views.views import MaskError, Views, pad_images, pad_views, shows_object,
 from ..views.warp import warp_views
 
 # %% auto #0
-__all__ = ['TURNTABLE_SIZE', 'ReconstructOptions', 'Frame', 'FrameMaker', 'input_numbers', 'save_cloud', 'load_cloud',
+__all__ = ['TURNTABLE_SIZE', 'ReconstructOptions', 'Frame', 'FrameMaker', 'input_numbers', 'save_cloud', 'load_cloud', 'stage',
            'write_turntable', 'make_frame']
 
 # %% ../../nbs/reconstruction/04_frame.ipynb #61769d46
@@ -180,6 +182,35 @@ def load_cloud(path, units:str=None) -> tuple[Gaussians, Tensor]: # and (3,) up 
     if units == "model": return g.transform(to_other), to_other.Q @ up
     return g, up
 
+# %% ../../nbs/reconstruction/04_frame.ipynb #19a60002
+_LONG = 1. # seconds; of stages that take less, nothing stays
+
+class _StageBar(tqdm):
+    "A progress bar with the time left; while the number of steps is not known, only the time so far."
+    @property
+    def format_dict(self):
+        facts = super().format_dict
+        return facts if facts["total"] else facts | dict(bar_format="{desc} [{elapsed}]")
+
+@contextmanager
+def stage(
+    name:str, # what happens
+    say, # called with lines where stderr is no terminal; None: the stage is silent
+    steps:int=None, # None: not known, unless what happens sets the bar's total
+): # → its bar
+    "A part of the work that may take seconds."
+    begin = time.perf_counter()
+    is_hidden = None if say else True # None: unless stderr is a terminal
+    with _StageBar(total=steps, unit="step", desc=name, disable=is_hidden) as bar:
+        has_lines = bool(say) and bar.disable
+        if has_lines:
+            say(name)
+        yield bar
+        seconds = time.perf_counter() - begin
+        bar.leave = seconds >= _LONG
+    if has_lines and seconds >= _LONG:
+        say(f"{name}: {seconds:.0f} s")
+
 # %% ../../nbs/reconstruction/04_frame.ipynb #7f0a000d
 _BEGINNINGS = dict(hull="on the hull", carved="on the hull carved by the network", network="in the network")
 
@@ -191,6 +222,7 @@ class _Result:
     start:Start|None = None # of per-scene optimisation at a quality
     baselines:tuple = () # pairs of a name and the Gaussians to compare with
     followed:Followed|None = None # of a sequence
+    placing:str = "" # how they were brought to the animal, where the views leave that open
 
 def _predict(prepared:ModelInput, maker:FrameMaker) -> Gaussians: # in the source's world
     options, domain = maker.options, maker.domain
@@ -201,18 +233,40 @@ def _predict(prepared:ModelInput, maker:FrameMaker) -> Gaussians: # in the sourc
     g = maker.reconstructor.predict(prepared.views).to("cpu")
     return g.select(options.filters.mask(g, prepared.views.cameras.centers)).transform(prepared.to_source)
 
-def _without_quality(frame:Frame, network:Gaussians, maker:FrameMaker) -> _Result:
+_MASK_SIZE = 128 # side of the crops whose silhouettes place an answer, pixels
+_MASK_MARGIN = 2. # the same side over that of the silhouette
+
+def _placed(answer:Gaussians, frame:Frame, maker:FrameMaker) -> tuple[Gaussians, str]: # and how
+    "An answer where the silhouettes of two input cameras or more show the animal; as it is with a single one."
+    views = frame.input_views
+    if len(views) < 2 or not len(answer): return answer, ""
+    found = register_silhouettes(answer, foreground_crops(views, _MASK_SIZE, _MASK_MARGIN), up=maker.up)
+    return answer.transform(found.similarity), f"registered by the silhouettes of {len(views)} cameras: {found}"
+
+def _prediction(prepared:ModelInput, frame:Frame, maker:FrameMaker, say) -> tuple: # and `_Result.placing`
+    "A function that predicts the Gaussians; where the views leave their place open, it was called and they are placed."
+    predict_network = partial(_predict, prepared, maker)
+    if maker.reconstructor.gauge == "none": return predict_network, ""
+    with stage(f"model {maker.options.model}", say):
+        answer, placing = _placed(predict_network(), frame, maker)
+    if say and placing:
+        say(placing)
+    return lambda: answer, placing
+
+def _without_quality(frame:Frame, network:Gaussians, maker:FrameMaker, say) -> _Result:
     steps = maker.options.fit
     if not steps or not len(network): return _Result(network, "")
-    return _Result(fit_to_views(network, frame.input_views, maker.domain, steps, up=maker.up), ", fitted")
+    with stage("fitting the network to the views", say) as bar:
+        g = fit_to_views(network, frame.input_views, maker.domain, steps, up=maker.up, bar=bar)
+    return _Result(g, ", fitted")
 
 _SEQUENCE_GAUSSIANS = 500 # of the network, where all frames follow the first: as good, and a third faster
 
-def _start(frame:Frame, quality, predict_network, maker:FrameMaker) -> Start:
+def _start(frame:Frame, quality, predict_network, maker:FrameMaker, bar) -> Start:
     options = maker.options
     of_network = options.gaussians or (_SEQUENCE_GAUSSIANS if options.sequence else NETWORK_GAUSSIANS)
     if options.model == "gslrm":
-        return choose_start(frame.input_views, quality, predict_network, maker.domain, of_network, maker.up)
+        return choose_start(frame.input_views, quality, predict_network, maker.domain, of_network, maker.up, bar=bar)
     g = network_start(predict_network(), of_network)
     return Start("network", f"the model {options.model} was chosen", g)
 
@@ -231,29 +285,27 @@ def _with_quality(frame:Frame, predict_network, maker:FrameMaker, say) -> _Resul
     options, views = maker.options, frame.input_views
     quality = quality_of(options.quality, options.pixels, options.gaussians)
     predict_once = cache(predict_network)
-    if say:
-        say("choosing where to begin: visual hull or network" if options.model == "gslrm" else f"model {options.model}")
-    start = _start(frame, quality, predict_once, maker)
+    choosing = "choosing where to begin: visual hull or network"
+    with stage(choosing if options.model == "gslrm" else f"beginning in the answer of {options.model}", say) as bar:
+        start = _start(frame, quality, predict_once, maker, bar)
     if say:
         say(f"began {_BEGINNINGS[start.kind]}: {start.reason}")
-    steps = sum(stage.steps for stage in quality.stages)
-    is_hidden = None if say else True # None: unless stderr is a terminal
-    with tqdm(total=steps, unit="step", desc="optimise", disable=is_hidden) as bar:
+    with stage("optimising", say, sum(x.steps for x in quality.stages)) as bar:
         g = optimise_scene(start.gaussians, views, quality, bar=bar)
     baselines = _baselines(views, quality, predict_once, start) if frame.held_out else ()
     return _Result(g, f", {options.quality}", start, baselines)
 
 def _alone(frame:Frame, prepared:ModelInput, maker:FrameMaker, say) -> _Result:
     "A frame by itself; ValueError where the filters leave nothing."
-    predict_network = partial(_predict, prepared, maker)
+    predict_network, placing = _prediction(prepared, frame, maker, say)
     if maker.options.quality is None:
-        result = _without_quality(frame, predict_network(), maker)
+        result = _without_quality(frame, predict_network(), maker, say)
     else:
         result = _with_quality(frame, predict_network, maker, say)
     if not len(result.gaussians):
         raise ValueError(f"frame {frame.number}: no Gaussian passed the filters ({maker.options.filters}), so there is "
                          "nothing to write; see gslrm_mouse doctor")
-    return result
+    return replace(result, placing=placing)
 
 def _in_sequence(frame:Frame, prepared:ModelInput, maker:FrameMaker, say, continued) -> _Result:
     "The Gaussians of the frame before, moved; without one, a frame by itself that the next one can follow."
@@ -272,9 +324,13 @@ def write_turntable(
     folder:Path,
     g:Gaussians,
     up:Tensor, # (3,) in the world of the Gaussians
+    bar=None, # of tqdm, is set to all pictures
 ):
     "turntable.mp4, framed on the Gaussians."
-    write_video(folder/"turntable.mp4", render_orbit(g, turntable_cameras(g, size=TURNTABLE_SIZE, up=up)))
+    cams = turntable_cameras(g, size=TURNTABLE_SIZE, up=up)
+    if bar is not None:
+        bar.reset(total=len(cams))
+    write_video(folder/"turntable.mp4", render_orbit(g, cams), bar=bar)
 
 def _seen(source:Views, shown:Cameras) -> Tensor: # (V, H, W) bool
     "Which pixels of images from the places of the source's cameras lie inside the images of the source."
@@ -328,11 +384,11 @@ def _novel_split(frame:Frame, g:Gaussians, maker:FrameMaker) -> _Split:
     truth = _small(frame.views[frame.held_out], maker)
     return _Split("novel", frame.held_out, truth, *_rendered(g, truth))
 
-def _with_held_out(split:_Split, held_out:Views, g:Gaussians) -> _Split:
-    "A held-out view beside the others, cropped to its silhouette."
+def _with_held_out(split:_Split, held_out:Views, g:Gaussians, name:str="held out") -> _Split:
+    "A view that had no part in `g` beside the others, cropped to its silhouette."
     crop = foreground_crops(held_out, split.truth.cameras.width)
     image, alpha, scores = _rendered(g, crop, _seen(held_out, crop.cameras))
-    names = (*(split.truth.names or range(len(split.truth))), "held out")
+    names = (*(split.truth.names or range(len(split.truth))), name)
     truth = replace(split.truth, images=torch.cat([split.truth.images, crop.images]),
                     alpha=torch.cat([split.truth.alpha, crop.alpha]), names=names)
     images, alphas = torch.cat([split.images, image]), torch.cat([split.alphas, alpha])
@@ -347,11 +403,31 @@ def _draw_panels(path:Path, split:_Split, first_row:str):
     "Truth, rendering, error and mask of each view."
     _save_figure(plot_panels(split.truth, split.images, split.alphas, split.scores, first_row), path, 130)
 
-def _write_panels(folder:Path, frame:Frame, splits:list[_Split], g:Gaussians):
+_SPARE_FROM = 5 # input views: without one of them, a draft still shows what can be expected
+
+def _draft_without(number:int, frame:Frame, maker:FrameMaker) -> Gaussians|None:
+    "A draft from all input views but one, for the picture alone; None where the others make none."
+    quality = maker.options.quality and "draft"
+    options = replace(maker.options, quality=quality, pixels=None, gaussians=None)
+    others = replace(frame, inputs=[i for i in frame.inputs if i != number])
+    try:
+        prepared, _ = _prepare(others.input_views, maker)
+        return _alone(others, prepared, replace(maker, options=options), None).gaussians
+    except ValueError:
+        return None
+
+def _write_panels(folder:Path, frame:Frame, splits:list[_Split], g:Gaussians, maker:FrameMaker):
     of_inputs = splits[0]
+    options = maker.options
+    can_spare = options.model == "gslrm" and not options.fit and len(frame.inputs) >= _SPARE_FROM
     if frame.held_out:
         _draw_panels(folder/"views_novel.png", splits[1], "truth")
         of_inputs = _with_held_out(of_inputs, frame.views[frame.held_out[:1]], g)
+    elif can_spare:
+        spared = frame.inputs[len(frame.inputs)//2]
+        draft = _draft_without(spared, frame, maker)
+        if draft is not None:
+            of_inputs = _with_held_out(of_inputs, frame.views[[spared]], draft, "held out, draft")
     _draw_panels(folder/"views.png", of_inputs, "input")
 
 def _draw_rigs(path:Path, frame:Frame, prepared:ModelInput, maker:FrameMaker):
@@ -397,7 +473,7 @@ def make_frame(
     number:int,
     *,
     maker:FrameMaker,
-    say=None, # called with a line per stage; the optimisation has a progress bar then
+    say=None, # called with a line per stage, see `stage`
     continued=None, # of a sequence: function of the input views and the number → `Followed`, None for the first frame
 ) -> list[dict]: # records
     "Write all files of one frame; ValueError where nothing can be made of it."
@@ -412,24 +488,24 @@ def make_frame(
     else:
         result = _alone(frame, prepared, maker, say)
     seconds = round(time.perf_counter() - begin, 2)
-    if say:
-        say("writing the files")
 
     g = result.gaussians
     save_cloud(g, prepared, folder/"gaussians.ply", options.units)
     if result.followed:
         _save_followed(folder, result.followed, prepared, options)
     if options.turntable:
-        write_turntable(folder, g, up_axis(prepared))
+        with stage("writing turntable.mp4", say) as bar:
+            write_turntable(folder, g, up_axis(prepared), bar)
     splits = [_input_split(frame, prepared, g, maker)]
     if frame.held_out:
         splits.append(_novel_split(frame, g, maker))
     if options.panels:
-        _write_panels(folder, frame, splits, g)
-        _draw_rigs(folder/"cameras.png", frame, prepared, maker)
+        with stage("drawing views.png and cameras.png", say):
+            _write_panels(folder, frame, splits, g, maker)
+            _draw_rigs(folder/"cameras.png", frame, prepared, maker)
     facts = dict(arm=condition + result.condition, **maker.tag, seconds=seconds)
     records = _frame_records(frame, splits, result, facts)
-    report = getattr(prepared, "certificate", prepared.statement)
-    (folder/"cameras.txt").write_text(f"{report}\n", encoding="utf-8")
+    report = [str(getattr(prepared, "certificate", prepared.statement)), result.placing]
+    (folder/"cameras.txt").write_text("".join(f"{part}\n" for part in report if part), encoding="utf-8")
     (folder/"results.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     return records

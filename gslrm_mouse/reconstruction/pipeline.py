@@ -23,7 +23,7 @@ from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, read
 from ..models.named import MODELS, open_model, weights_path
 from .film import FILM_FPS, film_pictures
 from .frame import FrameMaker, ReconstructOptions, input_numbers, load_cloud, make_frame
-from .frame import write_turntable
+from .frame import stage, write_turntable
 from .prediction import START_RULE, quality_of
 from .sequence import SEQUENCE, SEQUENCE_QUALITIES, Followed, find_neighbours, follow
 from .sequence import load_followed, read_sequence, save_sequence, write_follow_film
@@ -31,6 +31,7 @@ from .viewer import NEEDS_VISER, VIEWER, has_viser, write_view
 from ..video import write_video
 from ..views.recordings import changed_files, fingerprint_of_source, is_recording, iter_moments
 from ..views.recordings import open_moments, open_recording, read_views
+from ..views.samples import read_keypoints
 from ..views.views import Views
 
 # %% auto #0
@@ -222,22 +223,30 @@ def _make_all(
     return {*todo, *outdated} - skipped.keys(), skipped
 
 # %% ../../nbs/reconstruction/05_pipeline.ipynb #7f0b0002
-def _write_film(frames:_Frames, numbers:list[int], turn:float):
+def _write_film(frames:_Frames, numbers:list[int], turn:float, bar):
     units, paths = frames.settings["units"], [frame_folder(frames.out, i)/"gaussians.ply" for i in numbers]
     def loader(path): return lambda: load_cloud(path, units)[0]
     _, up = load_cloud(paths[0], units)
     images = film_pictures([loader(path) for path in paths], frames.read(tuple(numbers), [0]), numbers, up, turn)
-    write_video(frames.out/"film.mp4", images, FILM_FPS)
+    bar.reset(total=len(numbers))
+    write_video(frames.out/"film.mp4", images, FILM_FPS, bar=bar)
 
 def _can_write_viewer() -> bool: # a line on stderr says why not
     if not has_viser():
         print(f"{VIEWER} is left out: {NEEDS_VISER}", file=sys.stderr)
     return has_viser()
 
-def _write_view(folder:Path, views:Views, *, inputs:int|None, of_recording:bool, title:str):
+def _true_points(source, rig_file) -> Tensor|None: # (T, K, 3) mm
+    "Those of a recording, in the world of its own calibration."
+    return read_keypoints(source) if rig_file is None else None
+
+def _write_view(
+    folder:Path, views:Views, *, inputs:int|None, of_recording:bool, title:str, truth:Tensor|None, frame:int=0,
+):
     "The viewer of what lies in a folder."
     numbers = input_numbers(len(views), inputs, of_recording)
-    write_view(folder, views, [i for i in range(len(views)) if i not in numbers], title)
+    held_out = [i for i in range(len(views)) if i not in numbers]
+    write_view(folder, views, held_out, title, truth=truth if views.cameras.unit == "mm" else None, frame=frame)
 
 def renew_view(out) -> bool: # whether it was written
     "The viewer of many frames again, with the track that lies there now; False where the folder has no viewer."
@@ -249,20 +258,21 @@ def renew_view(out) -> bool: # whether it was written
         source, unit, rig_file, inputs = (settings[key] for key in ("source", "unit", "rig_file", "inputs"))
     except (ValueError, KeyError, TypeError):
         raise ValueError(f"{out/MANIFEST} is no manifest of this version") from None
-    views = read_views(source, _frame_numbers(out)[0], unit, rig_file)
-    _write_view(out, views, inputs=inputs, of_recording=is_recording(source), title=out.resolve().name)
+    views = read_views(source, _frame_numbers(out)[0], unit, rig_file, negate=True) # frames were made with --force then
+    _write_view(out, views, inputs=inputs, of_recording=is_recording(source), title=out.resolve().name,
+                truth=_true_points(source, rig_file))
     return True
 
-def _sequence_files(out:Path, numbers:list[int], film:bool, turntable:bool) -> dict: # file: function that writes it
+def _sequence_files(out:Path, numbers:list[int], film:bool, turntable:bool) -> dict: # file: function of a bar
     "What a sequence has beside its frames."
     @cache
     def sequence(): return read_sequence([frame_folder(out, i) for i in numbers])
-    def write_own_turntable():
-        write_turntable(out, sequence().gaussians(0), torch.from_numpy(sequence().up))
+    def write_own_turntable(bar):
+        write_turntable(out, sequence().gaussians(0), torch.from_numpy(sequence().up), bar)
 
-    files = {SEQUENCE: lambda: save_sequence(sequence(), out/SEQUENCE)}
+    files = {SEQUENCE: lambda _: save_sequence(sequence(), out/SEQUENCE)}
     if film:
-        files["follow.mp4"] = lambda: write_follow_film(sequence(), out/"follow.mp4")
+        files["follow.mp4"] = lambda bar: write_follow_film(sequence(), out/"follow.mp4", bar)
     if turntable:
         files["turntable.mp4"] = write_own_turntable
     return files
@@ -275,19 +285,20 @@ class _Wanted:
     turntable:bool # of a sequence
     view:object # function that writes the viewer, from a folder and the views of the first frame; None for no viewer
 
-def _common_files(frames:_Frames, finished:list[int], wanted:_Wanted) -> dict: # file: its frames, and what writes it
+def _common_files(frames:_Frames, finished:list[int], wanted:_Wanted) -> dict:
+    "Of each file its frames, and the function of a progress bar that writes it."
     files = {}
     if wanted.film:
-        files["film.mp4"] = finished, lambda: _write_film(frames, finished, wanted.turn)
+        files["film.mp4"] = finished, lambda bar: _write_film(frames, finished, wanted.turn, bar)
     if frames.settings["sequence"]:
         numbers = [i for i in frames.numbers if i in finished]
         of_sequence = _sequence_files(frames.out, numbers, wanted.film, wanted.turntable)
         files |= {name: (numbers, write) for name, write in of_sequence.items()}
     if wanted.view:
-        files[VIEWER] = finished, lambda: wanted.view(frames.out, next(frames.read(finished[:1])))
+        files[VIEWER] = finished, lambda _: wanted.view(frames.out, next(frames.read(finished[:1])))
     return files
 
-def _write_missing(frames:_Frames, files:dict, made_of:dict, left_out:dict) -> dict: # file: its frames
+def _write_missing(frames:_Frames, files:dict, made_of:dict, left_out:dict, say) -> dict: # file: its frames
     "Write the files that are missing or made of other frames than those in `made_of`."
     def is_current(name): return made_of.get(name) == files[name][0] and (frames.out/name).is_file()
 
@@ -296,7 +307,8 @@ def _write_missing(frames:_Frames, files:dict, made_of:dict, left_out:dict) -> d
         _write_incomplete(frames, left_out)
     for name in missing:
         _, write = files[name]
-        write()
+        with stage(f"writing {name}", say) as bar:
+            write(bar)
     return made_of | {name: files[name][0] for name in missing}
 
 def _say_fewer_views(finished:dict): # number: records
@@ -316,7 +328,7 @@ def _write_complete(frames:_Frames, finished:dict, made_of:dict, left_out:dict):
     if not frames.manifest.is_file() or frames.manifest.read_text() != complete:
         write_atomic(frames.manifest, complete)
 
-def _reconstruct_many(frames:_Frames, make, wanted:_Wanted, *, overwrite:bool, skip_bad:bool) -> list[dict]:
+def _reconstruct_many(frames:_Frames, make, wanted:_Wanted, *, overwrite:bool, skip_bad:bool, say) -> list[dict]:
     "Frame by frame, with a progress bar; then what belongs to all of them. The records of the frames asked for."
     _open_folder(frames, overwrite)
     made_of, left_out = _last_call(frames)
@@ -326,7 +338,7 @@ def _reconstruct_many(frames:_Frames, make, wanted:_Wanted, *, overwrite:bool, s
         raise ValueError(f"{frames.out}: no frame could be made; the first was {next(iter(skipped.values()))}")
     left_out = {number: why for number, why in (left_out | skipped).items() if number not in finished}
     files = _common_files(frames, list(finished), wanted)
-    made_of = _write_missing(frames, files, {} if made else made_of, left_out)
+    made_of = _write_missing(frames, files, {} if made else made_of, left_out, say)
     _say_fewer_views(finished)
     _write_complete(frames, finished, made_of, left_out)
     return [r for i in frames.numbers for r in finished.get(i, [])]
@@ -420,7 +432,8 @@ def reconstruct(
     sequence:bool=False, # with `frames` and a quality: one set of Gaussians that follows the animal
     turn:float=90., # degrees that the camera of film.mp4 moves around
     skip_bad:bool=False, # with `frames`: leave out those that cannot be read or made, and list them
-    say=None, # called with a line per stage of a single frame, whose optimisation has a progress bar then
+    negate:bool=False, # of a recording: masks that seem inverted are taken the other way round, instead of an error
+    say=None, # called with a line per stage, see `stage`; many frames have one progress bar in any case
     check=None, # called when options and paths are found right and nothing is computed yet; may raise
 ) -> dict: # mean scores per split
     """Write the files of one frame, or of each of many.
@@ -440,7 +453,8 @@ def reconstruct(
     if frames is None:
         _check_out(out, overwrite, (source, rig_file, path, weights))
     else:
-        numbers, read = open_moments(source, frames, unit=unit, rig_file=rig_file, keep_empty=True)
+        numbers, read = open_moments(
+            source, frames, unit=unit, rig_file=rig_file, keep_empty=True, negate=negate)
     _check_inputs(source, inputs, unit, rig_file)
     reconstructor = open_model(model, path, weights, variant, device, floor=floor, vae=vae)
     settings = _settings(
@@ -455,18 +469,19 @@ def reconstruct(
     make = partial(make_frame, maker=FrameMaker(reconstructor, options, of_recording, tag))
     view = None
     if viewer and _can_write_viewer():
-        view = partial(_write_view, inputs=inputs, of_recording=of_recording, title=out.resolve().name)
+        view = partial(_write_view, inputs=inputs, of_recording=of_recording, title=out.resolve().name,
+                       truth=_true_points(source, rig_file), frame=frame)
 
     asked = None if frames is None else _Frames(numbers, read, out, settings)
     if asked:
         _check_folder(asked, overwrite)
-    if say and of_recording:
-        say(f"reading frame {frame}")
-    if check:
-        check()
+    number = frame if frames is None else numbers[0]
+    with stage(f"reading frame {number}", say if of_recording else None): # a sample is read at once
+        if check:
+            check()
+        views = read_views(source, frame, unit, rig_file, negate) if frames is None else None
 
     if frames is None:
-        views = read_views(source, frame, unit, rig_file)
         input_numbers(len(views), inputs, of_recording) # raises where a sample has fewer
         with atomic_folder(out, overwrite) as folder:
             records = make(folder, views, frame, say=say)
@@ -475,5 +490,5 @@ def reconstruct(
     else:
         make = partial(make, continued=_continued(asked, options))
         wanted = _Wanted(film, turn, turntable, view)
-        records = _reconstruct_many(asked, make, wanted, overwrite=overwrite, skip_bad=skip_bad)
+        records = _reconstruct_many(asked, make, wanted, overwrite=overwrite, skip_bad=skip_bad, say=say)
     return _means_by_split(records)

@@ -100,11 +100,14 @@ def fit_to_views(
     seed:int=0,
     *,
     up:Tensor=None, # up axis of the views' world, +z when None
+    bar=None, # of tqdm, is set to all steps
 ) -> Gaussians: # in the views' world
     "Gaussians fitted to their input views, smoothed by the rasterizer's blur there; ValueError if the start is empty."
     prepared = canonicalize(views, domain, choose="coverage", size=size, up=up)
     start = None if g is None else _visible(g).transform(prepared.to_source.inverse)
-    fitted = fit_gaussians(prepared.views, Fit(steps=steps), seed, start)
+    if bar is not None:
+        bar.reset(total=steps)
+    fitted = fit_gaussians(prepared.views, Fit(steps=steps), seed, start, bar=bar)
     center = fitted.means.double().median(0).values
     blur = EPS2D**.5*pixel_at(prepared.views.cameras, center)
     return blur_cloud(fitted, blur).transform(prepared.to_source)
@@ -118,7 +121,7 @@ class Quality:
     carved_below:int = 7 # with fewer cameras than this a network carves the hull; measured up to six
 
 QUALITIES = dict(
-    draft=Quality(48, (FitStage(64, 20),), carved_below=3),
+    draft=Quality(64, (FitStage(128, 20),), carved_below=4),
     good=Quality(64, (FitStage(128, 60), FitStage(256, 60, means_rate=.4))),
     best=Quality(64, (
         FitStage(128, 90, means_rate=2.),
@@ -259,7 +262,7 @@ def carved_start(
     return join_gaussians([network_start(near, gaussians), surface])
 
 # %% ../../nbs/reconstruction/00_prediction.ipynb #5eab8a45
-START_RULE = 3 # of `choose_start`; another number where the same views would begin elsewhere
+START_RULE = 4 # of `choose_start`; another number where the same views would begin elsewhere
 START_RAYS = 500 # of each silhouette, for the hull that an optimisation begins on
 _CONSISTENT = .8 # mean IoU of the silhouettes with that hull
 _TRUSTED = .2 # a network that leaves a larger share of the hull; another one shows something else
@@ -280,13 +283,15 @@ def _begin_carved(
     views:Views,
     domain:CameraDomain, # of the network
     gaussians:int, # of the network, at most
+    *,
     up:Tensor|None,
+    bar, # of tqdm
 ) -> tuple[Gaussians|None, str]: # None where the hull stays as it is; what the network did
     "The start on what a network, fitted to the views, leaves of their hull."
     if (network.opacities > _VISIBLE).sum() < _MIN_GAUSSIANS:
         return None, "the network shows nothing"
     try:
-        fitted = fit_to_views(network, views, domain, up=up)
+        fitted = fit_to_views(network, views, domain, up=up, bar=bar)
     except ValueError as error: # such as an image that shows a sliver of the animal; said where the frame begins
         return None, f"the network could not be fitted to the views ({error})"
     carved = carve_hull(hull, fitted, views)
@@ -303,6 +308,8 @@ def choose_start(
     domain:CameraDomain, # of the network
     gaussians:int=NETWORK_GAUSSIANS, # of the network, at most
     up:Tensor=None, # up axis of the views' world, +z when None
+    *,
+    bar=None, # of tqdm, for the steps in which the network is fitted to the views
 ) -> Start:
     "The visual hull where it explains the silhouettes, carved by the network fitted to the views; else the network."
     if len(views) < 2:
@@ -316,7 +323,7 @@ def choose_start(
         return Start("network", reason, start)
     reason = f"the visual hull of {len(views)} cameras explains {explained}"
     if len(views) < quality.carved_below:
-        start, said = _begin_carved(hull, predict_network(), views, domain, gaussians, up)
+        start, said = _begin_carved(hull, predict_network(), views, domain, gaussians, up=up, bar=bar)
         if start is not None:
             return Start("carved", said, start)
         reason = f"{reason}; {said}"

@@ -83,6 +83,7 @@ class Motion:
     tolerance:float = 1. # dB of foreground PSNR, input views: such a loss opens them again
     lost:float = .8 # IoU of the input views, relative to the first frame's: below it, the frame is made anew
     polish:tuple = () # `FitStage`s that optimise what a followed frame shows; the next one begins in what was before
+    faded:float = 3. # dB of foreground PSNR, input views: a frame that shows so much less than the first is made anew
 
 _ALPHA_WEIGHT = 2. # of the alpha's squared error, as in the optimisation from coarse to fine
 
@@ -168,8 +169,10 @@ class SequenceQuality:
 
 SEQUENCE_QUALITIES = dict(
     draft=SequenceQuality("good", Motion()),
-    good=SequenceQuality("best", Motion(size=128)),
-    best=SequenceQuality("best", Motion(size=128, polish=(FitStage(256, 60, means_rate=.4),))),
+    good=SequenceQuality("best", Motion(size=128, polish=(FitStage(256, 60, means_rate=.4),))),
+    best=SequenceQuality("best", Motion(size=128, polish=(
+        FitStage(256, 60, means_rate=.4),
+        FitStage(384, 60, means_rate=.4)))),
 )
 
 @dataclass(frozen=True)
@@ -182,6 +185,7 @@ class Followed:
     shift:tuple # of the middle of the Gaussians in the time of one frame
     cameras:tuple # which show all of the animal, see `_poses`; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
+    sharpest:float # dB, of the input views at the size of the last `Motion.polish`: of the frame `key`
     open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
     kind:str # one of `KINDS`
@@ -224,6 +228,20 @@ def _begin_anew(before:Followed, views:Views, number:int, quality:Quality, motio
     g = _from_hull(before.gaussians, views, quality)
     return replace(start_sequence(g, views, number, motion), before=before.number, kind="anew")
 
+def _sharpness(g:Gaussians, seen:Views, motion:Motion) -> float: # dB
+    size = motion.polish[-1].size if motion.polish else motion.size
+    return _score(g, foreground_crops(seen, size))["psnr_fg"]
+
+def _shown(g:Gaussians, before:Followed, seen:Views, quality:Quality, motion:Motion) -> tuple[Gaussians, bool]:
+    "What a followed frame shows, and whether that was made anew, because the followed one shows too little."
+    polished = optimise_stages(g, seen, motion.polish)
+    sharpness = _sharpness(polished, seen, motion)
+    if sharpness > before.sharpest - motion.faded: return polished, False
+    stages = tuple(stage for stage in quality.stages if stage.size <= motion.polish[-1].size)
+    anew = _from_hull(g, seen, replace(quality, stages=stages))
+    is_better = _sharpness(anew, seen, motion) > sharpness
+    return (anew, True) if is_better else (polished, False)
+
 def start_sequence(
     g:Gaussians, # of the first frame, in the world of the views
     views:Views,
@@ -231,11 +249,13 @@ def start_sequence(
     motion:Motion=Motion(),
 ) -> Followed:
     "A sequence of one frame."
-    score = _score(g, foreground_crops(_seen_in(g, views), motion.size))
+    seen = _seen_in(g, views)
+    score = _score(g, foreground_crops(seen, motion.size))
     whole = _whole(views)
     return Followed(
         gaussians=g, number=number, before=None, point=_place(whole), shift=(0., 0., 0.), cameras=_poses(whole),
-        psnr_fg=score["psnr_fg"], open_frames=motion.settling, iou=score["iou"], kind="first", key=number)
+        psnr_fg=score["psnr_fg"], sharpest=_sharpness(g, seen, motion), open_frames=motion.settling,
+        iou=score["iou"], kind="first", key=number)
 
 def follow(
     before:Followed, # the frame before
@@ -264,13 +284,15 @@ def follow(
         return _begin_anew(replace(before, gaussians=g), views, number, quality, motion)
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
     moved = (g.means - before.gaussians.means).mean(0)
+    shown, is_anew = _shown(g, before, seen, quality, motion) if motion.polish else (None, False)
+    kind = "appearance" if is_open else "followed"
     return replace(
         before, gaussians=g, number=number, before=before.number, point=point, shift=tuple((moved/elapsed).tolist()),
         cameras=_poses(whole),
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
-        kind="appearance" if is_open else "followed",
-        polished=optimise_stages(g, seen, motion.polish) if motion.polish else None)
+        kind="anew" if is_anew else kind,
+        polished=shown)
 
 # %% ../../nbs/reconstruction/03_sequence.ipynb #60050011
 MOTION, SEQUENCE = "motion.json", "sequence.npz"
@@ -307,7 +329,8 @@ def load_followed(
 class Sequence:
     "All frames of a sequence: where its N Gaussians are over time, and how they look."
     numbers:np.ndarray # (T,) of the frames
-    positions:np.ndarray # (T, N, 3) in `unit`
+    positions:np.ndarray # (T, N, 3) in `unit`, as the frames show them
+    tracked:np.ndarray # (T, N, 3) where they were followed to, also in a frame that is shown made anew
     rotations:np.ndarray # (T, N, 4) wxyz
     scales:np.ndarray # (A, N, 3) standard deviations, of each appearance
     opacities:np.ndarray # (A, N)
@@ -344,6 +367,7 @@ def read_sequence(
     return Sequence(
         numbers=np.array([int(Path(folder).name.removeprefix("frame_")) for folder in folders]),
         positions=stacked(f.shown.means for f in frames),
+        tracked=stacked(f.gaussians.means for f in frames),
         rotations=stacked(f.shown.quats for f in frames),
         scales=stacked(g.scales for g in firsts),
         opacities=stacked(g.opacities for g in firsts),
@@ -409,6 +433,9 @@ def follow_pictures(
 def write_follow_film(
     sequence:Sequence,
     path, # *.mp4
+    bar=None, # of tqdm, is set to all frames
 ) -> Path:
     "Both cameras side by side."
-    return write_video(path, follow_pictures(sequence), FILM_FPS)
+    if bar is not None:
+        bar.reset(total=len(sequence))
+    return write_video(path, follow_pictures(sequence), FILM_FPS, bar=bar)

@@ -213,7 +213,7 @@ def measure(
         volume=np.array([mesh.volume for mesh in meshes]),
         area=np.array([mesh.area for mesh in meshes]),
         confidence=sequence.iou,
-        points=np.stack([sequence.positions[:, n].mean(1) for n in numbers], 1),
+        points=np.stack([sequence.tracked[:, n].mean(1) for n in numbers], 1),
         point_confidence=sequence.iou[:, None]*np.exp(-strain),
         names=names,
         unit=sequence.unit,

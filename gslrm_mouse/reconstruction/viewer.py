@@ -19,26 +19,30 @@ import numpy as np
 import torch
 from torch import Tensor
 from ..cameras.pinhole import Cameras, check_cameras
-from ..cameras.presets import mouse_rig
+from ..cameras.presets import facelift_rig, mouse_rig
 from ..cameras.rotations import matrix_to_quat
 from ..cameras.similarity import Similarity, upright
 from ..files import describe_folder, read_bytes, write_atomic
-from ..gaussians.cloud import Gaussians
+from ..gaussians.cloud import Gaussians, join_gaussians
 from ..gaussians.ply import load_ply, ply_world
 from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
+from ..models.checkpoint import checkpoint_path, load_checkpoint
+from ..models.gslrm import GSLRM
+from ..models.named import open_model
 from .film import cameras_around, enclosing_ball
 from .prediction import optimise_scene, quality_of
-from ..scenes.bodies import mouse_scene
+from ..scenes.bodies import head_scene, mouse_scene
 from ..scenes.tracer import raytrace
 from ..stats import weighted_quantile
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'TRACK', 'TRACK_COLOUR', 'VIEWER', 'CAMERAS', 'Stage', 'stage_of',
-           'first_camera', 'still_image', 'has_viser', 'viewer_html', 'write_viewer', 'show', 'example_reconstruction',
-           'write_example', 'plot_still', 'ShownTrack', 'load_track', 'result_files', 'result_file', 'load_in_unit',
-           'write_view', 'live_viewer', 'serve']
+__all__ = ['NEEDS_VISER', 'FPS', 'HELD_OUT', 'INPUT', 'TRACK_COLOUR', 'TRUTH_COLOUR', 'EXAMPLE_ROWS', 'TRACK', 'VIEWER',
+           'CAMERAS', 'Stage', 'stage_of', 'first_camera', 'still_image', 'has_viser', 'viewer_html', 'write_viewer',
+           'show', 'example_reconstruction', 'write_example', 'plot_still', 'in_a_row', 'example_row',
+           'write_example_row', 'ShownTrack', 'load_track', 'result_files', 'result_file', 'load_in_unit', 'write_view',
+           'live_viewer', 'serve']
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010006
 @dataclass(frozen=True)
@@ -120,6 +124,8 @@ def _frustum(cam:Cameras) -> dict: # one camera in viewer units; arguments of vi
 NEEDS_VISER = "viser, which draws the viewer, is not installed: pip install 'gslrm_mouse[view]'"
 FPS = 10 # frames a second of a sequence
 HELD_OUT, INPUT = (230, 120, 20), (60, 60, 60) # colours of the cameras
+TRACK_COLOUR = (30, 110, 230)
+TRUTH_COLOUR = (210, 30, 130)
 _PORTABLE = """<style>canvas { opacity: 1 !important; }</style>
 <script>
 if (self.origin === "null") {
@@ -224,6 +230,22 @@ def _add_stage(server, stage:Stage, cams, images, held_out):
     if cams is not None:
         _add_cameras(server, stage, cams, images, held_out)
 
+def _add_points(server, stage:Stage, frame:int, track:ShownTrack|None, truth:np.ndarray|None):
+    "The points of one of the frames that are shown: those that were followed, and the true ones."
+    shown = {}
+    if track:
+        shown["/track/points"] = track.points[frame], TRACK_COLOUR
+    if truth is not None:
+        shown["/truth"] = truth[frame], TRUTH_COLOUR
+    to_viewer = _to_viewer(stage.unit)
+    for name, (points, colour) in shown.items():
+        server.scene.add_point_cloud(
+            name,
+            points=to_viewer(torch.from_numpy(points)).numpy(),
+            colors=colour,
+            point_size=.03*stage.radius*to_viewer.scale,
+            point_shape="circle")
+
 def viewer_html(
     gaussians, # `Gaussians`, or a list of them: a sequence
     cams:Cameras=None, # in the unit of the Gaussians
@@ -233,6 +255,7 @@ def viewer_html(
     up:Tensor=None, # (3,) up axis of the world; +z when None
     title:str="Gaussians", # of the page
     track:ShownTrack=None, # of the frames
+    truth:np.ndarray=None, # (F, K, 3) true points in each frame, in the unit of the Gaussians
 ) -> str:
     "The page of a viewer; ImportError without viser, ValueError for an empty cloud or cameras in another unit."
     is_sequence = not isinstance(gaussians, Gaussians)
@@ -243,8 +266,7 @@ def viewer_html(
     stage = stage_of(frames[0], up)
     def draw(server, i):
         server.scene.add_gaussian_splats("/gaussians", **_splats(frames[i], n))
-        if track:
-            _add_track_points(server, stage, track, i)
+        _add_points(server, stage, i, track, truth)
 
     with _server() as server:
         _add_stage(server, stage, cams, images, held_out)
@@ -318,9 +340,58 @@ def plot_still(
     fig.tight_layout(pad=0)
     return fig
 
+# %% ../../nbs/reconstruction/02_viewer.ipynb #60010041
+_FAINT = 1/255 # opacity below which the rasterizer draws nothing
+
+def in_a_row(
+    clouds:list[Gaussians], # of one unit
+) -> Gaussians:
+    "Side by side, from left to right as the viewer opens; without Gaussians that are too faint to be drawn."
+    stages = [stage_of(g) for g in clouds]
+    right = first_camera(stages[-1]).R[0, 0]
+    step = 1.6*max(stage.radius for stage in stages)
+    places = [stages[-1].center + (i - (len(clouds) - 1)/2)*step*right for i in range(len(clouds))]
+    seen = [g.select(g.opacities > _FAINT) for g in clouds]
+    moved = [replace(g, means=g.means + (place - stage.center).to(g.means))
+             for g, place, stage in zip(seen, places, stages)]
+    return join_gaussians(moved)
+
+def _mice(checkpoint=None) -> list[Gaussians]: # GS-LRM's answer, the hull, optimised
+    optimised, views = example_reconstruction()
+    network = open_model("gslrm", checkpoint and checkpoint_path(checkpoint))(views)
+    return [network, surface_gaussians(views), optimised]
+
+def _heads() -> list[Gaussians]: # of a trained and of an untrained network
+    trained, _ = load_checkpoint()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        untrained = GSLRM(trained.config).eval()
+    views = raytrace(head_scene(11), facelift_rig(trained.config.image_size, n=4), 2)
+    inputs = views.images[None], views.cameras.to(torch.float32).batch()
+    with torch.no_grad():
+        return [network(*inputs).scene(0) for network in (trained, untrained)]
+
+EXAMPLE_ROWS = dict( # name of a tutorial: what its viewer shows, from left to right
+    which_model=_mice,
+    lora=lambda: _mice("gslrm_64")[::2],
+    released_checkpoint=_heads)
+
+@cache
+def example_row(
+    name:str, # of `EXAMPLE_ROWS`
+) -> Gaussians:
+    "What the viewer of a tutorial shows."
+    return in_a_row(EXAMPLE_ROWS[name]())
+
+def write_example_row(
+    name:str, # of `EXAMPLE_ROWS`
+    path, # of the HTML file
+) -> Path:
+    "The viewer of a tutorial; ImportError without viser."
+    return write_viewer(path, example_row(name), title=name.replace("_", " "))
+
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010031
 TRACK = "track.csv"
-TRACK_COLOUR = (30, 110, 230)
 
 @dataclass(frozen=True)
 class ShownTrack:
@@ -359,15 +430,12 @@ def _add_track_path(server, stage:Stage, track:ShownTrack):
         colors=TRACK_COLOUR,
         thickness=.015*stage.radius*to_viewer.scale)
 
-def _add_track_points(server, stage:Stage, track:ShownTrack, frame:int):
-    "The points of one of the frames that are shown."
-    to_viewer = _to_viewer(stage.unit)
-    server.scene.add_point_cloud(
-        "/track/points",
-        points=to_viewer(torch.from_numpy(track.points[frame])).numpy(),
-        colors=TRACK_COLOUR,
-        point_size=.03*stage.radius*to_viewer.scale,
-        point_shape="circle")
+def _truth_of(
+    truth:Tensor, # (T, K, 3) in all frames of a recording
+    numbers:list, # of frames
+) -> np.ndarray|None: # (F, K, 3)
+    "The true points in some frames; None where it lacks one of them."
+    return truth[numbers].double().cpu().numpy() if max(numbers) < len(truth) else None
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010021
 VIEWER, CAMERAS = "view.html", "view.json"
@@ -414,21 +482,28 @@ def load_in_unit(
         raise ValueError(f"{path}: its Gaussians are in {g.unit!r}, and its header has no way to {unit!r}")
     return g.transform(to_other), to_other.Q @ up
 
-def _save_cameras(path:Path, cams:Cameras, held_out):
-    "What `_load_cameras` reads: K and w2c, and which cameras were held out."
+def _save_view(path:Path, cams:Cameras, held_out, truth:np.ndarray|None):
+    "What `_load_view` reads: K and w2c, which cameras were held out, and the true points of all frames."
     cams = cams.resized(cams.width, cams.height) # one size for all
     content = dict(unit=cams.unit, width=cams.width, height=cams.height, K=cams.K.tolist(), w2c=cams.w2c.tolist(),
                    held_out=list(held_out))
+    if truth is not None:
+        content["truth"] = truth.round(3).tolist()
     write_atomic(path, json.dumps(content))
 
-def _load_cameras(path:Path) -> tuple: # (Cameras, held out)
-    "The cameras of `view.json`; ValueError in one sentence for a damaged file."
+def _load_view(
+    path:Path,
+    n_frames:int, # that the folder holds now
+) -> tuple: # (Cameras, held out, (F, K, 3) true points, None where they are of another number of frames or missing)
+    "The content of `view.json`; ValueError in one sentence for a damaged file."
     try:
         content = json.loads(read_bytes(path))
         K, w2c = (torch.tensor(content[key], dtype=torch.float64) for key in ("K", "w2c"))
         cams = Cameras(K, w2c, content["width"], content["height"], content["unit"])
-        return check_cameras(cams, path), tuple(content["held_out"])
-    except (ValueError, KeyError, TypeError, RuntimeError) as e:
+        truth = np.asarray(content.get("truth", ()), np.float64)
+        truth = truth.reshape(len(truth), -1, 3) if len(truth) == n_frames else None
+        return check_cameras(cams, path), tuple(content["held_out"]), truth
+    except (ValueError, KeyError, TypeError, RuntimeError, AttributeError) as e:
         raise ValueError(f"{path}: no readable cameras of a reconstruction ({e})") from None
 
 def write_view(
@@ -436,21 +511,28 @@ def write_view(
     views:Views, # of its first frame, all cameras
     held_out=(), # which of them had no part in it
     title:str=None, # of the page; the folder's name when None
+    *,
+    truth:Tensor=None, # (T, K, 3) true points in each frame of the source, in the unit of the views
+    frame:int=0, # number of the frame, where the folder is of one
 ) -> Path:
     "Write `view.html` and `view.json` of what lies in a folder; ImportError without viser."
     folder = Path(folder)
     paths = list(result_files(folder).values())
     n = min(len(paths), _MOST_FRAMES)
-    chosen = [paths[i*len(paths)//n] for i in range(n)]
+    indices = [i*len(paths)//n for i in range(n)]
+    chosen = [paths[i] for i in indices]
     small = _small(views)
     loaded = [load_in_unit(path, views.cameras.unit) for path in chosen]
     frames, up = [g for g, _ in loaded], loaded[0][1]
     is_sequence = not (folder/"gaussians.ply").is_file()
-    _save_cameras(folder/CAMERAS, views.cameras, held_out)
+    if truth is not None:
+        numbers = [int(path.parent.name.removeprefix("frame_")) for path in paths] if is_sequence else [frame]
+        truth = _truth_of(truth, numbers)
+    _save_view(folder/CAMERAS, views.cameras, held_out, truth)
     track = load_track(folder, [path.parent.name for path in chosen], views.cameras.unit) if is_sequence else None
     return write_viewer(
         folder/VIEWER, frames if is_sequence else frames[0], small.cameras, small.images, held_out=held_out, up=up,
-        title=title or folder.resolve().name, track=track)
+        title=title or folder.resolve().name, track=track, truth=None if truth is None else truth[indices])
 
 # %% ../../nbs/reconstruction/02_viewer.ipynb #60010025
 def _camera_names(cams:Cameras, held_out) -> list:
@@ -469,14 +551,13 @@ def _add_jump(server, cams:Cameras, held_out):
             event.client.camera.wxyz, event.client.camera.position = pose["wxyz"], pose["position"]
             event.client.camera.fov = pose["fov"]
 
-def _add_frames(server, files:dict, stage:Stage, track:ShownTrack|None):
+def _add_frames(server, files:dict, stage:Stage, track:ShownTrack|None, truth:np.ndarray|None):
     "A slider over the frames; each is read when it is shown."
     names = list(files)
     def draw(i):
         g, _ = load_in_unit(files[names[i]], stage.unit)
         server.scene.add_gaussian_splats("/gaussians", **_splats(g, len(g)))
-        if track:
-            _add_track_points(server, stage, track, i)
+        _add_points(server, stage, i, track, truth)
     draw(0)
     if len(names) == 1: return
     slider = server.gui.add_slider("frame", 0, len(names) - 1, 1, 0)
@@ -493,14 +574,14 @@ def live_viewer(
     folder = Path(folder)
     files = result_files(folder)
     saved = folder/CAMERAS
-    cams, held_out = _load_cameras(saved) if saved.is_file() else (None, ())
+    cams, held_out, truth = _load_view(saved, len(files)) if saved.is_file() else (None, (), None)
     g, up = load_in_unit(next(iter(files.values())), None if cams is None else cams.unit)
     stage, track = stage_of(g, up), load_track(folder, list(files), g.unit)
     with _server(port) as server:
         _add_stage(server, stage, cams, None, held_out)
         if track:
             _add_track_path(server, stage, track)
-        _add_frames(server, files, stage, track)
+        _add_frames(server, files, stage, track, truth)
         if cams is not None:
             _add_jump(server, cams, held_out)
         yield server

@@ -17,6 +17,7 @@ from gslrm_mouse.gaussians.rasterize import render
 from gslrm_mouse.metrics import image_scores
 from gslrm_mouse.models import generator, lgm, named
 from gslrm_mouse.models.lgm import LGM_DOMAIN
+from gslrm_mouse.models.view_flow import ViewFlowGenerator
 from gslrm_mouse.models.zero123plus import write_random_zero123plus
 from gslrm_mouse.reconstruction.pipeline import reconstruct
 from gslrm_mouse.scenes.recording import write_recording
@@ -69,6 +70,36 @@ def test_a_generator_answers_in_the_world_of_the_rig(recording, zero123plus, tin
     assert "the masks of 6 views" in (tmp_path/"out"/"cameras.txt").read_text()
 
 
+def test_a_generators_answer_is_registered_by_all_masks(recording, zero123plus, tiny_checkpoint, tmp_path, monkeypatch):
+    "As calibrated, the ball lies 150 mm behind the animal; the masks of all cameras bring it there, before any step."
+    monkeypatch.setattr(named, "Zero123PlusGenerator", partial(Ball, size=32, image_size=64))
+    cams = read_views(recording, 0).cameras
+    animal = triangulate(read_views(recording, 0)).point
+    depth = cams[0].to_camera(animal.to(cams.w2c)[None])[0, 0, 2].item()
+    monkeypatch.setattr(named, "GeneratorReconstructor", partial(generator.GeneratorReconstructor, depth=depth + 150))
+    said = []
+    reconstruct(
+        recording, tmp_path/"out", checkpoint=tiny_checkpoint, model="zero123plus", weights=zero123plus, variant="1.2",
+        fit=0, panels=False, say=said.append, **FEW_FILES)
+    middle = load_ply(tmp_path/"out"/"gaussians.ply").means.double().median(0).values
+    assert (middle - animal).norm() < 30 # mm
+    [line] = [line for line in said if line.startswith("registered by the silhouettes of 6 cameras: moved by 1")]
+    assert line in (tmp_path/"out"/"cameras.txt").read_text().splitlines()
+
+
+def test_the_shipped_generator_is_opened_by_name(recording, tiny_checkpoint, tmp_path, monkeypatch):
+    "It says what it is; its answer is registered, and an optimisation begins in it."
+    monkeypatch.setattr(named, "ViewFlowGenerator", partial(ViewFlowGenerator, steps=1))
+    said = []
+    reconstruct(recording, tmp_path/"out", checkpoint=tiny_checkpoint, model="zero123plus", weights="generator_laptop",
+                quality="draft", inputs=5, panels=False, say=said.append, **FEW_FILES)
+    assert {r["arm"] for r in records(tmp_path/"out") if not r["split"].startswith("novel_")} == {
+        "small generator (generator_laptop) and GS-LRM, draft"}
+    assert any("a small network that never saw a mouse" in line for line in said)
+    assert any(line.startswith("registered by the silhouettes of 5 cameras: ") for line in said)
+    assert {r["start"] for r in records(tmp_path/"out")} == {"network"}
+
+
 def one_camera(recording, folder, raised=0.):
     "The first camera of a recording, in a world whose floor lies higher, in mm."
     shutil.copytree(recording, folder)
@@ -97,6 +128,7 @@ def test_one_camera_needs_its_floor(recording, zero123plus, tiny_checkpoint, tmp
     assert (low.returncode, high.returncode) == (0, 0)
     assert "comes from the silhouette on a floor at height 0 mm" in low.stderr
     assert "comes from the silhouette on a floor at height 900 mm" in high.stderr
+    assert "registered" not in low.stderr # one silhouette does not tell a place
     a, b = (load_ply(tmp_path/out/"gaussians.ply").means for out in "ab")
     torch.testing.assert_close(a + a.new_tensor([0., 0., 900.]), b, atol=.1, rtol=0)
 
@@ -157,6 +189,7 @@ def test_lgm_chooses_its_views_and_begins_the_optimisation(recording, tiny_check
         variant="fixrot", quality="draft", inputs=5, say=said.append, **FEW_FILES)
     rows = records(tmp_path/"out")
     assert any("the model lgm was chosen" in line for line in said)
+    assert not any("registered" in line for line in said) # its place is known
     assert [r["camera"] for r in rows if r["split"] == "input"] == [0, 1, 2, 4, 5]
     assert {r["start"] for r in rows} == {"network"}
 
@@ -203,7 +236,9 @@ def test_other_weights_do_not_continue_a_folder(recording, zero123plus, tiny_che
     (dict(model="sv3d", weights="x", choose="object"), "choose and sized are for GS-LRM"),
     (dict(floor=3.), "floor belongs to Zero123.. and SV3D; GS-LRM does not use it"),
     (dict(model="zero123plus", weights="x", variant="1.2", vae="y"), "vae belongs to SV3D; Zero123.. does not use it"),
-    (dict(model="lgm", weights="lgm_laptop", variant="fixrot"), "states which network it holds"),
+    (dict(model="lgm", weights="lgm_laptop", variant="fixrot"), "it is known which network .* holds"),
+    (dict(model="zero123plus", weights="generator"), "for generator; generator_laptop, which is shipped, needs none"),
+    (dict(model="zero123plus", weights="generator_laptop", variant="1.2"), "the variant should be left out"),
 ])
 def test_what_does_not_go_together(recording, tmp_path, options, message):
     with pytest.raises(ValueError, match=message):

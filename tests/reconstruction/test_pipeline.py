@@ -1,13 +1,16 @@
 """Many frames: read once, made whole or not at all, resumed after a kill, in steady memory; filters and PLY files."""
+import io
 import json
 import pickle
 import random
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import textwrap
 import time
+from contextlib import redirect_stderr
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -73,6 +76,11 @@ def folders(out):
 
 def records(folder):
     return [json.loads(line) for line in (folder/"results.jsonl").read_text().splitlines()]
+
+
+def without_seconds(lines):
+    "The lines of stages without those that say how long one took."
+    return [line for line in lines if not re.search(r": \d+ s$", line)]
 
 
 def n_decoded(path, numbers):
@@ -689,11 +697,48 @@ def test_held_out_views_list_the_baselines(drafted):
 
 
 def test_each_stage_of_a_frame_is_said_when_it_begins(drafted):
-    reading, choosing, began, optimisation, writing = drafted[1]
-    assert (reading, writing) == ("reading frame 3", "writing the files")
+    reading, choosing, began, optimising, optimisation = without_seconds(drafted[1])
+    assert reading == "reading frame 3"
     assert choosing == "choosing where to begin: visual hull or network"
     assert began.startswith("began on the hull: the visual hull of 5 cameras explains")
-    assert optimisation == "(optimisation)"
+    assert (optimising, optimisation) == ("optimising", "(optimisation)")
+
+
+def test_stages_of_many_frames_are_the_first_one_and_the_files_of_all(film, tiny_checkpoint, tmp_path):
+    "The frames themselves have one bar; what is finished is not said again, and without `say` nothing is."
+    options = dict(checkpoint=tiny_checkpoint, frames=[0, 1], quality="draft", sequence=True, viewer=False)
+    lines = []
+    later = []
+    pipeline.reconstruct(film, tmp_path/"d", say=lines.append, **options)
+    files = ["film.mp4", "sequence.npz", "follow.mp4", "turntable.mp4"]
+    assert without_seconds(lines) == ["reading frame 0", *(f"writing {name}" for name in files)]
+    (tmp_path/"d/follow.mp4").unlink()
+    pipeline.reconstruct(film, tmp_path/"d", say=later.append, **options)
+    assert without_seconds(later) == ["reading frame 0", "writing follow.mp4"]
+
+
+def test_a_terminal_shows_the_time_left_of_fit_optimisation_and_turntable(film, tmp_path, monkeypatch):
+    "Each bar knows all its steps and reaches the last one."
+    bars = {}
+    class Terminal(io.StringIO):
+        def isatty(self): return True
+
+    class Bar(one_frame._StageBar):
+        def close(self):
+            bars[self.desc] = self.n, self.total
+            super().close()
+
+    monkeypatch.setattr(one_frame, "_StageBar", Bar)
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    lines = []
+    pipeline.reconstruct(
+        film, tmp_path/"d", inputs=5, checkpoint="gslrm_any", quality="good", pixels=64, viewer=False, say=lines.append)
+    bars = {name.removesuffix(": "): steps for name, steps in bars.items()}
+    assert bars == {
+        "reading frame 0": (0, None), "choosing where to begin: visual hull or network": (200, 200),
+        "optimising at 64 px": (120, 120), "writing turntable.mp4": (72, 72),
+        "drawing views.png and cameras.png": (0, None)}
+    assert [line.split(":")[0] for line in lines] == ["began on the hull carved by the network"]
 
 
 def test_qualities_do_not_mix(film, tiny_checkpoint, tmp_path):
@@ -794,27 +839,55 @@ def inverted_poses(folder):
     (folder/"new_cam.pkl").write_bytes(pickle.dumps(rig))
 
 
-def inverted_masks(folder):
-    for path in (folder/"simpleclick_undist").glob("*.mp4"):
-        write_video(path, [1 - torch.from_numpy(frame)/255 for frame in decode_frames(path, range(N))], 20)
+def inverted_masks(folder, cameras=range(6)):
+    for path in (folder/"simpleclick_undist"/f"{camera}.mp4" for camera in cameras):
+        write_video(path, [1 - torch.from_numpy(frame)/255 for frame in decode_frames(path, range(N))], 20, crf=1)
 
 
-def test_inverted_poses_need_force_and_inverted_masks_a_cure(film, tmp_path, capsys):
-    "One sentence each, and nothing is written; masks without a silhouette are refused with --force, too."
+def error_of(*args):
+    "The last line on stderr of a command that ends with status 2."
+    stderr = io.StringIO()
+    with redirect_stderr(stderr), pytest.raises(SystemExit) as stop:
+        cli.main(["reconstruct", *map(str, args)])
+    message = stderr.getvalue().splitlines()[-1]
+    assert stop.value.code == 2 and message.startswith("gslrm_mouse: ")
+    return message
+
+
+def test_inverted_poses_and_masks_need_force(film, tmp_path):
+    "One sentence each, and nothing is written."
     poses, masks = (shutil.copytree(film, tmp_path/name) for name in ("poses", "masks"))
     inverted_poses(poses)
     inverted_masks(masks)
-    expected = {
-        (poses, ()): "if the poses are inverted: the poses are those from camera to world",
-        (masks, ()): "seems inverted; the object should be white on black",
-        (masks, ("--force",)): "--force does not help, as nothing can be reconstructed without silhouettes"}
-    for (folder, options), sentence in expected.items():
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["reconstruct", str(folder), "--out", str(tmp_path/"out"), *options])
-        said = capsys.readouterr().err.splitlines()[-1]
-        assert stop.value.code == 2 and said.startswith("gslrm_mouse: ") and sentence in said
-    assert not (tmp_path/"out").exists()
+    out = tmp_path/"out"
+    assert "if the poses are inverted: the poses are those from camera to world" in error_of(poses, "--out", out)
+    assert "seems inverted; the object should be white on black" in error_of(masks, "--out", out)
+    assert not out.exists()
     cli._check_consistency(poses, 0, None, None, None, force=True)
+
+
+def test_with_force_inverted_masks_are_taken_the_other_way_round(film, tiny_checkpoint, tmp_path, capsys):
+    "All of them or one: the frame is that of sound masks, one line says so; a mask of the whole image stays an error."
+    options = ["--checkpoint", str(tiny_checkpoint), "--no-fit", "--no-turntable", "--no-panels", "--no-viewer"]
+    cli.main(["reconstruct", str(film), "--out", str(tmp_path/"sound"), *options])
+    sound = records(tmp_path/"sound")
+    for name, cameras in dict(all=range(6), one=[2]).items():
+        recording = shutil.copytree(film, tmp_path/f"rec_{name}")
+        inverted_masks(recording, cameras)
+        capsys.readouterr()
+        cli.main(["reconstruct", str(recording), "--force", "--out", str(tmp_path/name), *options])
+        said = [line for line in capsys.readouterr().err.splitlines() if "--force" in line]
+        assert len(said) == 1 and said[0].endswith("--force takes the masks that seem inverted the other way round")
+        for a, b in zip(records(tmp_path/name), sound, strict=True):
+            assert abs(a["iou"] - b["iou"]) < .02 and abs(a["psnr"] - b["psnr"]) < .3
+    cli.main(["reconstruct", str(recording), "--force", "--frames", "0:2", "--out", str(tmp_path/"many"), *options])
+    assert folders(tmp_path/"many") == [0, 1]
+    with pytest.raises(ValueError, match="seems inverted"):
+        reconstruct(recording, tmp_path/"unforced", checkpoint=tiny_checkpoint)
+    path = recording/"simpleclick_undist/2.mp4"
+    write_video(path, [np.full((128, 144, 3), 255, np.uint8)]*N, 20)
+    says = error_of(recording, "--force", "--out", tmp_path/"full", *options)
+    assert "--force does not help, as nothing can be reconstructed without silhouettes" in says
 
 
 def test_a_network_refuses_cameras_in_another_unit(film):

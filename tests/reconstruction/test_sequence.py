@@ -269,6 +269,13 @@ def test_a_sequence_goes_on_without_a_camera_that_does_not_see_the_animal(record
     assert (moved - (places[1] - places[0])).norm() < 3
 
 
+@pytest.mark.parametrize("name", ["good", "best"])
+def test_what_a_frame_shows_is_optimised_further(name):
+    polish = SEQUENCE_QUALITIES[name].motion.polish
+    assert polish and not any(stage.split for stage in polish) # the Gaussians keep their identity
+    assert polish[-1].size >= QUALITIES[name].stages[-1].size # as sharp as a frame that is made alone
+
+
 def test_a_polished_frame_keeps_its_gaussians_and_shows_more():
     rig = mouse_rig().resized(144, 128)
     motion = Motion(rigid_size=32, rigid_steps=5, size=32, steps=10)
@@ -287,6 +294,26 @@ def test_a_polished_frame_keeps_its_gaussians_and_shows_more():
     assert foreground[1] > foreground[0] + .5
     step = (polished.shown.means - plain.shown.means).norm(dim=-1).median()
     assert step < 2. # mm: they are the same places of the body
+
+
+def test_a_frame_that_faded_is_shown_made_anew_and_followed_as_before():
+    rig = mouse_rig().resized(144, 128)
+    polish = (FitStage(64, 10, means_rate=.4),)
+    motion = Motion(rigid_size=32, rigid_steps=2, size=32, steps=2, lost=0., polish=polish)
+    before, after = (raytrace(mouse_scene(seed), rig, 2) for seed in (102, 24)) # another posture: it cannot be followed
+    g = optimise_scene(surface_gaussians(before, 32), before, quality_of("draft"))
+    first = start_sequence(g, before, 0, motion)
+    neighbours = find_neighbours(g)
+    quality = replace(QUALITIES["good"], stages=(FitStage(64, 20), FitStage(256, 100))) # 256 px is not reached
+    kept, anew = (follow(first, after, 1, neighbours, quality, replace(motion, faded=dB)) for dB in (99., 3.))
+    assert (kept.kind, anew.kind) == ("appearance", "anew")
+    assert torch.equal(anew.gaussians.means, kept.gaussians.means) # the next frame begins in the same
+    assert anew.key == kept.key == 0
+    assert len(anew.shown) == len(g)
+    crops = foreground_crops(after, 64)
+    foreground = [_score(f.shown, crops)["psnr_fg"] for f in (kept, anew)]
+    assert foreground[1] > foreground[0] + 1
+    assert first.sharpest > foreground[0] + 3
 
 
 def test_a_killed_run_of_polished_frames_continues_to_the_same_numbers(recording, tmp_path, monkeypatch):

@@ -38,6 +38,7 @@ def moved(points, turns, shifts):
     return Sequence(
         numbers=np.arange(len(turns)),
         positions=np.stack(positions).astype(np.float32),
+        tracked=np.stack(positions).astype(np.float32),
         rotations=torch.stack(rotations).numpy(),
         scales=np.full((1, n, 3), 2., np.float32),
         opacities=np.full((1, n), .8, np.float32),

@@ -19,6 +19,7 @@ from gslrm_mouse.gaussians.ply import save_ply
 from gslrm_mouse.reconstruction import pipeline, viewer
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.views.recordings import read_views
+from gslrm_mouse.views.samples import KEYPOINTS
 from gslrm_mouse.views.views import Views
 
 pytest.importorskip("viser", reason="the viewer needs viser: pip install 'gslrm_mouse[view]'")
@@ -27,6 +28,7 @@ PATIENCE = 120 # seconds: a browser that draws on a busy processor
 
 
 FIRST, SECOND, IMAGE = (.9, .1, .1), (.8, .1, .8), (.1, .8, .1) # colours of the frames and of the cameras' images
+TRUTH = tuple(np.array(viewer.TRUTH_COLOUR)/255)
 
 
 def blob(color, x):
@@ -46,7 +48,9 @@ def page(tmp_path_factory):
     cams = orbit([30., 80., 140.], 20., 80., 40., 48, (0, 0, 10), unit="mm")
     images = torch.tensor(IMAGE).expand(3, 48, 48, 3)
     frames = [blob(FIRST, 0.), blob(SECOND, 0.)]
-    return viewer.write_viewer(tmp_path_factory.mktemp("viewer")/"view.html", frames, cams, images, held_out=(1,))
+    truth = np.array([[[x, -16., z] for z in range(6)] for x in (-10, 10)]) # before the blob, at both of its ends
+    path = tmp_path_factory.mktemp("viewer")/"view.html"
+    return viewer.write_viewer(path, frames, cams, images, held_out=(1,), truth=truth)
 
 
 @pytest.fixture(scope="module")
@@ -66,6 +70,13 @@ def home(page):
 def pixels_of(browser) -> dict: # colour: pixels close to it
     image = np.array(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))/255
     return {color: int((np.abs(image - color).max(-1) < .2).sum()) for color in (FIRST, SECOND, IMAGE)}
+
+
+def place_of(browser, color) -> float: # column, pixels
+    image = np.array(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))/255
+    columns = (np.abs(image - color).max(-1) < .08).nonzero()[1]
+    assert len(columns) > 10
+    return columns.mean()
 
 
 def until_seen(browser, color):
@@ -88,9 +99,11 @@ def check_page(browser, url, own):
         time.sleep(.2)
     press(browser, "End")
     assert until_seen(browser, SECOND)[FIRST] < 20
+    second = place_of(browser, TRUTH)
     press(browser, "Home")
     pixels = until_seen(browser, FIRST)
     assert pixels[SECOND] < 20 and pixels[IMAGE] > 20
+    assert abs(place_of(browser, TRUTH) - second) > 10 # the true point moves with the slider
     assert [w for w in browser.wrong() if HARMLESS not in str(w)] == []
     assert [u for u in browser.asked() if not u.startswith((own, "data:", "blob:"))] == []
 
@@ -171,6 +184,40 @@ def test_a_track_is_put_into_the_page(result, capsys):
     with pytest.raises(ValueError, match="is no manifest of this version"):
         pipeline.renew_view(result)
     assert (result/viewer.VIEWER).read_bytes() == after
+
+
+def shown_points(folder) -> dict: # name: (K, 3) of each point cloud of the live viewer
+    with viewer.live_viewer(folder, port=0) as server:
+        messages = server._websock_server._broadcast_buffer.message_from_id.values()
+        clouds = [m for m in messages if type(m).__name__ == "PointCloudMessage"]
+        return {m.name: np.asarray(m.props.points, float) for m in clouds}
+
+
+def test_the_true_points_of_a_recording(result):
+    "Of the frames that are shown, as long as the cameras are those of the recording's own calibration."
+    recording = write_recording(result.parent/"rec", 1, seed=4, cams=mouse_rig().resized(144, 128), truth=False)
+    views = read_views(recording)
+    truth = np.arange(11*2*3.).reshape(11, 2, 3)
+    pages = {}
+    for name in ("without", "with"):
+        own = pipeline._true_points(recording, None)
+        pipeline._write_view(result, views, inputs=None, of_recording=True, title="a", truth=own)
+        pages[name] = (result/viewer.VIEWER).stat().st_size
+        if name == "without":
+            assert own is None and shown_points(result) == {}
+            (recording/KEYPOINTS).parent.mkdir()
+            np.savez(recording/KEYPOINTS, keypoints_mm=truth)
+    assert 50 < pages["with"] - pages["without"] < 3000
+    assert json.loads((result/viewer.CAMERAS).read_text())["truth"] == truth[[0, 10]].tolist()
+    assert shown_points(result)["/truth"].tolist() == truth[0].tolist()
+    save_ply(blob(FIRST, 20), result/"frame_000020/gaussians.ply") # of which nothing was known when it was written
+    assert shown_points(result) == {}
+    assert pipeline._true_points(recording, recording/"new_cam.pkl") is None
+
+    one = result.parent/"one"
+    save_ply(blob(FIRST, 0), one/"gaussians.ply")
+    pipeline._write_view(one, views, inputs=None, of_recording=True, title="a", truth=own, frame=10)
+    assert shown_points(one)["/truth"].tolist() == truth[10].tolist()
 
 
 def test_without_viser(result, monkeypatch, capsys):
