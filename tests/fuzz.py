@@ -43,7 +43,8 @@ from gslrm_mouse.training.loop import load_trained, open_run, run_training
 from gslrm_mouse.training.runs import last_checkpoint, read_log
 from gslrm_mouse.training.settings import load_settings, settings_from
 from gslrm_mouse.video import video_frames, video_info, write_video
-from gslrm_mouse.views.samples import read_sample, read_truth, straight_alpha, write_sample
+from gslrm_mouse.views.samples import KEYPOINTS, read_keypoints, read_sample, read_truth, straight_alpha
+from gslrm_mouse.views.samples import write_sample
 
 ROOT = Path(__file__).parents[1]
 W, H = 1152, 1024
@@ -205,6 +206,17 @@ def truth_reader(folder):
     def case(rng):
         (folder/"heldout_cameras.json").write_bytes(damaged_json(data, rng))
         return lambda: read_truth(folder, 0)
+    return case
+
+
+def keypoints_reader(folder):
+    path = folder/KEYPOINTS
+    path.parent.mkdir()
+    out = io.BytesIO()
+    np.savez_compressed(out, keypoints_mm=np.zeros((2, 3, 3)), names=["a", "b", "c"])
+    def case(rng):
+        path.write_bytes(mutated(out.getvalue(), rng))
+        return lambda: read_keypoints(folder)
     return case
 
 
@@ -472,7 +484,8 @@ READERS = {
     **{f"image {suffix}": partial(image_reader, suffix=suffix.lower()) for suffix in IMAGE_FORMATS},
     **{f"rig {name}": partial(rig_reader, name=name) for name, f in FORMATS.items() if f.write is not None},
     "rig pickle": pickle_reader, "video": video_reader, "COCO": coco_reader, "mask folder": mask_folder_reader,
-    "truth": truth_reader, "sample": sample_reader, "PLY": ply_reader, "YAML": yaml_reader,
+    "truth": truth_reader, "keypoints": keypoints_reader, "sample": sample_reader, "PLY": ply_reader,
+    "YAML": yaml_reader,
     "settings": settings_reader, "convert --config": original_config_reader,
     "safetensors": checkpoint_reader, "sensitivity": sensitivity_reader, "torch.save": facelift_reader,
     "adapter": adapter_reader,

@@ -157,6 +157,10 @@ class FewerViews(Reconstructor):
         "As the model does."
         return self.model.predict(views, seed)
 
+    def without_rays(self) -> Reconstructor:
+        "As many views of the model without rays."
+        return replace(self, model=self.model.without_rays())
+
 def with_views(model:Reconstructor, n:int) -> FewerViews:
     "A model that is given `n` views."
     return FewerViews(

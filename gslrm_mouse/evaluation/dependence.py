@@ -27,9 +27,9 @@ from ..stats import Interval, mean_ci
 from ..views.views import Views
 
 # %% auto #0
-__all__ = ['KNOBS', 'WAYS', 'TOLD', 'GAUGE', 'UNFAMILIAR', 'CONTRADICTING', 'DOSES', 'PIXELS', 'RIG_DOMAIN', 'UNTOLD', 'Dose',
-           'doses_for', 'surface_points', 'Contradiction', 'contradiction', 'rig_trial', 'Home', 'at_home', 'Dosed',
-           'dosed', 'answer', 'is_told', 'dose_scores', 'home_scores', 'measure_dependence', 'half_dose',
+__all__ = ['KNOBS', 'WAYS', 'NO_RAYS', 'TOLD', 'GAUGE', 'UNFAMILIAR', 'CONTRADICTING', 'DOSES', 'PIXELS', 'RIG_DOMAIN', 'UNTOLD',
+           'Dose', 'doses_for', 'surface_points', 'Contradiction', 'contradiction', 'rig_trial', 'Home', 'at_home',
+           'Dosed', 'dosed', 'answer', 'is_told', 'dose_scores', 'home_scores', 'measure_dependence', 'half_dose',
            'half_dose_ci', 'Dependence', 'retentions', 'with_retention', 'summarise_dependence', 'half_dose_text']
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e0007
@@ -48,6 +48,13 @@ def _level_rig(trial, degrees): # a rig that has nothing to do with the real one
 def _tilted(trial, degrees):
     tilt = Similarity(1., torch.from_numpy(rotvec_to_matrix([math.radians(degrees), 0., 0.])))
     return tilt.cameras(trial.cameras), tilt
+
+def _moved_to_first(trial, number): # the world in which that camera, counted from 1, stands where the first did
+    cameras = trial.cameras.to(torch.float64)
+    center = torch.zeros(3, dtype=torch.float64)
+    chosen, first = (_posed_points(cameras[[i]], center) for i in (int(number) - 1, 0))
+    to_first = fit_similarity(chosen, first)
+    return to_first.cameras(trial.cameras), to_first
 
 KNOBS = { # all perturbations by name
     **PERTURBATIONS,
@@ -86,8 +93,13 @@ KNOBS = { # all perturbations by name
         values=(90.,),
         apply=_tilted,
         neutral=0.),
+    "first_camera": Perturbation(
+        label="camera in the place of the first (number)",
+        values=(2.,),
+        apply=_moved_to_first,
+        neutral=1.),
 }
-_OF_SEVERAL = ("distance_spread", "focal_spread", "exchanged", "same") # perturbations that one camera does not have
+_OF_SEVERAL = ("distance_spread", "focal_spread", "exchanged", "same", "first_camera") # not of one camera
 
 # %% ../../nbs/evaluation/02_dependence.ipynb #de9e0009
 class Dose(NamedTuple):
@@ -102,6 +114,7 @@ WAYS = {
     "consistent": "unfamiliar cameras record and are given",
     "taken": "unfamiliar cameras record, those before are given",
 }
+NO_RAYS = Dose("empty", "rays", 0.) # zeros in place of the rays, without any camera
 
 def _doses(way, points):
     return tuple(Dose(way, knob, value) for knob, values in points.items() for value in values)
@@ -109,7 +122,7 @@ def _doses(way, points):
 TOLD = _doses("told", {
     "focal": (.63, 1.6), "focal_spread": (.2,), "principal": (.03, .06, .12), "distance_spread": (.1, .3),
     "aim": (3., 10.), "elevation_error": (10., 30.), "exchanged": (2., 6.), "same": (1.,), "fixed_rig": (20.,)})
-GAUGE = _doses("gauge", {"unit": (.7, 1.5, 120.), "origin": (.4,), "tilted": (90.,)})
+GAUGE = _doses("gauge", {"unit": (.7, 1.5, 120.), "origin": (.4,), "tilted": (90.,), "first_camera": (2.,)})
 UNFAMILIAR = _doses("consistent", {
     "focal": (.63, 1.6), "dolly": (1.5, 4.), "principal": (.12,), "distance_spread": (.3,), "coverage": (.8,),
     "elevation_of_all": (-20., 70.), "roll": (20., 90.), "exchanged": (6.,)})
@@ -325,6 +338,13 @@ def _check_same_shape(name:str, g:Gaussians, undisturbed:Gaussians, dose:Dose):
     raise ValueError(f"{name} states that it is not given the cameras, but its shape changes with them: by "
                      f"{error/size:.2g} of its size at {dose.knob} {dose.value:g}; state another conditioning")
 
+def _without_rays(model:Reconstructor, home:Home) -> dict:
+    try:
+        empty = model.without_rays()
+    except ValueError as refusal:
+        return dict(iou=None, refused=str(refusal))
+    return _silhouette_and_colour(answer(empty, home, home.views), home.trial.truth)
+
 def dose_scores(
     model:Reconstructor,
     home:Home,
@@ -333,8 +353,10 @@ def dose_scores(
     points:Tensor, # (P, 3) of the surface, see `surface_points`
 ) -> dict: # the dose, `pixels` of contradiction, mean IoU and foreground PSNR in novel views
     "The scores of one dose of one scene."
-    given, truth = dosed(home, dose), home.trial.truth
+    truth = home.trial.truth
     record = dict(way=dose.way, knob=dose.knob, value=dose.value, pixels=0.)
+    if dose == NO_RAYS: return record | _without_rays(model, home)
+    given = dosed(home, dose)
     wrong = None
     if dose.way != "consistent":
         wrong = contradiction(given.views.cameras, given.true, points)

@@ -17,7 +17,7 @@ from ..gaussians.rasterize import render
 from ..gaussians.surface import surface_gaussians
 from ..metrics import iou, psnr
 from ..preprocess.methods import get_method
-from ..reconstruction.prediction import predict, resize_to_pixels, training_blur
+from ..reconstruction.prediction import EPS2D, predict, resize_to_pixels, training_blur
 from ..scenes.bodies import mouse_scene
 from ..scenes.dataset import HELD_OUT, scene_views
 from ..scenes.tracer import raytrace
@@ -41,13 +41,17 @@ def score_images(
         psnr_white=psnr(torch.ones_like(truth.images), truth.images))
     return {name: values.mean().item() for name, values in scores.items()}
 
-def score_cloud(gaussians:Gaussians, truth:Views) -> dict: # as `score_images`
+def score_cloud(
+    gaussians:Gaussians,
+    truth:Views,
+    eps2d:float=EPS2D, # blur of the rasterizer, pixels²
+) -> dict: # as `score_images`
     "Scores of Gaussians against ground-truth views."
-    return score_images(*render(gaussians, truth.cameras), truth)
+    return score_images(*render(gaussians, truth.cameras, eps2d=eps2d), truth)
 
-def score_cloud_in(gaussians:Gaussians, truths) -> dict: # mean scores
+def score_cloud_in(gaussians:Gaussians, truths, eps2d:float=EPS2D) -> dict: # mean scores
     "Scores in images of one size or of several: `Views` with as many cameras each."
-    scores = [score_cloud(gaussians, truth) for truth in truths]
+    scores = [score_cloud(gaussians, truth, eps2d) for truth in truths]
     return {name: sum(s[name] for s in scores)/len(scores) for name in scores[0]}
 
 def rig_and_novel_views(i:int) -> tuple[Views, Views]:

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from ..evaluation.scoring import head_scores, mean_of, mouse_scores
 from .base import Arm, Experiment, Finding
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_on_mice, of_networks
 from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card, save_checkpoint
 from ..models.gslrm import GSLRMConfig
 from ..models.lora import load_adapters, merge_adapter, save_adapter
@@ -152,21 +153,23 @@ def _chain_settings(
         camera_run(config, camera) if name == "camera" else mouse_run(config, name, mouse) for name in names)
 
 def adapters_arms(full:bool, checkpoint) -> list[Arm]:
-    "The conditions; the quick study has none."
+    "The conditions, with the visual hull; the quick study has none."
     if not full: return []
     methods = ["similarity", "choose distance", "zoom 1.6"] # of `preprocess.methods`
-    about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=12, heads=16, ways=methods)
+    shared = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=12)
+    about = dict(**shared, heads=16, ways=methods)
     arms = [Arm("adapters", "as it is", 0, {**about, "chain": []})]
     for seed in range(3):
         for name, chain in _CHAINS.items():
             if not chain: continue
             settings = {**about, "chain": list(chain), "spread": _SPREAD, "lengths": _LENGTHS}
             arms.append(Arm("adapters", name, seed, settings))
-    return arms
+    return [*arms, hull_arm("adapters", "12 mice", **shared)]
 
 def adapters_run(arm:Arm, checkpoint, cache) -> list[dict]:
-    "The records of one condition: human heads, and mice with every method."
+    "The records of one condition: human heads, and mice with every method; or the visual hull of the mice."
     s, card = arm.settings, read_card(checkpoint)
+    if "hull" in s: return hull_on_mice(range(s["mice"]), s["hull"])
     chain = _chain_settings(s["chain"], card.config, arm.seed, s.get("lengths", _LENGTHS))
     model = load_with_adapters(chain, checkpoint, cache)
     records = [dict(kind="head", step=0, **head_scores(model, s["heads"]))]
@@ -178,6 +181,7 @@ def adapters_run(arm:Arm, checkpoint, cache) -> list[dict]:
 # %% ../../nbs/experiments/12_adapters.ipynb #c6184502
 def _head_psnr(done:list[dict]) -> dict: # condition: dB
     "PSNR on human heads, means over seeds."
+    done = of_networks(done)
     names = dict.fromkeys(x["name"] for x in done)
     return {
         name: float(np.mean([mean_of(x["records"], "head")["psnr"] for x in done if x["name"] == name]))
@@ -187,6 +191,7 @@ def _head_psnr(done:list[dict]) -> dict: # condition: dB
 def _by_method(done:list[dict]) -> dict: # (condition, method): dict(iou, psnr, psnr_fg, sized: one per mouse; seeds)
     "Scores of mice, means over seeds; `sized` is the IoU with footprint-corrected scales."
     out = {}
+    done = of_networks(done)
     for name in dict.fromkeys(x["name"] for x in done):
         runs = [[r for r in x["records"] if r["kind"] == "mouse"] for x in done if x["name"] == name]
         for method in dict.fromkeys(r["way"] for r in runs[0]):
@@ -236,8 +241,13 @@ def adapters_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption
     return [("adapters.png", caption)]
 
 # %% ../../nbs/experiments/12_adapters.ipynb #ecd486c6
+def _hull_cell(done, row) -> str: # "" where the hull was not measured
+    scores = {score: list(of_mice.values()) for score, of_mice in hull_of(done, row).items()}
+    if not scores["iou"]: return ""
+    return f"{ci_text(scores['iou'])} · {np.mean(scores['psnr']):.2f} · {np.mean(scores['psnr_fg']):.2f}"
+
 def adapters_table(done:list[dict]) -> Table:
-    "Conditions by methods; `resized` is the IoU with footprint-corrected scales."
+    "Conditions by methods, and the visual hull; `resized` is the IoU with footprint-corrected scales."
     by, on_heads = _by_method(done), _head_psnr(done)
     names, methods = _names_and_methods(by)
 
@@ -248,6 +258,8 @@ def adapters_table(done:list[dict]) -> Table:
 
     head = ["adapters", "heads [dB]", *(f"`{method}`: IoU · PSNR · foreground PSNR" for method in methods)]
     rows = [[name, f"{on_heads[name]:.2f}", *(cell(name, method) for method in methods)] for name in names]
+    of_hull = {row: _hull_cell(done, row) for row in HULL_ROWS} # which no method preprocesses
+    rows += [[row, "–", *[text]*len(methods)] for row, text in of_hull.items() if text]
     return Table(head, rows)
 
 # %% ../../nbs/experiments/12_adapters.ipynb #299901c1
@@ -280,12 +292,14 @@ def _camera_adapter(by, on_heads):
         verdict="answered",
         why=why)
 
-def _both_adapters(by):
+def _both_adapters(done, by):
     camera, mouse, both = (
         by[name, _EXACT] for name in ("camera", "mouse, exact", "camera + mouse, exact"))
     if not _is_better(both, mouse): why = "the mouse adapter alone does as well through the exact camera"
     elif _is_better(both, camera): why = "both together are better than either"
     else: why = "both together are better than the mouse adapter alone"
+    network = {score: dict(enumerate(both[score])) for score in ("iou", "psnr_fg")}
+    why += f"; {against_hull(network, hull_of(done), 'the network with both')}"
     return Finding(
         claim="does a mouse adapter on top of a camera adapter beat either?",
         measured=f"exact camera, IoU: mouse adapter {_level(mouse)}, camera adapter {_level(camera)}, "
@@ -320,7 +334,7 @@ def adapters_findings(done:list[dict]) -> list[Finding]:
             verdict="open",
             why="not all conditions are finished")
         return [unfinished]
-    findings = [_camera_adapter(by, on_heads), _both_adapters(by)]
+    findings = [_camera_adapter(by, on_heads), _both_adapters(done, by)]
     if ("camera + mouse, raw", _CALIBRATED) in by: findings.append(_resampling(by))
     return findings
 

@@ -11,6 +11,7 @@ import numpy as np
 from ..cameras.domain import CameraDomain, FACELIFT_DOMAIN
 from ..evaluation.scoring import rig_and_novel_views, score_cloud, score_cloud_in
 from .base import Arm, Experiment, Finding, open_if_few
+from .hull import hull_arm, hull_records, of_networks
 from .plan import Plan, chosen_frames, is_one_animal, recorded_frames, recording_settings
 from .plan import records_of
 from .recipes import RECIPE_DESCRIPTIONS
@@ -98,21 +99,40 @@ def _other_camera(domain:CameraDomain) -> dict:
     return {} if camera == facelift else dict(camera=camera)
 
 def control_arms(full, checkpoint):
-    "A mouse and a seed each: four times three, or one. Of the checkpoint, the settings hold its camera only."
+    """A mouse and a seed each, four times three or one; and the visual hull of the same five images.
+
+    Of the checkpoint, the settings hold its camera only."""
     other_camera = _other_camera(read_card(checkpoint).domain)
-    settings = dict(world=WORLD, size=64, fit=vars(Fit()), recipes=list(CONTROL_METHODS), **other_camera)
+    shared = dict(world=WORLD, size=64, **other_camera)
+    settings = shared | dict(fit=vars(Fit()), recipes=list(CONTROL_METHODS))
     mice, seeds = (4, 3) if full else (1, 1)
-    return [Arm("control", f"mouse {i}", seed, settings | dict(scene=i)) for i in range(mice) for seed in range(seeds)]
+    each = [(i, seed) for i in range(mice) for seed in range(seeds)]
+    hulls = [hull_arm("control", f"mouse {i}", _VOXELS, seed, **shared, scene=i) for i, seed in each]
+    return [Arm("control", f"mouse {i}", seed, settings | dict(scene=i)) for i, seed in each] + hulls
+
+_VOXELS = 32 # of the hull of images of 64 px
 
 def recording_control_arms(full, checkpoint, plan:Plan):
     "A frame and a seed each; the seed says which camera is held out."
-    settings = recording_settings(plan, checkpoint, size=64, fit=vars(Fit()), recipes=list(RECIPE_DESCRIPTIONS))
+    shared = recording_settings(plan, checkpoint, size=64)
+    settings = shared | dict(fit=vars(Fit()), recipes=list(RECIPE_DESCRIPTIONS))
     frames, seeds = (4, 3) if full else (2, 1)
-    return [Arm("recording_control", f"frame {f}", seed, settings | dict(scene=f))
-            for f in chosen_frames(plan, frames) for seed in range(seeds)]
+    each = [(f, seed) for f in chosen_frames(plan, frames) for seed in range(seeds)]
+    hulls = [hull_arm("recording_control", f"frame {f}", _VOXELS, seed, **shared, scene=f) for f, seed in each]
+    return [Arm("recording_control", f"frame {f}", seed, settings | dict(scene=f)) for f, seed in each] + hulls
+
+def _hull_scores(prepared, truths, hull, **tag) -> list[dict]: # tag: scene and seed
+    views = prepared.views
+    held_out = tag["seed"] % len(prepared.views)
+    fitted = views[[i for i in range(len(views)) if i != held_out]]
+    parts = dict(input=[fitted], held=[views[[held_out]]])
+    if truths:
+        to_model = prepared.to_source.inverse
+        parts["novel"] = [replace(truth, cameras=to_model.cameras(truth.cameras)) for truth in truths]
+    return hull_records(fitted, hull, parts, **tag, left_out=held_out)
 
 def control_run(arm, checkpoint, cache, plan:Plan):
-    "Gaussians optimised on one frame as every method preprocesses it."
+    "Gaussians optimised on one frame as every method preprocesses it, or the visual hull of the exact camera's images."
     settings = arm.settings
     scene = settings["scene"]
     domain = replace(read_card(checkpoint).domain, image_size=settings["size"])
@@ -120,6 +140,8 @@ def control_run(arm, checkpoint, cache, plan:Plan):
         views, truths = open_recording(plan.recording, plan.unit).frame(scene), ()
         if plan.truth: truths = recorded_frames(plan.recording, [scene], plan.truth, unit=plan.unit)[0].truths
     else: views, *truths = rig_and_novel_views(scene)
+    if "hull" in settings:
+        return _hull_scores(METHODS["exact"](views, domain), truths, settings["hull"], scene=scene, seed=arm.seed)
     options = Fit(**settings["fit"])
     return [dict(scene=scene, seed=arm.seed, **control_scores(method, views, truths, domain, options, arm.seed))
             for method in settings["recipes"]]
@@ -133,7 +155,7 @@ def _score_text(score:str, interval) -> str:
     return ci_text(interval, 2) if score == "iou" else f"{interval.mean:.2f}"
 
 def control_table(done) -> Table:
-    "The methods, best first."
+    "The methods and the visual hull, best first."
     summary = control_summary(records_of(done), is_one_animal(done))
     columns = next(iter(summary.values()))
     head = ["method", *(f"{_PART_NAMES[part]}: {_SCORE_NAMES[score]}" for part, score in columns)]
@@ -157,7 +179,7 @@ def control_plot(done, folder) -> list[tuple]: # (file name, caption)
 # %% ../../nbs/experiments/04_control.ipynb #79cfb450
 def control_findings(done) -> list[Finding]:
     "Which methods produce consistent data."
-    summary = control_summary(records_of(done))
+    summary = control_summary(records_of(of_networks(done)))
     held = {method: scores["held", "iou"] for method, scores in summary.items()}
     best = held["exact"][0]
     consistent = [method for method in summary if held[method][0] > best - .05]
@@ -184,7 +206,7 @@ def control_findings(done) -> list[Finding]:
 
 def recording_control_findings(done) -> list[Finding]:
     "Whether a recording's images and cameras agree."
-    summary = control_summary(records_of(done), one_animal=True)
+    summary = control_summary(records_of(of_networks(done)), one_animal=True)
     exact, overwritten = (summary[method]["held", "iou"].mean for method in ("exact", "overwritten_k"))
     return [Finding(
         claim=f"Do images and cameras of the recording {done[0]['settings']['called']} agree?",

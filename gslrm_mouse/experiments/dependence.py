@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from ..evaluation.baselines import MaskEllipsoid, MeanShape, OptimisedHull, VisualHull
 from ..evaluation.baselines import copied_scores, with_views
-from ..evaluation.dependence import DOSES, GAUGE, TOLD, UNFAMILIAR, Dependence, Dose, half_dose_text
-from ..evaluation.dependence import at_home, home_scores, is_told, measure_dependence, retentions, rig_trial
-from ..evaluation.dependence import summarise_dependence, with_retention
+from ..evaluation.dependence import DOSES, GAUGE, NO_RAYS, TOLD, UNFAMILIAR, Dependence, Dose
+from ..evaluation.dependence import at_home, half_dose_text, home_scores, is_told, measure_dependence
+from ..evaluation.dependence import retentions, rig_trial, summarise_dependence, with_retention
 from .base import Arm, Experiment, Finding
 from .plan import arm_settings
 from ..models.checkpoint import checkpoint_hash, load_checkpoint, shipped_checkpoint
@@ -129,7 +129,8 @@ def _of_files(files:tuple[Path, ...]) -> dict: # settings
 
 def dependence_arms(full:bool, checkpoint) -> list[Arm]:
     "Every model and six scenes of each kind; or three models, two scenes of each kind and eight doses."
-    models, doses = dependence_models(), DOSES if full else _QUICK_DOSES
+    models = dependence_models()
+    doses = (*DOSES, NO_RAYS) if full else _QUICK_DOSES
     names = list(models) if full else _QUICK_MODELS
     shared = dict(subjects=list(SUBJECTS), registered=["mouse"], doses=[list(dose) for dose in doses])
     of_files = {files: _of_files(files) for files in {models[name].files for name in names}}

@@ -18,6 +18,7 @@ from ..cameras.presets import mouse_rig, novel_cameras
 from ..cameras.similarity import IDENTITY, Similarity
 from ..evaluation.scoring import score_cloud
 from .base import Arm, Experiment, Finding
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_records, of_networks
 from .plan import arm_settings, records_of
 from ..models.checkpoint import ModelCard, load_checkpoint
 from ..plotting import save_figure
@@ -346,31 +347,64 @@ def _games(is_full:bool) -> dict: # title: arguments of `shapley`
 
 # %% ../../nbs/experiments/03_factors.ipynb #d8d00da6
 def factors_arms(full, checkpoint):
-    "Twelve mice, 256 cells; or four, sixteen cells."
+    "Twelve mice, 256 cells; or four, sixteen cells; and the visual hull of each mouse at the ends of the games."
     factors, fraction, n_mice = (SINGLE_FACTORS, 1., 12) if full else (FACTORS, 1/8, 4)
     factors = {name: list(switches) for name, switches in factors.items()}
     def settings(i): return arm_settings(checkpoint, scene=i, factors=factors, fraction=fraction)
-    return [Arm("factors", f"mouse {i}", 0, settings(i)) for i in range(n_mice)]
+    hulls = [hull_arm("factors", f"mouse {i}", _VOXELS, **arm_settings(checkpoint, scene=i, fraction=fraction))
+             for i in range(n_mice)]
+    return [Arm("factors", f"mouse {i}", 0, settings(i)) for i in range(n_mice)] + hulls
+
+_VOXELS = 32 # of the hull of images of 64 px
+# ends of the games, as far as images show them
+_HEAD = ()
+_MOUSE = ("appearance",)
+_RIG = tuple(SWITCHES)
+
+def _hull_at_the_ends(i, hull, domain) -> list[dict]:
+    rig = mouse_rig()
+    records = []
+    for on in (_HEAD, _MOUSE, _RIG):
+        views = _input_views(i, frozenset(on) - {"units", "origin"}, rig, domain)
+        truth = _truth(i, "appearance" in on, rig, domain)
+        records += hull_records(views, hull, dict(novel=[truth]), scene=i, cell=cell_name(on))
+    return records
 
 def factors_run(arm, checkpoint, cache):
-    "All cells of one mouse."
+    "All cells of one mouse, or its visual hull."
     settings = arm.settings
     model, card = load_checkpoint(checkpoint)
+    if "hull" in settings: return _hull_at_the_ends(settings["scene"], settings["hull"], card.domain)
     factors = {name: tuple(switches) for name, switches in settings["factors"].items()}
     return factorial(model, card, [settings["scene"]], settings["fraction"], factors=factors)
 
 def factors_plot(done, folder) -> list[tuple]: # (file name, caption)
     "Waterfalls of the games that the design can decide."
     games = _games(is_full=done[0]["settings"]["fraction"] == 1)
-    save_figure(_plot_shares(records_of(done), games), Path(folder)/"factors.png")
+    save_figure(_plot_shares(records_of(of_networks(done)), games), Path(folder)/"factors.png")
     return [("factors.png", "From in-distribution cameras to the stored rig: what each factor costs (Shapley shares, "
              "bars with 95 % confidence intervals over mice), in IoU and in decibels above a white image")]
 
+def _hull_at(done, row, on) -> dict: # measure: (scenes,)
+    scores = {name: np.array(list(of.values())) for name, of in hull_of(done, row, cell=cell_name(on)).items()}
+    return dict(iou=scores["iou"], over=scores["psnr"] - scores["psnr_white"])
+
+def _hull_rows(done, columns, games) -> list[list]: # of the table
+    rows = []
+    for row in HULL_ROWS:
+        at = {on: _hull_at(done, row, on) for on in (_HEAD, _MOUSE, _RIG)}
+        if not len(at[_RIG]["iou"]): continue
+        starts = {title: tuple(game.get("given", _HEAD)) for title, game in games.items()}
+        losses = [at[_RIG][measure] - at[starts[title]][measure] for title, measure in columns]
+        rows.append([f"all, {row}", *(signed_ci(loss, 3) for loss in losses)])
+    return rows
+
 def factors_table(done) -> Table:
-    "Shares in IoU and in decibels above a white image."
+    "Shares in IoU and in decibels above a white image, and what the visual hull loses from end to end."
     measures = {"iou": "IoU", "over": "dB above a white image"}
     games = _games(is_full=done[0]["settings"]["fraction"] == 1)
-    shares = {title: shapley(records_of(done), measures=tuple(measures), **game) for title, game in games.items()}
+    records = records_of(of_networks(done))
+    shares = {title: shapley(records, measures=tuple(measures), **game) for title, game in games.items()}
     columns = [(title, measure) for title in shares for measure in measures]
     factors = dict.fromkeys(name for game in shares.values() for name in game)
 
@@ -380,12 +414,13 @@ def factors_table(done) -> Table:
     def total(title, measure): return f"{sum(share[measure][0] for share in shares[title].values()):+.3f}"
     rows = [[f"`{name}`", *(cell(name, *column) for column in columns)] for name in factors]
     rows.append(["all", *(total(*column) for column in columns)])
+    rows += _hull_rows(done, columns, games)
     return Table(["factor", *(f"{title}: {measures[measure]}" for title, measure in columns)], rows)
 
 # %% ../../nbs/experiments/03_factors.ipynb #e439f7f5
 def _right_unit_shares(done) -> str:
     "The largest shares of mice with the correct unit, and those that the report blamed."
-    shares = shapley(records_of(done), measures=("iou",), **MICE_RIGHT_UNIT)
+    shares = shapley(records_of(of_networks(done)), measures=("iou",), **MICE_RIGHT_UNIT)
     largest = sorted(shares, key=lambda name: shares[name]["iou"][0])[:3]
     named = dict.fromkeys((*largest, "aspect", "principal"))
     listed = ", ".join(f"{name} {shares[name]['iou'][0]:+.3f}" for name in named)
@@ -395,9 +430,15 @@ def _graded(part) -> str: # of the loss
     if part > .5: return "reproduced"
     return "partly" if part > .05 else "not reproduced"
 
+def _beside_hull(done) -> str:
+    "The network where it is best on a mouse, in its own cameras."
+    of_mouse = [r for r in records_of(of_networks(done)) if r["cell"] == cell_name(_MOUSE)]
+    network = {score: {r["scene"]: r[score] for r in of_mouse} for score in ("iou", "psnr_fg")}
+    return against_hull(network, hull_of(done, cell=cell_name(_MOUSE)), "the network on mice in its own cameras")
+
 def factors_findings(done) -> list[Finding]:
     "Which factor causes the loss, by shares that add up."
-    shares = shapley(records_of(done), measures=("iou",))
+    shares = shapley(records_of(of_networks(done)), measures=("iou",))
     loss = sum(share["iou"][0] for share in shares.values())
     part = {name: share["iou"][0]/loss for name, share in shares.items()}
     first, second = sorted(part, key=part.get, reverse=True)[:2]
@@ -422,8 +463,8 @@ def factors_findings(done) -> list[Finding]:
             measured=f"the animal itself (head → mouse, same cameras) has {part['appearance']:.0%} of the loss in IoU, "
                      "the cameras have the rest",
             verdict=_graded(part["appearance"]),
-            why="the object costs less than the format of its cameras" if animal_costs_less
-                else "the object costs more than its cameras")]
+            why=f"the object costs {'less than the format of' if animal_costs_less else 'more than'} its cameras; "
+                f"{_beside_hull(done)}")]
 
 FACTORS_EXPERIMENT = Experiment(
     name="factors",

@@ -23,6 +23,8 @@ from ..cameras.rays import ray_features
 from ..cameras.similarity import IDENTITY, Similarity
 from ..evaluation.scoring import rig_and_novel_views
 from .base import Arm
+from .hull import hull_arm, hull_on_mice, of_networks
+from .plan import arm_settings
 from ..files import write_atomic
 from ..gaussians.cloud import Gaussians
 from ..gaussians.rasterize import render
@@ -283,7 +285,8 @@ def history_run(
     checkpoint, # the one that the condition was made for; the shipped one when None
     cache, # folder: runs/<key> of this condition, frames and samples of all
 ) -> list[dict]:
-    "The records of one condition: train, stop, evaluate."
+    "The records of one condition: train, stop, evaluate; or the visual hull."
+    if "hull" in arm.settings: return hull_on_mice(range(arm.settings["mice"]), arm.settings["hull"])
     settings = _prepared_settings(arm, checkpoint, cache)
     out, frames = Path(cache)/"runs"/arm.key, Path(cache)/"moments"
     mice, records = None, []
@@ -402,11 +405,14 @@ def history_arm(
     )
     return Arm(experiment, name, seed, settings)
 
+def _hull_arm(experiment, mice, checkpoint) -> Arm:
+    return hull_arm(experiment, f"{mice} mice", **arm_settings(checkpoint_path(checkpoint), mice=mice))
+
 _A_STOPS = (0, 1, *range(50, 301, 50))
 _B_STOPS = (0, 1, 101, 301, 501, 901, 1000)
 
 def history_a_arms(full:bool, checkpoint=None) -> list[Arm]:
-    "Experiment A: kinds of data × learning rates."
+    "Experiment A: kinds of data × learning rates; and the visual hull of the same mice."
     kinds = ("millimetres", "one similarity", "exact")
 
     def arm(data, lr, stops, **options):
@@ -415,16 +421,17 @@ def history_a_arms(full:bool, checkpoint=None) -> list[Arm]:
 
     if full:
         return [
-            arm(data, lr, _A_STOPS, seed=seed, mice=6, heads=12)
-            for seed in range(3) for lr in (1e-6, 1e-4) for data in kinds
+            *(arm(data, lr, _A_STOPS, seed=seed, mice=6, heads=12)
+              for seed in range(3) for lr in (1e-6, 1e-4) for data in kinds),
+            _hull_arm("history_a", 6, checkpoint),
         ]
     quick = dict(mice=3, heads=4, scenes=8)
     low = [arm(data, 1e-6, (0, 1, 10), **quick) for data in kinds]
     high = [arm(data, 1e-4, (0, 1, 20, 40), **quick) for data in ("millimetres", "exact")]
-    return low + high
+    return [*low, *high, _hull_arm("history_a", 3, checkpoint)]
 
 def history_b_arms(full:bool, checkpoint=None) -> list[Arm]:
-    "Experiment B: kinds of data × learning rates of the output decoder, and other learners for contrast."
+    "Experiment B: kinds of data × learning rates of the output decoder, other learners, and the visual hull."
     kinds = ("exact", "pixel-based", "pixel-based as it was")
 
     def arm(learner, data, lr, stops, **options):
@@ -432,11 +439,14 @@ def history_b_arms(full:bool, checkpoint=None) -> list[Arm]:
             "history_b", f"{learner}, {data}, {lr:g}",
             data=data, learner=learner, lr=lr, stops=stops, checkpoint=checkpoint, **options)
 
-    if not full: return [arm("heads", data, 1e-4, (0, 30, 90), mice=3, heads=4, scenes=8) for data in kinds]
+    if not full:
+        short = [arm("heads", data, 1e-4, (0, 30, 90), mice=3, heads=4, scenes=8) for data in kinds]
+        return [*short, _hull_arm("history_b", 3, checkpoint)]
     learners = [("heads", lr) for lr in (1e-4, 1e-3, 1e-2, 1e-5)] + [("everything", 1e-4), ("LoRA", 1e-3)]
     return [
-        arm(learner, data, lr, _B_STOPS, seed=seed, mice=6, heads=12)
-        for seed in range(3) for data in kinds for learner, lr in learners
+        *(arm(learner, data, lr, _B_STOPS, seed=seed, mice=6, heads=12)
+          for seed in range(3) for data in kinds for learner, lr in learners),
+        _hull_arm("history_b", 6, checkpoint),
     ]
 
 # %% ../../nbs/experiments/08_history.ipynb #b8a42f55
@@ -471,7 +481,8 @@ def trajectory(done, name, split, key) -> tuple[list, list]: # steps; means over
     stops = next((x["settings"]["stops"] for x in done if x["name"] == name), [])
     return stops, [float(per_mouse(done, name, split, key, step).mean()) for step in stops]
 
-def condition_names(done) -> list: return list(dict.fromkeys(x["name"] for x in done))
+def condition_names(done) -> list: # without the visual hull
+    return list(dict.fromkeys(x["name"] for x in of_networks(done)))
 
 def condition_settings(done, name) -> dict: return next(x["settings"] for x in done if x["name"] == name)
 

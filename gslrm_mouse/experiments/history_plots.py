@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from pathlib import Path
 import numpy as np
+from .hull import of_networks
 from .history import DATA, condition_names, condition_settings, conditions_with
 from .history import gradient_shares_of, per_mouse, trajectory
 from ..plotting import picture
@@ -157,6 +158,7 @@ def _plot_filmstrip(done, names, folder, file):
 def history_a_plot(done:list, folder) -> list[tuple]: # (file name, caption)
     "Scores over the steps, gradients, rendered images."
     import matplotlib.pyplot as plt
+    done = of_networks(done)
     if not done: return []
     names = condition_names(done)
     colors = {"millimetres": "C3", "one similarity": "C1", "exact": "C0"}
@@ -181,6 +183,7 @@ def history_a_plot(done:list, folder) -> list[tuple]: # (file name, caption)
 def history_b_plot(done:list, folder) -> list[tuple]: # (file name, caption)
     "Scores over the steps, gradients, rendered images."
     import matplotlib.pyplot as plt
+    done = of_networks(done)
     if not done: return []
     kinds = _kinds(done)
     colors = {lr: f"C{i}" for i, lr in enumerate(sorted({x["settings"]["lr"] for x in done}))}

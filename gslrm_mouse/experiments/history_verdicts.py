@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 import numpy as np
 from .base import Experiment, Finding
+from .hull import against_hull, hull_of
 from .history import change, condition_names, condition_settings, conditions_with
 from .history import gradient_shares_of, history_a_arms, history_b_arms, history_run
 from .history import per_mouse, trajectory
@@ -27,6 +28,10 @@ def _last_stop(done, name): return condition_settings(done, name)["stops"][-1]
 def _head_psnr(done, name):
     before, after = per_mouse(done, name, "heads", "psnr", 0).mean(), per_mouse(done, name, "heads", "psnr").mean()
     return f"{before:.1f} → {after:.1f} dB"
+
+def _beside_hull(done, name, words, step=-1):
+    network = {score: dict(enumerate(per_mouse(done, name, "novel", score, step))) for score in ("iou", "psnr_fg")}
+    return against_hull(network, hull_of(done), words)
 
 def _shares_text(shares): # those of at least one per cent
     return ", ".join(f"{part} {share:.0%}" for part, share in shares.items() if share >= .01)
@@ -75,7 +80,8 @@ def _unit_or_intrinsics(done, millimetres, similarity, exact):
                  f"foreground rendered white; with the exact camera {ci_text(in_exact, 2)}",
         verdict=verdict,
         why=f"{why}; what is left between these intrinsics and the exact camera is "
-            f"{ci_text(in_exact - in_unit, 2)} of IoU")
+            f"{ci_text(in_exact - in_unit, 2)} of IoU; "
+            f"{_beside_hull(done, exact, 'the network in the exact camera', 1)}")
 
 def _effect_of_training(done, lr, kinds):
     names = {data: f"{data}, {lr:g}" for data in kinds}
@@ -190,6 +196,7 @@ def _decoder_is_unstable(done, name):
     }[_direction(iou)]
     if _direction(foreground) > 0: why += ", and foreground PSNR rises"
     verdict, why = _if_long_enough(done, [name], verdict, why)
+    why += f"; {_beside_hull(done, name, 'the network after this training')}"
     return Finding(
         claim="The output layers are unstable by themselves: freezing the transformer is not enough",
         measured=f"the same settings, learning rate and output decoder with exact cameras: "

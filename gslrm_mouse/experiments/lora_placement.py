@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from ..evaluation.scoring import head_scores, mean_of, mouse_scores
 from .base import Arm, Experiment, Finding, cached_records
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_on_mice
 from ..models.checkpoint import checkpoint_hash, load_checkpoint, read_card
 from ..models.gslrm import GSLRM, GSLRMConfig
 from ..models.lora import THIRDS, target_modules
@@ -256,26 +257,28 @@ def _full_variants(): # what the search has to resolve, and the variant
         for what, options in plain + controls: yield what, AdapterConfig(seed=seed, **options)
 
 def placement_arms(full:bool, checkpoint) -> list[Arm]:
-    "The conditions: a quick look at fixed variants, or the search and what it found."
+    "The conditions: a quick look at fixed variants, or the search and what it found; and the visual hull."
     n_mice, n_heads = (12, 16) if full else (3, 4)
     about = dict(checkpoint=checkpoint_hash(checkpoint), world=WORLD, mice=n_mice, heads=n_heads)
 
     def arm(name, seed=0, **settings): return Arm("places", name, seed, {**about, **settings})
 
     start = arm("as it is", kind="start", method="similarity")
-    if not full: return [start, *(arm(variant.place, kind="run", way=asdict(variant)) for variant in _QUICK)]
+    hull = hull_arm("places", f"{n_mice} mice", **about, kind="hull")
+    if not full: return [start, *(arm(variant.place, kind="run", way=asdict(variant)) for variant in _QUICK), hull]
     start_exact = arm("as it is, exact camera", kind="start", method="exact")
     search = arm("search", kind="search", plan=PLAN)
     runs = [
         arm(_condition_name(what, variant), variant.seed, kind="run", found=what, way=asdict(variant), plan=PLAN)
         for what, variant in _full_variants()
     ]
-    return [start, start_exact, search, *runs]
+    return [start, start_exact, search, *runs, hull]
 
 def placement_run(arm:Arm, checkpoint, cache) -> list[dict]:
     "The records of one condition."
     s = arm.settings
     mice = range(s["mice"])
+    if s["kind"] == "hull": return hull_on_mice(mice, s["hull"])
     if s["kind"] == "start": return score_untrained(checkpoint, mice, s["heads"], s["method"])
     if s["kind"] == "search": return run_search(s["plan"], checkpoint, cache)
     variant = AdapterConfig(**s["way"])
@@ -448,8 +451,24 @@ def placement_plot(done:list[dict], folder) -> list[tuple]: # (file name, captio
     return figures
 
 # %% ../../nbs/experiments/11_lora_placement.ipynb #f3290e68
+def _untrained(done) -> dict: # score: {scene: value}, of the rig as calibrated
+    is_start = [x for x in done if (x["settings"]["kind"], x["settings"].get("method")) == ("start", "similarity")]
+    mice = [r for x in is_start for r in x["records"] if r["kind"] == "mouse"]
+    return {score: {r["scene"]: r["novel"][score] for r in mice} for score in _SCORES}
+
+def _hull_rows(done) -> list[list]: # its gain is over the untrained network
+    rows = []
+    before = _untrained(done)
+    for row in HULL_ROWS:
+        scores = hull_of(done, row)
+        scenes = [i for i in scores["iou"] if i in before["iou"]]
+        if not scenes: continue
+        gains = [signed_ci([scores[score][i] - before[score][i] for i in scenes]) for score in ("psnr", "psnr_fg")]
+        rows.append([row, "–", "–", f"{np.mean(list(scores['iou'].values())):.3f}", *gains, "–", "–", "–"])
+    return rows
+
 def placement_table(done:list[dict]) -> Table:
-    "The groups, the largest net gain first."
+    "The groups, the largest net gain first, and the visual hull."
     by_name = groups(done)
     rows = []
     for name in _by_worth(by_name):
@@ -465,6 +484,7 @@ def placement_table(done:list[dict]) -> Table:
             f"{_net_worth(group):+.2f}",
             len(group["cost"]),
         ])
+    rows += _hull_rows(done)
     head = ["condition", "learning rate", "trainable parameters", "mice: IoU", "mice: gain of PSNR [dB]",
             "mice: gain of foreground PSNR [dB]", "heads: change of PSNR [dB]", "net gain [dB]", "seeds"]
     return Table(head, rows)
@@ -474,7 +494,11 @@ def _both_domains(group):
     on_mice = signed_ci(group["gain"]["psnr"], unit=" dB")
     return f"{group['description']}: mice {on_mice}, heads {np.mean(group['cost']):+.2f} dB"
 
-def _applicable(by_name, best):
+def _beside_hull(done, group) -> str:
+    network = {score: dict(zip(_untrained(done)["iou"], group["level"][score])) for score in ("iou", "psnr_fg")}
+    return against_hull(network, hull_of(done), group["description"])
+
+def _applicable(done, by_name, best):
     claim = "can LoRA be applied to GS-LRM, and to which layers?"
     if not best:
         return Finding(
@@ -487,7 +511,8 @@ def _applicable(by_name, best):
     if gains:
         group = by_name[best]
         why = (f"yes: {group['description']} with {group['parameters']:,} trainable parameters has a larger net gain "
-               f"(dB on mice plus dB on heads) than {len(behind)} of the {len(others)} other variants")
+               f"(dB on mice plus dB on heads) than {len(behind)} of the {len(others)} other variants; "
+               f"{_beside_hull(done, group)}")
     return Finding(
         claim=claim,
         measured="; ".join(_both_domains(by_name[name]) for name in (best, *others)),
@@ -552,7 +577,7 @@ def _replay_helps(by_name):
 def placement_findings(done:list[dict]) -> list[Finding]:
     "Findings on LoRA placement, on forgetting, and on what helps against it."
     by_name, best = groups(done), winner(done)
-    findings = [_applicable(by_name, best)]
+    findings = [_applicable(done, by_name, best)]
     if best: findings += [_forgets(by_name), _camera_or_animal(by_name, best), _replay_helps(by_name)]
     return [finding for finding in findings if finding is not None]
 

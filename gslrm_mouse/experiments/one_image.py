@@ -12,6 +12,7 @@ import torch
 from ..evaluation.baselines import OptimisedHull, with_views
 from ..evaluation.scoring import rig_and_novel_views, score_cloud
 from .base import Arm, Experiment, Finding, cached_records
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_on_mice, hull_records
 from ..cameras.pinhole import Cameras
 from ..cameras.similarity import Similarity
 from .plan import arm_settings
@@ -253,7 +254,25 @@ def one_image_arms(full:bool, checkpoint) -> list[Arm]: # noqa: ARG001 (no check
     settings = arm_settings(
         shipped_checkpoint(_RECONSTRUCTOR), training=asdict(training), network=asdict(ViewFlowConfig()), stops=stops,
         scenes=12 if full else 2)
-    return [Arm("one_image", TRAINED, 0, settings), *_recipe_arms(full)]
+    return [Arm("one_image", TRAINED, 0, settings), *_recipe_arms(full), *_hull_arms(settings["scenes"])]
+
+def _hull_arms(scenes) -> list[Arm]: # of six views: one image has no visual hull
+    shared = arm_settings(shipped_checkpoint(_RECONSTRUCTOR), scenes=scenes)
+    return [hull_arm("one_image", "true views", voxels=32, subjects=list(SUBJECTS), **shared),
+            hull_arm("one_image", RIG, subjects=[RIG], **shared)]
+
+def _hull_scores(settings) -> list[dict]:
+    records = []
+    hull = settings["hull"]
+    scenes = range(settings["scenes"])
+    for subject in settings["subjects"]:
+        if subject == RIG:
+            records += hull_on_mice(scenes, hull, subject=RIG)
+            continue
+        for i in scenes:
+            _, truth = view_pair(subject, HELD_OUT + i)
+            records += hull_records(truth, hull, dict(input=[truth]), subject=subject, scene=i)
+    return records
 
 def _recipe_arms(full) -> list[Arm]:
     drawn = dict(world=WORLD, quality=_QUALITY, mice=list(_CHECKED if full else _CHECKED[:2]))
@@ -286,6 +305,7 @@ def _scored_at(step, arm, folder) -> list[dict]:
 
 def one_image_run(arm:Arm, checkpoint, cache) -> list[dict]: # noqa: ARG001
     "Train and score; what was scored is kept in the cache, so a killed run goes on."
+    if "hull" in arm.settings: return _hull_scores(arm.settings)
     if arm.name == DRAWN: return drawn_scores(arm.settings["mice"], arm.settings["quality"])
     folder, records = Path(cache)/f"one_image_{arm.key}", []
     if arm.name == TAUGHT: return _taught_scores(arm, folder)
@@ -312,9 +332,22 @@ def one_image_table(done) -> Table:
     for subject in SUBJECTS:
         for answer in ANSWERS:
             iou, psnr, psnr_fg, white = (list(_scores(done, subject, answer, score).values()) for score in _SCORES)
-            rows.append([f"{subject}s" if subject != "mouse" else "mice", answer, ci_text(iou), ci_text(psnr_fg, 1),
-                         ci_text(psnr, 1), f"{np.mean(white):.1f}"])
+            rows.append([_PLURAL[subject], answer, ci_text(iou), ci_text(psnr_fg, 1), ci_text(psnr, 1),
+                         f"{np.mean(white):.1f}"])
+        rows += _hull_rows(done, subject)
     return Table(head, rows)
+
+_PLURAL = {"head": "heads", "object": "objects", "mouse": "mice"}
+
+def _hull_rows(done, subject) -> list[list]: # of the six true views, as the answer above
+    rows = []
+    for row in HULL_ROWS:
+        scores = hull_of(done, row, "input", subject=subject)
+        iou, psnr, psnr_fg, white = (list(scores[score].values()) for score in _SCORES)
+        if iou:
+            rows.append([_PLURAL[subject], f"true views through the {row}", ci_text(iou), ci_text(psnr_fg, 1),
+                         ci_text(psnr, 1), f"{np.mean(white):.1f}"])
+    return rows
 
 def rig_table(done) -> Table:
     "Mice of the rig, by model."
@@ -322,6 +355,11 @@ def rig_table(done) -> Table:
     for name in RIG_MODELS:
         iou, psnr_fg = (list(_scores(done, RIG, name, score).values()) for score in ("iou", "psnr_fg"))
         rows.append([name, ci_text(iou), ci_text(psnr_fg, 1)])
+    for row in HULL_ROWS:
+        scores = hull_of(done, row, subject=RIG)
+        if scores["iou"]:
+            iou, psnr_fg = (list(scores[score].values()) for score in ("iou", "psnr_fg"))
+            rows.append([f"{row}, six views", ci_text(iou), ci_text(psnr_fg, 1)])
     return Table(["model", "novel IoU", "foreground PSNR [dB]"], rows)
 
 def _plot_curve(ax, done):
@@ -470,6 +508,8 @@ def _on_rig(done) -> Finding:
         why = "it is worse than GS-LRM with one view"
     if gains["GS-LRM, six views"].high < 0 and more_views.low > 0:
         why += ", and six views are better than both"
+    network = {score: _scores(done, RIG, "GS-LRM, six views", score) for score in ("iou", "psnr_fg")}
+    why += f"; {against_hull(network, hull_of(done, subject=RIG), 'GS-LRM with six views')}"
     return Finding(_ON_RIG, measured, "answered", why)
 
 def one_image_findings(done) -> list[Finding]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from ..cameras.domain import CameraDomain
 from .base import Arm, Experiment, Finding
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_records
 from .plan import Frame, Plan, arm_settings, chosen_frames, procedural_frame, recorded_frames
 from .plan import is_one_animal, recording_settings, records_of
 from ..gaussians.rasterize import render
@@ -105,12 +106,12 @@ def recipes_scores(records:list[dict], one_animal:bool=False) -> Table:
     return Table(
         ["method", "novel: PSNR", "foreground PSNR", "IoU [95 %]", "white image", "input: PSNR", "IoU"], rows)
 
-def _iou_by_frame(records, method) -> dict: # frame: mean over its novel views
+def _by_frame(records, method, score="iou") -> dict: # frame: mean over its novel views
     by_frame = {}
     for r in records:
         if (r["arm"], r["split"]) == (method, "novel"):
-            by_frame.setdefault(r["frame"], []).append(r["iou"])
-    return {frame: float(np.mean(iou)) for frame, iou in by_frame.items()}
+            by_frame.setdefault(r["frame"], []).append(r[score])
+    return {frame: _known_mean(values) for frame, values in by_frame.items()}
 
 def verdict(records:list[dict], one_animal:bool=False) -> str:
     "One sentence: which method was best, and whether that was expected."
@@ -119,7 +120,7 @@ def verdict(records:list[dict], one_animal:bool=False) -> str:
     if "exact" not in iou or best == "exact":
         return (f"The best of the {len(iou)} methods by IoU is `{best}` ({iou[best].mean:.3f}); "
                 f"millimetres reach {iou['mm'].mean:.3f}.")
-    of_best, of_exact = (_iou_by_frame(records, method) for method in (best, "exact"))
+    of_best, of_exact = (_by_frame(records, method) for method in (best, "exact"))
     difference = mean_ci([of_best[frame] - of_exact[frame] for frame in of_best])
     is_better = difference.n >= ENOUGH and difference.low > 0
     why = f"mouse by mouse the difference is {signed_ci(difference, 3)}."
@@ -167,22 +168,35 @@ def contact_sheet(
 
 # %% ../../nbs/experiments/02_recipes.ipynb #88fc1f53
 def recipes_arms(full, checkpoint, plan:Plan):
-    "A mouse each: twelve, or six."
+    "A mouse each: twelve, or six; and the visual hull of each."
+    mice = plan.frames or range(12 if full else 6)
     def settings(i): return arm_settings(checkpoint, frame=i, recipes=list(RECIPE_DESCRIPTIONS), smooth=plan.smooth)
-    return [Arm("recipes", f"mouse {i}", 0, settings(i)) for i in plan.frames or range(12 if full else 6)]
+    hulls = [hull_arm("recipes", f"mouse {i}", **arm_settings(checkpoint, frame=i)) for i in mice]
+    return [Arm("recipes", f"mouse {i}", 0, settings(i)) for i in mice] + hulls
 
 def recording_recipes_arms(full, checkpoint, plan:Plan):
-    "A frame each."
-    settings = recording_settings(plan, checkpoint, recipes=list(RECIPE_DESCRIPTIONS), smooth=plan.smooth)
-    return [Arm("recording_recipes", f"frame {i}", 0, settings | dict(frame=i)) for i in chosen_frames(plan)]
+    "A frame each; and its visual hull."
+    frames = chosen_frames(plan)
+    shared = recording_settings(plan, checkpoint)
+    settings = shared | dict(recipes=list(RECIPE_DESCRIPTIONS), smooth=plan.smooth)
+    hulls = [hull_arm("recording_recipes", f"frame {i}", **shared, frame=i) for i in frames]
+    return [Arm("recording_recipes", f"frame {i}", 0, settings | dict(frame=i)) for i in frames] + hulls
+
+def _hull_scores(frames, hull) -> list[dict]:
+    records = []
+    for frame in frames:
+        truths = dict(novel=frame.truths, input=[_small(frame.views)])
+        records += hull_records(frame.views, hull, truths, scene=frame.name)
+    return records
 
 def recipes_run(arm, checkpoint, cache, plan:Plan):
-    "All methods on one mouse or frame; two mice with their images."
-    model, card = load_checkpoint(checkpoint)
-    model.to(plan.device)
+    "All methods on one mouse or frame, or its visual hull; two mice with their images."
     i, is_recording = arm.settings["frame"], "recording" in arm.settings
     frames = [procedural_frame(i)]
     if is_recording: frames = recorded_frames(plan.recording, [i], plan.truth, unit=plan.unit)
+    if "hull" in arm.settings: return _hull_scores(frames, arm.settings["hull"])
+    model, card = load_checkpoint(checkpoint)
+    model.to(plan.device)
     keeps_images = is_recording or i < 2
     records, sheet = [], None
     for frame in frames:
@@ -211,9 +225,24 @@ def recipes_plot(done, folder, cache=None) -> list[tuple]: # (file name, caption
                         "cropped around the animal"))
     return figures[:4]
 
+def _hull_rows(done) -> list[list]: # as those of `recipes_scores`
+    rows = []
+    for row in HULL_ROWS:
+        novel = hull_of(done, row)
+        inputs = hull_of(done, row, "input")
+        iou = list(novel["iou"].values())
+        if not iou: continue
+        psnr, foreground, blank = (f"{_known_mean(list(novel[score].values())):.2f}"
+                                   for score in ("psnr", "psnr_fg", "psnr_white"))
+        input_psnr, input_iou = (np.mean(list(inputs[score].values())) for score in ("psnr", "iou"))
+        interval = mean_ci(iou, [0]*len(iou) if is_one_animal(done) else None)
+        rows.append([row, psnr, foreground, ci_text(interval), blank, f"{input_psnr:.2f}", f"{input_iou:.3f}"])
+    return rows
+
 def recipes_table(done) -> Table:
-    "The six methods."
-    return recipes_scores(records_of(done, "iou"), is_one_animal(done))
+    "The six methods, and the visual hull."
+    methods = recipes_scores(records_of(done, "iou"), is_one_animal(done))
+    return Table(methods.head, [*methods.rows, *_hull_rows(done)])
 
 # %% ../../nbs/experiments/02_recipes.ipynb #84a72344
 def _normalization_verdict(mm, similarity, exact) -> str: # of novel IoU
@@ -221,11 +250,22 @@ def _normalization_verdict(mm, similarity, exact) -> str: # of novel IoU
     if helps and similarity < exact - .02: return "partly"
     return "reproduced" if helps else "not reproduced"
 
+def _own_format(iou:dict) -> str: # of a method
+    return ("the network is at its best in its own format, and any calibrated camera can be brought to it by "
+            f"resampling (`exact`); overwriting K without resampling costs {iou['exact'] - iou['overwritten_k']:.2f}")
+
+_NO_OWN_FORMAT = "the network's own format is at most 0.02 of IoU ahead of one similarity or of overwritten intrinsics"
+
 _NORMALIZED = { # why, for each of these verdicts
     "partly": "it corrects the unit but not the intrinsics, whose cost the experiment `factors` measures",
     "reproduced": "it corrects the unit, and the intrinsics cost no more than 0.02 of IoU",
     "not reproduced": "it is no more than 0.2 of IoU better than millimetres",
 }
+
+def _beside_hull(done, method) -> str:
+    records = records_of(done, "iou")
+    network = {score: _by_frame(records, method, score) for score in ("iou", "psnr_fg")}
+    return against_hull(network, hull_of(done), f"`{method}`", one_animal=is_one_animal(done))
 
 def recipes_findings(done) -> list[Finding]:
     "What six methods and a frozen network say about the cameras of the original report."
@@ -263,11 +303,7 @@ def recipes_findings(done) -> list[Finding]:
             claim="The camera format is not negotiable",
             measured=f"IoU {listed('exact', 'similarity', 'overwritten_k')}",
             verdict="partly" if exact_is_best else "not reproduced",
-            why="the network is at its best in its own format, and any calibrated camera can be brought to it by "
-                "resampling (`exact`); overwriting K without resampling costs "
-                f"{iou['exact'] - iou['overwritten_k']:.2f}" if exact_is_best
-                else "the network's own format is at most 0.02 of IoU ahead of one similarity or of overwritten "
-                     "intrinsics"),
+            why=f"{_own_format(iou) if exact_is_best else _NO_OWN_FORMAT}; {_beside_hull(done, 'exact')}"),
         Finding(
             claim="Scaling every camera to distance 2.7 normalises the rig",
             measured=f"IoU {listed('per_camera', 'similarity')}",
@@ -296,7 +332,7 @@ def recording_recipes_findings(done) -> list[Finding]:
         measured=f"{cameras}, one animal, IoU: {ranking}; PSNR of `{best['arm']}` {best['psnr']:.1f} dB (white image "
                  f"{best['psnr_white']:.1f})",
         verdict="answered",
-        why=verdict(records, one_animal=True))]
+        why=f"{verdict(records, one_animal=True).rstrip('.')}; {_beside_hull(done, best['arm'])}")]
 
 # %% ../../nbs/experiments/02_recipes.ipynb #b3271e91
 def recipes_experiment(plan:Plan, cache=None) -> Experiment:

@@ -13,6 +13,7 @@ from ..evaluation.scoring import head_scores, score_cloud
 from .adapters import AdapterTraining, adapter_run_settings, camera_run, load_with_adapters
 from .base import Arm, Experiment, Finding
 from .gap import no_figures
+from .hull import HULL_ROWS, against_hull, hull_arm, hull_of, hull_records
 from .plan import Plan, recording_settings, records_of
 from ..models.checkpoint import checkpoint_hash, checkpoint_path, read_card
 from ..models.gslrm import GSLRMConfig
@@ -26,8 +27,8 @@ from ..views.recordings import open_recording
 from ..views.samples import read_truth, truth_frames
 
 # %% auto #0
-__all__ = ['STAGES', 'RecordingPlan', 'complete_plan', 'mice_run', 'film_run', 'Stage', 'measure_recording', 'recording_table',
-           'recording_adapters_arms', 'recording_adapters_run', 'recording_adapters_experiment']
+__all__ = ['STAGES', 'RecordingPlan', 'complete_plan', 'mice_run', 'film_run', 'Stage', 'measure_recording', 'measure_hull',
+           'recording_table', 'recording_adapters_arms', 'recording_adapters_run', 'recording_adapters_experiment']
 
 # %% ../../nbs/experiments/13_recording.ipynb #f61a33da
 @dataclass(frozen=True)
@@ -240,6 +241,28 @@ def measure_recording(
             records += [dict(**tag, split="left out", frame=frame, **score) for score in scores]
     return records
 
+def measure_hull(
+    recording, # a folder as `open_recording` reads it
+    truth=None, # as for `measure_recording`
+    checkpoint=None, # file, whose plan is used; the shipped one when None
+    *,
+    hull:dict, # settings of a condition of the visual hull
+    unit:str=None, # of the cameras; as their file states or implies when None
+    plan:RecordingPlan=RecordingPlan(),
+) -> list[dict]: # arm, scene (the frame), scores in parts "novel" and "left out"
+    "Scores of the visual hull, in the frames and with the held-out cameras of `measure_recording`."
+    opened = open_recording(recording, unit)
+    plan = complete_plan(plan, recording, truth, read_card(checkpoint_path(checkpoint)).domain, unit)
+    records = []
+    for frame in plan.asked if truth else ():
+        records += hull_records(opened.frame(frame), hull, dict(novel=read_truth(truth, frame)), scene=frame)
+    for frame in plan.alone:
+        every = opened.frame(frame)
+        for camera in plan.left_out:
+            views, held_out = _without(every, camera)
+            records += hull_records(views, hull, {"left out": held_out}, scene=frame)
+    return records
+
 # %% ../../nbs/experiments/13_recording.ipynb #6b4a0fd8
 def _image_means(records, arm, split, score) -> list[float]: # one for each image: the mean over seeds
     images = {}
@@ -251,8 +274,23 @@ def _image_means(records, arm, split, score) -> list[float]: # one for each imag
 def _mean_text(values, digits=2) -> str: return f"{np.mean(values):.{digits}f}" if values else "–"
 
 
+def _hull_rows(records) -> list[list]: # of the table
+    rows = []
+    done = [dict(settings=dict(hull={}), records=[r for r in records if "arm" in r])]
+    for row in HULL_ROWS:
+        novel = hull_of(done, row)
+        left_out = hull_of(done, row, "left out")
+        if not left_out["iou"]: continue
+
+        def text(scores, score, digits=2): return _mean_text(list(scores[score].values()), digits)
+        rows.append([
+            row, text(novel, "iou", 3), text(novel, "psnr_fg"), f"{text(novel, 'psnr')} ({text(novel, 'psnr_white')})",
+            text(left_out, "iou", 3), text(left_out, "psnr_fg"), "–", "–"])
+    return rows
+
 def _stage_scores(records:list[dict]) -> Table:
-    records = [r for r in records if "arm" in r]
+    of_hull = _hull_rows(records)
+    records = [r for r in records if "arm" in r and "split" in r]
     frozen = [_image_means(records, arm, "head", "psnr") for arm in ("raw", "exact", "zoom")]
     frozen_heads = next((np.mean(psnr) for psnr in frozen if psnr), float("nan"))
     rows = []
@@ -270,26 +308,30 @@ def _stage_scores(records:list[dict]) -> Table:
             len({r["seed"] for r in records if r["arm"] == arm})])
     head = ["stage", "outside the rig: IoU", "foreground [dB]", "PSNR (white)", "left out: IoU", "foreground",
             "heads [dB]", "seeds"]
-    return Table(head, rows)
+    return Table(head, rows + of_hull)
 
 def recording_table(records:list[dict]) -> Table:
-    "Stages: cameras outside the rig, held-out rig cameras, heads against the frozen network."
+    "Stages and the visual hull: cameras outside the rig, held-out rig cameras, heads against the frozen network."
     return _stage_scores(records)
 
 # %% ../../nbs/experiments/13_recording.ipynb #0f08d816
 def recording_adapters_arms(full, checkpoint, plan:Plan) -> list[Arm]: # all of it, or nothing
     if not full: return []
     stages = {name: asdict(stage) for name, stage in STAGES.items()}
-    settings = recording_settings(plan, checkpoint, how=asdict(RecordingPlan()), stages=stages)
-    return [Arm("recording_adapters", "adapters", seed, settings) for seed in plan.seeds or range(3)]
+    shared = recording_settings(plan, checkpoint, how=asdict(RecordingPlan()))
+    settings = shared | dict(stages=stages)
+    arms = [Arm("recording_adapters", "adapters", seed, settings) for seed in plan.seeds or range(3)]
+    return [*arms, hull_arm("recording_adapters", **shared)]
 
 def recording_adapters_run(arm, checkpoint, cache, plan:Plan) -> list[dict]:
+    if "hull" in arm.settings:
+        return measure_hull(plan.recording, plan.truth, checkpoint, hull=arm.settings["hull"], unit=plan.unit)
     return measure_recording(
         plan.recording, plan.truth, checkpoint, cache, unit=plan.unit, seeds=(arm.seed,), device=plan.device)
 
 def _table(done) -> Table:
     "A row for each stage: cameras outside the rig, held-out rig cameras, heads."
-    return _stage_scores(records_of(done, "arm", "split"))
+    return _stage_scores(records_of(done, "arm"))
 
 def _findings(done) -> list[Finding]:
     "What adapters bring to a recording, in cameras outside the rig, or else in held-out rig cameras."
@@ -313,7 +355,23 @@ def _findings(done) -> list[Finding]:
         measured=f"IoU and foreground PSNR, {cameras}: {levels}",
         verdict="answered",
         why=f"the outline is best with {best}; among those with an IoU of at least {least:.2f}, "
-            f"{most} has the best foreground")]
+            f"{most} has the best foreground; {_beside_hull(done, records, split, best)}")]
+
+def _beside_hull(done, records, split, best) -> str:
+    "The best of the stages without a per-scene optimisation, which is a network alone, and the best of all."
+    hull = hull_of(done, part=split)
+    iou = {}
+    for r in records:
+        iou.setdefault(r["arm"], []).append(r["iou"])
+    alone = max((name for name in iou if "fitted" not in name), key=lambda name: np.mean(iou[name]))
+
+    def scores_of(name):
+        of_stage = [r for r in records if r["arm"] == name]
+        frames = dict.fromkeys(r["frame"] for r in of_stage)
+        return {score: {frame: float(np.mean([r[score] for r in of_stage if r["frame"] == frame])) for frame in frames}
+                for score in ("iou", "psnr_fg")}
+    compared = dict.fromkeys((alone, best))
+    return "; ".join(against_hull(scores_of(name), hull, name, one_animal=True) for name in compared)
 
 def recording_adapters_experiment(plan:Plan, cache=None) -> Experiment:
     "Adapters and per-scene optimisation on a recording."

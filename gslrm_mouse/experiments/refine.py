@@ -12,6 +12,7 @@ from ..cameras.domain import CameraDomain
 from ..cameras.presets import novel_cameras
 from ..evaluation.scoring import rig_and_novel_views, score_cloud
 from .base import Arm, Experiment, Finding, open_if_few
+from .hull import BASELINE, hull_arm, hull_records
 from .plan import arm_settings, records_of
 from ..gaussians.rasterize import render
 from ..models.checkpoint import load_checkpoint
@@ -77,16 +78,22 @@ def _comparison_figure(
 
 # %% ../../nbs/experiments/14_refine.ipynb #f7b8c109
 def refine_arms(full:bool, checkpoint) -> list[Arm]:
-    "A mouse each: twelve, or three."
-    def settings(i): return arm_settings(checkpoint, scene=i, rigs=_RIGS, steps=200, size=512)
-    return [Arm("refine", f"mouse {i}", 0, settings(i)) for i in range(12 if full else 3)]
+    "A mouse each: twelve, or three; and its visual hull."
+    mice = range(12 if full else 3)
+    def settings(i): return arm_settings(checkpoint, scene=i, rigs=_RIGS, size=512)
+    hulls = [hull_arm("refine", f"mouse {i}", **settings(i)) for i in mice]
+    return [Arm("refine", f"mouse {i}", 0, settings(i) | dict(steps=200)) for i in mice] + hulls
 
 def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
-    "Scores of every reconstruction for every number of cameras; the images of the first mouse."
+    "Scores of every reconstruction, or of the visual hull, for every number of cameras; images of the first mouse."
     settings = arm.settings
     scene = settings["scene"]
-    model, card = load_checkpoint(checkpoint)
     views, truth = rig_and_novel_views(scene)[0], true_views(scene)
+    if "hull" in settings:
+        parts = dict(novel=[truth])
+        return [record for cameras in settings["rigs"].values()
+                for record in hull_records(views[cameras], settings["hull"], parts, scene=scene)]
+    model, card = load_checkpoint(checkpoint)
     variants = {
         n_cameras: fit_variants(model, card.domain, views[cameras], settings["steps"], scene)
         for n_cameras, cameras in settings["rigs"].items()}
@@ -101,13 +108,15 @@ def refine_run(arm:Arm, checkpoint, cache=None) -> list[dict]:
 
 # %% ../../nbs/experiments/14_refine.ipynb #800f03cf
 def by_rig(done:list[dict]) -> dict: # (number of cameras, cloud): {score: (mice,)}
-    "Scores mouse by mouse, dB and IoU, and the number of Gaussians."
+    "Scores mouse by mouse, dB and IoU, and the number of Gaussians; of the visual hull, too."
     scores = {}
-    for record in records_of(done, "iou"):
+    of_hull = [dict(record, cloud=record["arm"], **record["novel"]) for record in records_of(done, "novel")]
+    for record in records_of(done, "iou") + of_hull:
         row = scores.setdefault((record["cameras"], record["cloud"]), {})
         for name in ("iou", "psnr", "psnr_white", "psnr_fg", "n_gaussians"):
             row.setdefault(name, []).append(record[name])
-    return {key: {name: np.array(values) for name, values in row.items()} for key, row in scores.items()}
+    most_first = sorted(scores, key=lambda key: -key[0])
+    return {key: {name: np.array(values) for name, values in scores[key].items()} for key in most_first}
 
 def _mean_number(scores) -> str: return f"{scores['n_gaussians'].mean():.0f}"
 
@@ -126,7 +135,7 @@ def refine_table(done:list[dict]) -> Table:
 def _plot_score(ax, scores, key, label):
     "One score over the number of cameras, a curve for each reconstruction."
     n_cameras = sorted({n for n, _ in scores})
-    for cloud in _CLOUDS:
+    for cloud in [cloud for cloud in (*_CLOUDS, BASELINE) if (n_cameras[0], cloud) in scores]:
         mean, low, high, _ = np.array([mean_ci(scores[n, cloud][key]) for n in n_cameras]).T
         ax.plot(n_cameras, mean, "o-", ms=4, label=cloud)
         ax.fill_between(n_cameras, low, high, alpha=.15, lw=0)
@@ -146,8 +155,9 @@ def refine_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     fig.tight_layout()
     fig.savefig(Path(folder)/"refine.png", dpi=100)
     plt.close(fig)
-    figures = [("refine.png", "The network's Gaussians, an optimisation from the visual hull, and an optimisation from "
-                "the network's Gaussians, over the number of cameras; bands are 95 % confidence intervals over mice")]
+    figures = [("refine.png", "The network's Gaussians, an optimisation from the visual hull, an optimisation from "
+                "the network's Gaussians, and the visual hull itself, over the number of cameras; bands are 95 % "
+                "confidence intervals over mice")]
     for finished in done:
         for record in records_of([finished], "picture"):
             (Path(folder)/"refine_pictures.jpg").write_bytes(base64.b64decode(record["picture"]))
@@ -177,13 +187,26 @@ def refine_findings(done:list[dict]) -> list[Finding]:
     def level(n, cloud): return f"{scores[n, cloud]['iou'].mean():.2f} ({scores[n, cloud]['psnr_fg'].mean():.1f} dB)"
     def gain(n, a, b, score="iou"): return scores[n, a][score] - scores[n, b][score] # mouse by mouse
 
+    def beside_hull(cloud):
+        gains = {score: {n: gain(n, cloud, BASELINE, score) for n in rigs} for score in ("iou", "psnr_fg")}
+        return f"by IoU {_compared(gains['iou'])}, in the foreground {_compared(gains['psnr_fg'])}"
+
+    def hull_levels():
+        if (rigs[0], BASELINE) not in scores: return "", "the visual hull was not measured here"
+        levels = "; ".join(f"{n} cameras, {level(n, BASELINE)}" for n in rigs)
+        return (f"; the visual hull, not optimised: {levels}",
+                f"beside the visual hull of the same cameras, the network alone is {beside_hull(network)}, and "
+                f"optimised {beside_hull(from_network)}")
+
     optimised = _compared({n: gain(n, from_network, network) for n in rigs})
+    measured_hull, compared_with_hull = hull_levels()
     optimisation = Finding(
         claim="Can the same six views give a better mouse than the network does? (not in the original report)",
         measured="novel IoU (foreground PSNR): " + "; ".join(
-            f"{n} cameras, network {level(n, network)}, fitted from its cloud {level(n, from_network)}" for n in rigs),
+            f"{n} cameras, network {level(n, network)}, fitted from its cloud {level(n, from_network)}" for n in rigs)
+        + measured_hull,
         verdict="answered",
-        why=f"by IoU, optimising the network's Gaussians on its own input views is {optimised}")
+        why=f"by IoU, optimising the network's Gaussians on its own input views is {optimised}; {compared_with_hull}")
 
     def with_number(n, cloud):
         overlap = scores[n, cloud]["iou"].mean()

@@ -15,6 +15,7 @@ import torch
 from jinja2 import Environment
 from markupsafe import Markup
 from PIL import Image
+from .hull import BASELINE, HULL_ROWS, hull_of, of_networks
 from .plan import Plan, records_of
 from .registry import EXPERIMENTS, OTHER_FINDINGS, experiment_title
 from .runner import Section, check_jobs, collect_section, count_text, duration_text
@@ -40,15 +41,20 @@ def _mean_text(records, score) -> str:
     return f"{np.mean(values):.2f}" if values else "–"
 
 def _plain_table(done) -> Table:
-    "Scores at the last step of each condition, means over seeds."
+    "Scores at the last step of each condition, means over seeds; and those of the visual hull."
     rows = []
-    for name in dict.fromkeys(line["name"] for line in done):
+    for name in dict.fromkeys(line["name"] for line in of_networks(done)):
         lines = [line for line in done if line["name"] == name]
         records = [r for line in lines for r in _last_records(line)]
         seeds = len({line["seed"] for line in lines})
         step = max((r.get("step") or 0 for r in records), default="–")
         minutes = sum(line["seconds"] for line in lines)/60
         rows.append([name, seeds, step, *(_mean_text(records, score) for score in _SCORES), f"{minutes:.1f}"])
+    for row in HULL_ROWS:
+        scores = hull_of(done, row)
+        if scores["iou"]:
+            means = [f"{np.mean(list(scores[score].values())):.2f}" for score in _SCORES]
+            rows.append([row, "–", "–", *means, "–"])
     return Table(["condition", "seeds", "step", *_SCORES.values(), "minutes"], rows)
 
 # %% ../../nbs/experiments/17_report.ipynb #f2be12e1
@@ -266,8 +272,12 @@ def _millimetres_against_exact(sections) -> str: # "" where either was not measu
         scores = [[r["iou"] for r in records if r["arm"] == name] for name in ("mm", "exact")]
         if not all(scores): continue
         mm, exact = (np.mean(iou) for iou in scores)
-        return (f"the same frozen network reaches a novel-view IoU of {mm:.2f} with cameras in millimetres and of "
-                f"{exact:.2f} with its own camera, resampled exactly")
+        sentence = (f"the same frozen network reaches a novel-view IoU of {mm:.2f} with cameras in millimetres and of "
+                    f"{exact:.2f} with its own camera, resampled exactly")
+        of_hull = list(hull_of(section.done)["iou"].values())
+        if of_hull:
+            sentence += f"; the {BASELINE} of the same views, without a network, {np.mean(of_hull):.2f}"
+        return sentence
     return ""
 
 def _listed(parts) -> str:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 from .base import Arm, Experiment, append_result, load_results
+from .hull import of_networks
 from .plan import Plan
 from .registry import EXPERIMENTS, RECORDING_EXPERIMENTS, experiment_title, experiments
 from ..models.checkpoint import checkpoint_hash
@@ -206,17 +207,29 @@ def _stored_section(name, results, checkpoint, known) -> Section: # of an experi
     return collect_section(e, path, keys, checkpoint_hash(checkpoint), f"gslrm_mouse study {option}--only {name}")
 
 def _common_settings(line) -> dict:
-    "The settings that the conditions of one recording have in common: all but the frame."
-    return {name: value for name, value in line["settings"].items() if name not in ("frame", "scene")}
+    "The settings that the conditions of one recording have in common: all but the frame, and how a hull is made."
+    return {name: value for name, value in line["settings"].items() if name not in ("frame", "scene", "hull")}
+
+def _frame(line) -> tuple: return tuple(line["settings"].get(name) for name in ("frame", "scene"))
+
+def _of_last_settings(lines) -> list: # finished conditions
+    "Those with the settings of the last one, and the visual hulls of the same frames, which have fewer settings."
+    networks = of_networks(lines)
+    if not networks: return []
+    last = _common_settings(networks[-1])
+    kept = [line for line in networks if _common_settings(line) == last]
+    frames = [_frame(line) for line in kept]
+    hulls = [line for line in lines if "hull" in line["settings"] and _frame(line) in frames]
+    return kept + [line for line in hulls if _common_settings(line).items() <= last.items()]
 
 def _recorded_section(name, results, checkpoint, recorded) -> Section: # of an experiment on a recording
     e = experiments(Plan(str(checkpoint), only=(name,), recording="RECORDING"), None, recorded)[0]
     path = Path(results)/f"{e.name}.jsonl"
     lines = load_results(path, checkpoint=checkpoint_hash(checkpoint))
-    last = _common_settings(lines[-1]) if lines else dict(called="")
-    keys = [line["key"] for line in lines if _common_settings(line) == last]
-    command = f"gslrm_mouse study --recording {last['called']} --only {name}"
-    return collect_section(e, path, keys, checkpoint_hash(checkpoint), command)
+    shown = _of_last_settings(lines)
+    called = shown[0]["settings"]["called"] if shown else ""
+    command = f"gslrm_mouse study --recording {called} --only {name}"
+    return collect_section(e, path, [line["key"] for line in shown], checkpoint_hash(checkpoint), command)
 
 def stored_parts(
     results, # folder of JSON lines

@@ -4,19 +4,21 @@
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e503
 from __future__ import annotations
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 import numpy as np
 import torch
 from ..cameras.similarity import IDENTITY
+from ..evaluation.baselines import VisualHull
 from ..evaluation.scoring import score_cloud
 from ..evaluation.sensitivity import PERTURBATIONS, Trial, trial
 from .base import Arm, Experiment, Finding, open_if_few
+from .hull import BASELINE, HULL_ROWS, against_hull, hull_arm
 from .plan import arm_settings
 from ..models.checkpoint import load_checkpoint, shipped_checkpoint
 from ..plotting import save_figure
 from ..preprocess.silhouettes import ModelInput
-from ..reconstruction.prediction import predict, training_blur
+from ..reconstruction.prediction import EPS2D, predict, training_blur
 from ..scenes.dataset import HELD_OUT, VarietySettings, scene_views
 from ..scenes.tracer import raytrace
 from ..stats import ENOUGH, Interval, Table, mean_ci, signed_ci
@@ -50,8 +52,15 @@ _FORMAT = tuple(name for name, p in PERTURBATIONS.items() if "lie" in p.kinds) #
 _SEPARABLE = (*_FORMAT, "elevation", "tight_narrow", "tight", "tight_wide") # change images and cameras
 _WORLD = ("origin", "unit") # perturbations of where the world is and how large
 
-def _predicted(model, views, cameras, blur):
-    return predict(model, ModelInput(replace(views, cameras=cameras), IDENTITY, ""), blur).to("cpu")
+def _predicted(model, views, cameras, blur=0.):
+    told = replace(views, cameras=cameras)
+    if isinstance(model, VisualHull): return model.predict(told)
+    return predict(model, ModelInput(told, IDENTITY, ""), blur).to("cpu")
+
+def _scored(model, views, cameras, truth, to_source=IDENTITY, blur=0.) -> dict:
+    "Scores in novel views of a network, or of a visual hull, that is given these cameras."
+    cloud = _predicted(model, views, cameras, blur).transform(to_source)
+    return score_cloud(cloud, truth, HULL_ROWS[BASELINE] if isinstance(model, VisualHull) else EPS2D)
 
 def score_ways(model, held_out:Trial, undisturbed, knob:str, value:float) -> dict: # way: scores in novel views
     "Scores of one perturbation of one scene; only consistent ones where images or cameras stay as they are."
@@ -61,11 +70,9 @@ def score_ways(model, held_out:Trial, undisturbed, knob:str, value:float) -> dic
     ways = {"consistent": (views, told)}
     if knob in _SEPARABLE:
         ways |= {"told": (undisturbed, told), "taken": (views, (held_out.cameras, IDENTITY))}
-    scores = {}
-    for way, (images, (given, to_given)) in ways.items():
-        cloud = _predicted(model, images, given, training_blur(held_out.domain))
-        scores[way] = score_cloud(cloud.transform(to_given.inverse), held_out.truth)
-    return scores
+    blur = training_blur(held_out.domain)
+    return {way: _scored(model, images, given, held_out.truth, to_given.inverse, blur)
+            for way, (images, (given, to_given)) in ways.items()}
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e50d
 VARIED = VarietySettings( # the cameras of configs/pretrain_any_camera.yaml, in every scene
@@ -73,8 +80,10 @@ VARIED = VarietySettings( # the cameras of configs/pretrain_any_camera.yaml, in 
     roll=10., aim=5.)
 
 def variety_arms(full:bool, checkpoint) -> list[Arm]:
-    "A network and a scene each: eight scenes, or three of the first two; networks without weights are left out."
-    shared = dict(subjects=["head", "mouse"], points=POINTS, separable=list(_SEPARABLE), varied=asdict(VARIED))
+    """A network, or the visual hull, and a scene each: eight scenes, or three of the first two networks.
+
+    Networks without weights are left out; the hull is given the cameras of the first one."""
+    shared = dict(subjects=["head", "mouse"], points=POINTS, separable=list(_SEPARABLE), varied=VARIED.to_dict())
     left_out = set(missing_networks())
     if not full:
         left_out.add("relative encoding")
@@ -84,32 +93,40 @@ def variety_arms(full:bool, checkpoint) -> list[Arm]:
             if name in left_out: continue
             settings = arm_settings(shipped_checkpoint(file), network=file, scene=i, **shared)
             arms.append(Arm("variety", name, i, settings))
+        settings = arm_settings(shipped_checkpoint(_OF_CAMERAS), scene=i, **shared)
+        arms.append(hull_arm("variety", voxels=32, seed=i, rows={BASELINE: HULL_ROWS[BASELINE]}, **settings))
     return arms
+
+_OF_CAMERAS = NETWORKS["one camera"] # whose cameras are perturbed for the hull
 
 def _camera_scores(model, domain, subject, i) -> list[dict]:
     "Novel views from four of eight, in canonical and in varied cameras; of their own size, so without further blur."
     records = []
     for cameras, variety in (("canonical", VarietySettings()), ("varied", VARIED)):
         views = scene_views(i, subject, domain.image_size, 8, domain.elevation, variety=variety)
-        cloud = _predicted(model, views[:4], views.cameras[:4], blur=0.)
-        records.append(dict(subject=subject, cameras=cameras, **score_cloud(cloud, views[4:])))
+        scores = _scored(model, views[:4], views.cameras[:4], views[4:])
+        records.append(dict(subject=subject, cameras=cameras, **scores))
     return records
+
+def _model_of(settings): # and the cameras that are perturbed
+    model, card = load_checkpoint(shipped_checkpoint(settings.get("network", _OF_CAMERAS)))
+    if "hull" in settings: return VisualHull(voxels=settings["hull"]["voxels"]), card.domain
+    return model, card.domain
 
 def variety_run(arm:Arm, checkpoint=None, cache=None) -> list[dict]:
     "All perturbations of one head and one mouse, and both in canonical and in varied cameras."
     s, records = arm.settings, []
-    model, card = load_checkpoint(shipped_checkpoint(s["network"]))
+    model, domain = _model_of(s)
     for subject in s["subjects"]:
-        held_out = trial(subject, HELD_OUT + s["scene"], card.domain)
+        held_out = trial(subject, HELD_OUT + s["scene"], domain)
         undisturbed = raytrace(held_out.scene, held_out.cameras)
-        cloud = _predicted(model, undisturbed, held_out.cameras, training_blur(card.domain))
-        scores = score_cloud(cloud, held_out.truth)
+        scores = _scored(model, undisturbed, held_out.cameras, held_out.truth, blur=training_blur(domain))
         records.append(dict(subject=subject, knob="none", value=0., way="consistent", **scores))
         for knob, values in s["points"].items():
             for value in values:
                 for way, scores in score_ways(model, held_out, undisturbed, knob, value).items():
                     records.append(dict(subject=subject, knob=knob, value=value, way=way, **scores))
-        records += _camera_scores(model, card.domain, subject, HELD_OUT + s["scene"])
+        records += _camera_scores(model, domain, subject, HELD_OUT + s["scene"])
     return records
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e510
@@ -146,7 +163,8 @@ def camera_losses(done:list[dict], network:str, subject:str, score:str) -> np.nd
         lost.append(canonical - varied)
     return np.array(lost)
 
-def _networks_of(done) -> list[str]: return [name for name in NETWORKS if any(arm["name"] == name for arm in done)]
+def _networks_of(done) -> list[str]: # and the visual hull
+    return [name for name in (*NETWORKS, BASELINE) if any(arm["name"] == name for arm in done)]
 
 def _scenes_of(done, network) -> list[int]: return [arm["seed"] for arm in done if arm["name"] == network]
 
@@ -167,7 +185,7 @@ def _loss_cell(done, network, subject, way, knob) -> str:
 _COLUMNS = (("head", "consistent"), ("head", "told"), ("head", "taken"), ("mouse", "consistent"))
 
 def variety_table(done:list[dict]) -> Table:
-    "Loss of novel IoU by each perturbation and network; networks without weights are named."
+    "Loss of novel IoU by each perturbation, network and the visual hull; networks without weights are named."
     rows = [[knob, name, *(_loss_cell(done, name, subject, way, knob) for subject, way in _COLUMNS)]
             for knob in POINTS for name in _networks_of(done)]
     rows += [["all", name, *["weights missing"]*len(_COLUMNS)] for name in missing_networks()]
@@ -197,8 +215,8 @@ def variety_plot(done:list[dict], folder) -> list[tuple]: # (file name, caption)
     axs[0].legend(fontsize=7)
     fig.tight_layout()
     save_figure(fig, Path(folder)/"variety.png")
-    return [("variety.png", "What a perturbed rig costs each network: left and middle, images and told cameras agree; "
-             "right, the network is told canonical cameras; bars are 95 % confidence intervals over scenes")]
+    return [("variety.png", "What a perturbed rig costs each network and the visual hull: left and middle, images and "
+             "told cameras agree; right, canonical cameras are told; bars are 95 % confidence intervals over scenes")]
 
 # %% ../../nbs/experiments/18_variety.ipynb #c9a0e515
 def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the claim, why
@@ -214,11 +232,29 @@ def _cause(one:Interval, many:Interval) -> tuple[str, str]: # verdict on the cla
 
 def _minus(x:Interval) -> Interval: return Interval(-x.mean, -x.high, -x.low, x.n) # a loss as a change
 
-def _format_finding(done) -> Finding:
+def _scores_of(done, name, subject) -> dict: # score: {scene: value}, undisturbed
+    return {score: {arm["seed"]: _value_of(arm["records"], score, subject=subject, knob="none")
+                    for arm in done if arm["name"] == name} for score in ("iou", "psnr_fg")}
+
+def _beside_hull(done, hull, name) -> str: # "" where the visual hull was not measured
+    "A network, undisturbed, beside the visual hull of the same images."
+    if not hull: return ""
+    clauses = []
+    for subject, words in (("head", "heads"), ("mouse", "mice")):
+        of_hull = _scores_of(hull, BASELINE, subject) | dict(cameras={0: _N_VIEWS})
+        clauses.append(against_hull(_scores_of(done, name, subject), of_hull, f"the network ({name}) on {words}"))
+    return "".join(f"; {clause}" for clause in clauses)
+
+_N_VIEWS = 6 # of an undisturbed trial
+
+def _format_finding(done, hull) -> Finding:
     perturbed = [mean_ci(losses(done, name, "head", "consistent", _FORMAT)) for name in _BOTH]
     foreground = [mean_ci(camera_losses(done, name, "head", "psnr_fg")) for name in _BOTH]
     verdict, why = _cause(*perturbed)
     by_iou = "; ".join(f"{name} {signed_ci(_minus(x), 3)}" for name, x in zip(_BOTH, perturbed))
+    if hull:
+        lost = mean_ci(losses(hull, BASELINE, "head", "consistent", _FORMAT))
+        by_iou += f"; the {BASELINE}, which has no training and needs whole silhouettes, {signed_ci(_minus(lost), 3)}"
     by_foreground = "; ".join(f"{name} {signed_ci(_minus(x), 1, ' dB')}" for name, x in zip(_BOTH, foreground))
     return Finding(
         claim="Plücker rays make the model depend on the camera format",
@@ -249,7 +285,7 @@ def _contradiction_finding(done) -> Finding:
         verdict="answered",
         why=why)
 
-def _price_finding(done) -> Finding:
+def _price_finding(done, hull) -> Finding:
     def canonical(name, score):
         of_network = [arm["records"] for arm in done if arm["name"] == name]
         return np.array([_value_of(records, score, subject="head", cameras="canonical") for records in of_network])
@@ -263,7 +299,7 @@ def _price_finding(done) -> Finding:
         measured=f"held-out heads in canonical cameras: {signed_ci(price['psnr'], 1, ' dB')}, "
                  f"IoU {signed_ci(price['iou'], 3)}",
         verdict="answered",
-        why=why)
+        why=f"{why}{_beside_hull(done, hull, 'varied cameras')}")
 
 def _undisturbed(done, network, subject) -> np.ndarray: # (scenes,) novel IoU
     records = [arm["records"] for arm in done if arm["name"] == network]
@@ -298,7 +334,7 @@ def _relative_reason(
         depends += f"; after the same steps at the same learning rate it reconstructs {' and '.join(levels)}"
     return depends
 
-def _relative_finding(done) -> Finding:
+def _relative_finding(done, hull) -> Finding:
     claim = "What does a relative camera encoding add? (not in the original report)"
     if not done:
         return Finding(claim, "nothing: the network has no results here", "open", "the networks were not run")
@@ -315,13 +351,14 @@ def _relative_finding(done) -> Finding:
         verdict="answered",
         why=_relative_reason(
             mean_ci(rays - relative), mean_ci(rays_moved - relative_moved),
-            {subject: mean_ci(x) for subject, x in level.items()}))
+            {subject: mean_ci(x) for subject, x in level.items()}) + _beside_hull(done, hull, _ENCODINGS[1]))
 
 def variety_findings(done:list[dict]) -> list[Finding]:
     "Is the dependence on the camera Plücker's or the training set's, and what does variety cost?"
     first, second = (paired(done, pair) for pair in (_BOTH, _ENCODINGS))
-    of_training = [_format_finding(first), _price_finding(first), _contradiction_finding(first)]
-    of_encoding = [_relative_finding(second)]
+    hull = [arm for arm in done if arm["name"] == BASELINE]
+    of_training = [_format_finding(first, hull), _price_finding(first, hull), _contradiction_finding(first)]
+    of_encoding = [_relative_finding(second, hull)]
     n_first, n_second = (len(_scenes_of(arms, "varied cameras")) for arms in (first, second))
     return [*open_if_few(of_training, n_first, "scenes"), *open_if_few(of_encoding, n_second, "scenes")]
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from ..evaluation.scoring import rig_and_novel_views, zero_shot
 from .base import Arm, Experiment, Finding, open_if_few
+from .hull import BASELINE, against_hull, hull_arm, hull_gain, hull_of, hull_records, of_networks
 from .plan import Plan, arm_settings, chosen_frames, recorded_frames, recording_settings
 from .plan import is_one_animal, records_of
 from ..models.checkpoint import load_checkpoint
@@ -27,17 +28,22 @@ ZOOM_METHODS = ( # the names in this order are part of the settings
     *(name for name in VARIANTS if name != "choose object")) # which is younger than the stored results
 
 def zoom_arms(full, checkpoint):
-    "A condition for each mouse: twelve, or three."
+    "A condition for each mouse, twelve or three; and its visual hull."
+    mice = range(12 if full else 3)
     def settings(i): return arm_settings(checkpoint, scene=i, ways=list(ZOOM_METHODS))
-    return [Arm("zoom", f"mouse {i}", 0, settings(i)) for i in range(12 if full else 3)]
+    hulls = [hull_arm("zoom", f"mouse {i}", **arm_settings(checkpoint, scene=i)) for i in mice]
+    return [Arm("zoom", f"mouse {i}", 0, settings(i)) for i in mice] + hulls
 
 def recording_zoom_arms(full, checkpoint, plan:Plan):
-    "A condition for each frame; a few zoom factors, or all."
+    "A condition for each frame, with a few zoom factors or all; and its visual hull."
     zooms = ZOOMS if full else (1., 1.25, 1.6)
     methods = [name for name in ZOOM_METHODS if name.startswith("choose ")]
     methods += [f"{kind} {zoom:g}" for kind in ("zoom", "coverage") for zoom in zooms]
-    def settings(frame): return recording_settings(plan, checkpoint, ways=methods, scene=frame)
-    return [Arm("recording_zoom", f"frame {frame}", 0, settings(frame)) for frame in chosen_frames(plan)]
+    frames = chosen_frames(plan)
+    shared = recording_settings(plan, checkpoint)
+    settings = shared | dict(ways=methods)
+    hulls = [hull_arm("recording_zoom", f"frame {frame}", **shared, scene=frame) for frame in frames]
+    return [Arm("recording_zoom", f"frame {frame}", 0, settings | dict(scene=frame)) for frame in frames] + hulls
 
 def _recording_views(plan:Plan, i:int) -> tuple: # input views, truths
     frame = recorded_frames(plan.recording, [i], plan.truth, every=False, unit=plan.unit)[0]
@@ -45,13 +51,19 @@ def _recording_views(plan:Plan, i:int) -> tuple: # input views, truths
     return frame.views, [t.resized(t.cameras.width//4, t.cameras.height//4) for t in frame.truths]
 
 def zoom_run(condition:Arm, checkpoint, cache, plan:Plan):
-    "All methods on one mouse or frame."
+    "All methods on one mouse or frame, or its visual hull."
+    settings = condition.settings
+    scene = settings["scene"]
+    if "recording" in settings:
+        views, truths = _recording_views(plan, scene)
+    else:
+        views, *truths = rig_and_novel_views(scene)
+    if "hull" in settings:
+        small = views.resized(views.cameras.width//4, views.cameras.height//4)
+        return hull_records(views, settings["hull"], dict(novel=truths, input=[small]), scene=scene)
     model, card = load_checkpoint(checkpoint)
     model.to(plan.device)
-    scene, methods = condition.settings["scene"], condition.settings["ways"]
-    if "recording" in condition.settings: views, truths = _recording_views(plan, scene)
-    else: views, *truths = rig_and_novel_views(scene)
-    return [dict(scene=scene, **zero_shot(model, card.domain, method, views, truths)) for method in methods]
+    return [dict(scene=scene, **zero_shot(model, card.domain, method, views, truths)) for method in settings["ways"]]
 
 # %% ../../nbs/experiments/06_zoom.ipynb #aab02b06
 def _mean_ci(done, method, part="novel", score="iou") -> Interval: # over mice
@@ -64,7 +76,7 @@ def _methods(done) -> set: return {r["arm"] for r in records_of(done)}
 def _zooms(done, kind) -> list: return sorted(float(m.split()[1]) for m in _methods(done) if m.startswith(f"{kind} "))
 
 def zoom_table(done) -> Table:
-    "All methods but the fixed zoom factors, best first."
+    "All methods but the fixed zoom factors, and the visual hull, best first."
     fixed_zooms = {f"{kind} {zoom:g}" for kind in ("zoom", "coverage") for zoom in ZOOMS} # 1 is `choose distance`
     head = ["method", "novel: IoU", "PSNR", "white image", "foreground PSNR", "IoU, footprint-corrected",
             "input: IoU", "PSNR", "white image"]
@@ -72,9 +84,13 @@ def zoom_table(done) -> Table:
                ("input", "iou"), ("input", "psnr"), ("input", "psnr_white"))
     rows = []
     for method in _best_first(done, _methods(done) - fixed_zooms):
-        means = [f"{_mean_ci(done, method, *column)[0]:.2f}" for column in columns]
+        means = [_mean_text(done, method, *column) for column in columns]
         rows.append([f"`{method}`", ci_text(_mean_ci(done, method)), *means])
     return Table(head, rows)
+
+def _mean_text(done, method, part, score) -> str:
+    if part == "sized" and method.startswith(BASELINE): return "–" # a hull has no pixels of its own
+    return f"{_mean_ci(done, method, part, score)[0]:.2f}"
 
 def _plot_zooms(ax, done, score):
     "A novel-view score over the zoom factor, a curve for each kind of zoom."
@@ -84,6 +100,8 @@ def _plot_zooms(ax, done, score):
         mean, low, high, _ = np.array([_mean_ci(done, f"{kind} {zoom:g}", part, score) for zoom in zooms]).T
         ax.plot(zooms, mean, "o-", ms=3, label=label)
         ax.fill_between(zooms, low, high, alpha=.12, lw=0)
+    if BASELINE in _methods(done):
+        ax.axhline(_mean_ci(done, BASELINE, score=score)[0], color="k", ls=":", label=BASELINE)
     ax.set_xlabel("zoom")
 
 def zoom_plot(done, folder) -> list[tuple]: # (file name, caption)
@@ -100,9 +118,16 @@ def zoom_plot(done, folder) -> list[tuple]: # (file name, caption)
     save_figure(fig, Path(folder)/file)
     return [(file, "How far to zoom: K not updated, K updated to the longer focal length, and the latter with "
              "footprint-corrected scales; bands are 95 % confidence intervals over mice (a recording of one animal has "
-             "none)")]
+             "none); dotted, the visual hull, which needs no network")]
 
 # %% ../../nbs/experiments/06_zoom.ipynb #0bdc2454
+def _scores_of(done, method) -> dict: # score: {scene: value}
+    of_method = [r for r in records_of(done) if r["arm"] == method]
+    return {score: {r["scene"]: r["novel"][score] for r in of_method} for score in ("iou", "psnr_fg")}
+
+def _beside_hull(done, method) -> str:
+    return against_hull(_scores_of(done, method), hull_of(done), f"`{method}`", one_animal=is_one_animal(done))
+
 def zoom_findings(done) -> list[Finding]:
     "How good zero-shot reconstruction is, and what a white image scores on the report's data."
     exact = _mean_ci(done, "choose distance")
@@ -116,7 +141,9 @@ def zoom_findings(done) -> list[Finding]:
 
     solution = "not reproduced"
     if exact[0] > .4: solution = "partly" # a mouse, with parts missing
-    if exact[0] > .8: solution = "reproduced" # a silhouette that is nearly right
+    beats_hull = hull_gain(_scores_of(done, "choose distance")["iou"], hull_of(done)["iou"]).low > 0
+    if exact[0] > .8 and beats_hull:
+        solution = "reproduced" # a silhouette that is nearly right
     pixel_based_as_white = abs(white_pixel_based - 14) < 2.5 # a white image scores the same: 14 dB show no mouse
     findings = [
         Finding(
@@ -133,7 +160,7 @@ def zoom_findings(done) -> list[Finding]:
                      f"{best_zoom:g}: {ci_text(zoomed, 2)}",
             verdict=solution,
             why="without any training, if the images are resampled with their cameras; showing the animal larger "
-                f"brings {zoomed[0] - exact[0]:+.2f}"),
+                f"brings {zoomed[0] - exact[0]:+.2f}; {_beside_hull(done, f'zoom {best_zoom:g}')}"),
         Finding(
             claim="14 dB on the pixel-based data is a mouse shape (step 1 of experiment B)",
             measured=f"a white image scores {white_pixel_based:.1f} dB on such input views, {white_uniform:.1f} dB on "
@@ -144,7 +171,7 @@ def zoom_findings(done) -> list[Finding]:
 
 def recording_zoom_findings(done) -> list[Finding]:
     "What should stay canonical for a recording."
-    methods = _best_first(done, _methods(done))
+    methods = _best_first(done, _methods(of_networks(done)))
     best = methods[0]
     choices = ", ".join(f"`{m}` {_mean_ci(done, m)[0]:.2f}" for m in methods if m.startswith("choose"))
     called = done[0]["settings"]["called"]
@@ -153,7 +180,7 @@ def recording_zoom_findings(done) -> list[Finding]:
         measured=f"one animal, novel IoU: `{best}` {_mean_ci(done, best).mean:.2f}; of the choices, {choices}",
         verdict="answered",
         why="the exact choices are distance, size and coverage; zoom and equal_distances gain resolution or equal "
-            "distances, and their views disagree a little")]
+            f"distances, and their views disagree a little; {_beside_hull(done, best)}")]
 
 def zoom_experiment(plan:Plan, cache=None) -> Experiment:
     "Zero-shot reconstruction, on procedural mice or on a recording."

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from gslrm_mouse.evaluation.dependence import DOSES, Dose
+from gslrm_mouse.evaluation.dependence import DOSES, NO_RAYS, Dose
 from gslrm_mouse.experiments.base import VERDICTS, Arm, load_results
 from gslrm_mouse.experiments.dependence import GENERATORS, LAPTOP_LGM_NAME, NETWORKS, TRUE_VIEWS, dependence_arms
 from gslrm_mouse.experiments.dependence import dependence_findings, dependence_models, dependence_of, dependence_run
@@ -39,7 +39,7 @@ def test_every_model_has_as_many_scenes_and_all_keys_differ():
     assert len({a.key for a in full + quick}) == len(full) + len(quick)
     for name in dependence_models():
         assert sorted(a.seed for a in full if a.name == name) == list(range(6))
-    assert {Dose(*dose) for dose in full[0].settings["doses"]} == set(DOSES)
+    assert {Dose(*dose) for dose in full[0].settings["doses"]} == {*DOSES, NO_RAYS}
     assert {a.name for a in quick} >= {ONE, MANY}
     hashes = {a.name: a.settings.get("checkpoint") for a in full}
     assert hashes[ONE] == hashes[f"{ONE}, 4 views"] != hashes[MANY]

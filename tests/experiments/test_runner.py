@@ -17,6 +17,7 @@ import pytest
 import torch
 
 from gslrm_mouse.experiments.base import Arm, append_result, load_results
+from gslrm_mouse.experiments.hull import HULL_ROWS, of_networks
 from gslrm_mouse.experiments.plan import Plan, records_of
 from gslrm_mouse.experiments.recipes import summary
 from gslrm_mouse.experiments.registry import EXPERIMENTS, experiments
@@ -160,7 +161,7 @@ def test_adapters_for_a_recording_need_the_full_study(tiny_checkpoint, recording
     plan = Plan(str(tiny_checkpoint), only=("adapters",), recording=str(recording))
     with pytest.raises(ValueError, match="^adapters is part of the full study only; add --full$"):
         planned_arms(plan)
-    assert [len(arms) for _, arms in planned_arms(replace(plan, full=True))] == [3]
+    assert [len(arms) for _, arms in planned_arms(replace(plan, full=True))] == [4] # three seeds and the visual hull
 
 
 def test_a_lost_process_costs_its_conditions_only(fakes, tiny_checkpoint, tmp_path):
@@ -250,7 +251,7 @@ def test_a_report_of_a_recording_alone(recorded_results, tmp_path):
 
 def test_a_recording_measured_with_other_settings_is_excluded(recorded_results):
     "The last ones are shown: the frames of one setting, not the mean over all settings."
-    line = load_results(recorded_results/"recording_recipes.jsonl")[-1]
+    line = of_networks(load_results(recorded_results/"recording_recipes.jsonl"))[-1]
     settings = line["settings"] | dict(smooth=not line["settings"]["smooth"])
     for frame in (5, 6):
         arm = Arm(line["experiment"], f"frame {frame}", 0, settings | dict(frame=frame))
@@ -258,12 +259,35 @@ def test_a_recording_measured_with_other_settings_is_excluded(recorded_results):
     others = {"zoom": EXPERIMENTS["zoom"]}
     section, = stored_parts(recorded_results, shipped_checkpoint(), only=("recipes",), known=others)
     assert [x["settings"]["frame"] for x in section.done] == [5, 6]
-    assert section.others == {"other settings": 4}
+    assert section.others == {"other settings": 8} # the visual hulls of the other frames, too
+
+
+def test_the_visual_hull_of_a_frame_stands_beside_every_setting(recorded_results):
+    line = of_networks(load_results(recorded_results/"recording_recipes.jsonl"))[-1]
+    settings = line["settings"] | dict(smooth=not line["settings"]["smooth"])
+    arm = Arm(line["experiment"], line["name"], 0, settings)
+    append_result(recorded_results/"recording_recipes.jsonl", arm, line["records"], seconds=1.)
+    others = {"zoom": EXPERIMENTS["zoom"]}
+    section, = stored_parts(recorded_results, shipped_checkpoint(), only=("recipes",), known=others)
+    assert [x["name"] for x in section.done] == [line["name"], f"visual hull, {line['name']}"]
+    rows = [row[0] for row in section.experiment.table(section.done).rows]
+    assert rows[-2:] == list(HULL_ROWS)
 
 
 def test_the_stored_results_are_complete_and_of_the_shipped_checkpoint():
     complete = {s.experiment.name for s in stored_parts(RESULTS, shipped_checkpoint()) if len(s.done) == s.asked}
     assert complete >= {"recipes", "factors", "control", "zoom", "gap"}
+
+
+def test_the_visual_hull_stands_in_the_tables():
+    "The domain gap and the doctor score no reconstruction; the adaptation compares networks before and after."
+    without = {"gap", "adaptation", "recording_doctor"}
+    for section in stored_parts(RESULTS, shipped_checkpoint()):
+        name = section.experiment.name
+        make_table = section.experiment.table
+        if name in without or make_table is None: continue
+        rows = make_table(section.done).rows
+        assert any("visual hull" in str(cell) for row in rows for cell in row), name
 
 
 @pytest.mark.parametrize("file", sorted(RESULTS.glob("*.jsonl")), ids=lambda file: file.stem)
@@ -290,7 +314,7 @@ def test_a_stored_mouse_of_the_factorial_is_measured_again(tmp_path):
     checkpoint = shipped_checkpoint()
     factors = experiments(Plan(str(checkpoint), only=("factors",)))[0]
     lines = load_results(RESULTS/"factors.jsonl", checkpoint=checkpoint_hash(checkpoint), scene=1)
-    stored = {record["cell"]: record["iou"] for line in lines for record in line["records"]}
+    stored = {record["cell"]: record["iou"] for record in records_of(of_networks(lines))}
     again = factors.run(factors.arms(False, checkpoint)[1], checkpoint, tmp_path)
     assert all(abs(record["iou"] - stored[record["cell"]]) < .02 for record in again)
 
