@@ -131,9 +131,37 @@ def test_the_copy_for_quarto_has_a_frame(tmp_path, monkeypatch):
     assert yaml.safe_load(build.sidebar(ROOT/"nbs"))["project"]["resources"] == ["viewers/*.html"]
 
 
+@pytest.mark.parametrize("name", viewer.EXAMPLE_ROWS)
+def test_the_viewers_of_tutorials_draw(name, tmp_path, browser):
+    "Not blank, in order, silent: from a disk."
+    path = viewer.write_example_row(name, tmp_path/"page.html")
+    assert path.stat().st_size < 1.7e6
+    browser.visit(path.as_uri())
+    end = time.time() + PATIENCE
+    shown = 0
+    while shown < 1000 and time.time() < end:
+        time.sleep(.2)
+        image = np.array(Image.open(io.BytesIO(browser.screenshot())).convert("RGB"))/255
+        shown = int((image[200:].max(-1) < .6).sum()) # below viser's notice; the floor's lines are lighter
+    assert shown >= 1000
+    assert [w for w in browser.wrong() if HARMLESS not in str(w)] == []
+    assert [u for u in browser.asked() if not u.startswith(("file:", "data:", "blob:"))] == []
+
+
+MAKERS = build.viewer_makers() # the fixtures replace them
+EMBEDDED = dict.fromkeys(
+    ("index", "tutorials/bring_your_own_rig", "tutorials/why_did_it_go_white", "reconstruction/02_viewer"), "example")
+EMBEDDED |= {f"tutorials/{name}": name for name in viewer.EXAMPLE_ROWS}
+
+
+def test_every_tutorial_embeds_one():
+    tutorials = {f"tutorials/{path.stem}" for path in (ROOT/"nbs/tutorials").glob("*.ipynb")}
+    assert tutorials <= EMBEDDED.keys() and set(EMBEDDED.values()) == MAKERS.keys()
+
+
 def test_the_pages_that_embed_one():
-    for name in ("index", "tutorials/bring_your_own_rig", "reconstruction/02_viewer"):
+    for name, shown_there in EMBEDDED.items():
         cells = json.loads((ROOT/f"nbs/{name}.ipynb").read_text())["cells"]
-        shown = [cell for cell in cells if "\n#| viewer: example" in build.text(cell["source"])]
-        assert len(shown) == 1 and len(json.dumps(shown)) < 1e5, name # the still image, not the viewer
+        shown = [cell for cell in cells if f"\n#| viewer: {shown_there}\n" in build.text(cell["source"])]
+        assert len(shown) == 1 and len(json.dumps(shown)) < 1.5e5, name # the still image, not the viewer
         assert "image/png" in shown[0]["outputs"][0]["data"], name

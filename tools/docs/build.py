@@ -271,8 +271,9 @@ def alt_of(cell, heading:str, sentence:str, near:bool) -> str:
 
 def viewer_makers() -> dict: # name: function of the path of its page
     "The viewers that cells embed by `#| viewer: NAME`; none where viser, which draws them, is not installed."
-    from gslrm_mouse.reconstruction.viewer import has_viser, write_example
-    return dict(example=write_example) if has_viser() else {}
+    from gslrm_mouse.reconstruction.viewer import EXAMPLE_ROWS, has_viser, write_example, write_example_row
+    rows = {name: functools.partial(write_example_row, name) for name in EXAMPLE_ROWS}
+    return dict(example=write_example, **rows) if has_viser() else {}
 
 VIEWER_HINT = '<span class="live">In the viewer beside the still image: drag to turn, scroll to come closer.</span>'
 
