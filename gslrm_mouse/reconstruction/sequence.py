@@ -26,6 +26,7 @@ from .film import FILM_FPS, cameras_around, cloud_center, cloud_radius
 from .prediction import Quality, optimise_scene, optimise_stages
 from .viewer import load_in_unit
 from ..video import write_video
+from ..views.hull import Hull, visual_hull
 from ..views.triangulation import triangulate
 from ..views.views import Views
 
@@ -151,9 +152,9 @@ def _assign(points:Tensor, targets:Tensor) -> Tensor: # (N,) number of each poin
         taken[numbers[i]] = True
     return numbers
 
-def _from_hull(g:Gaussians, views:Views, quality:Quality) -> Gaussians: # as many
+def _from_hull(g:Gaussians, views:Views, quality:Quality, hull:Hull=None) -> Gaussians: # as many
     "A frame made anew: each Gaussian continues at a point of the visual hull close to it."
-    surface = surface_gaussians(views, quality.voxels)
+    surface = surface_gaussians(views, quality.voxels, hull)
     start = surface.select(_assign(g.means, surface.means))
     stages = tuple(replace(stage, split=False) for stage in quality.stages)
     return optimise_scene(start, views, replace(quality, stages=stages))
@@ -185,7 +186,7 @@ class Followed:
     shift:tuple # of the middle of the Gaussians in the time of one frame
     cameras:tuple # which show all of the animal, see `_poses`; none where they are fewer than three
     psnr_fg:float # dB, of the input views' crops, when the appearance was open last
-    sharpest:float # dB, of the input views at the size of the last `Motion.polish`: of the frame `key`
+    shown_fg:float # dB, of the input views at the size of the last `Motion.polish`: of the frame `key`
     open_frames:int # for how many frames to come it is open
     iou:float # of the first frame, or the last that was made anew
     kind:str # one of `KINDS`
@@ -228,18 +229,20 @@ def _begin_anew(before:Followed, views:Views, number:int, quality:Quality, motio
     g = _from_hull(before.gaussians, views, quality)
     return replace(start_sequence(g, views, number, motion), before=before.number, kind="anew")
 
-def _sharpness(g:Gaussians, seen:Views, motion:Motion) -> float: # dB
+def _shown_foreground(g:Gaussians, seen:Views, motion:Motion) -> float: # dB
     size = motion.polish[-1].size if motion.polish else motion.size
     return _score(g, foreground_crops(seen, size))["psnr_fg"]
 
 def _shown(g:Gaussians, before:Followed, seen:Views, quality:Quality, motion:Motion) -> tuple[Gaussians, bool]:
     "What a followed frame shows, and whether that was made anew, because the followed one shows too little."
     polished = optimise_stages(g, seen, motion.polish)
-    sharpness = _sharpness(polished, seen, motion)
-    if sharpness > before.sharpest - motion.faded: return polished, False
+    foreground = _shown_foreground(polished, seen, motion)
+    if foreground > before.shown_fg - motion.faded: return polished, False
+    hull = visual_hull(seen, n=quality.voxels) if len(seen) > 1 else None
+    if hull is None or not len(hull.points): return polished, False # a single view, or masks that exclude each other
     stages = tuple(stage for stage in quality.stages if stage.size <= motion.polish[-1].size)
-    anew = _from_hull(g, seen, replace(quality, stages=stages))
-    is_better = _sharpness(anew, seen, motion) > sharpness
+    anew = _from_hull(g, seen, replace(quality, stages=stages), hull)
+    is_better = _shown_foreground(anew, seen, motion) > foreground
     return (anew, True) if is_better else (polished, False)
 
 def start_sequence(
@@ -254,7 +257,7 @@ def start_sequence(
     whole = _whole(views)
     return Followed(
         gaussians=g, number=number, before=None, point=_place(whole), shift=(0., 0., 0.), cameras=_poses(whole),
-        psnr_fg=score["psnr_fg"], sharpest=_sharpness(g, seen, motion), open_frames=motion.settling,
+        psnr_fg=score["psnr_fg"], shown_fg=_shown_foreground(g, seen, motion), open_frames=motion.settling,
         iou=score["iou"], kind="first", key=number)
 
 def follow(

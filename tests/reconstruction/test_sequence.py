@@ -24,6 +24,7 @@ from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
 from gslrm_mouse.video import decode_frames, write_video
+from gslrm_mouse.views.hull import visual_hull
 from gslrm_mouse.views.recordings import open_recording
 from gslrm_mouse.views.triangulation import triangulate
 
@@ -313,7 +314,23 @@ def test_a_frame_that_faded_is_shown_made_anew_and_followed_as_before():
     crops = foreground_crops(after, 64)
     foreground = [_score(f.shown, crops)["psnr_fg"] for f in (kept, anew)]
     assert foreground[1] > foreground[0] + 1
-    assert first.sharpest > foreground[0] + 3
+    assert first.shown_fg > foreground[0] + 3
+
+
+def test_a_faded_frame_without_a_hull_shows_what_was_followed():
+    rig = mouse_rig().resized(144, 128)
+    polish = (FitStage(64, 5, means_rate=.4),)
+    motion = Motion(rigid_size=32, rigid_steps=2, size=32, steps=2, lost=0., polish=polish, faded=-99.) # always
+    before, after = (raytrace(mouse_scene(102, t), rig, 2) for t in (0., .05))
+    shifted = after.alpha[0].roll(40, -1) # the masks of two cameras exclude each other
+    excluding = replace(after, alpha=torch.cat([shifted[None], after.alpha[1:]]))
+    assert not len(visual_hull(excluding).points)
+    g = optimise_scene(surface_gaussians(before, 32), before, quality_of("draft"))
+    first = start_sequence(g, before, 0, motion)
+    neighbours = find_neighbours(g)
+    quality = replace(QUALITIES["good"], stages=(FitStage(64, 20),))
+    with_hull, without = (follow(first, views, 1, neighbours, quality, motion) for views in (after, excluding))
+    assert (without.kind, with_hull.kind) == ("appearance", "anew")
 
 
 def test_a_killed_run_of_polished_frames_continues_to_the_same_numbers(recording, tmp_path, monkeypatch):
