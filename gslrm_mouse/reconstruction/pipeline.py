@@ -20,7 +20,7 @@ from ..gaussians.filters import FILTERS, Filters
 from ..gaussians.ply import load_ply
 from ..metrics import mean_scores
 from ..models.checkpoint import FOR_RIGS, checkpoint_hash, checkpoint_path, read_card
-from ..models.named import MODELS, open_model, weights_path
+from ..models.named import MODELS, NamedModel, open_model, weights_path
 from .film import FILM_FPS, film_pictures
 from .frame import FrameMaker, ReconstructOptions, input_numbers, load_cloud, make_frame
 from .frame import stage, write_turntable
@@ -366,10 +366,12 @@ def _check_replaceable(out:Path, inputs):
         if Path(path).resolve().is_relative_to(out.resolve()):
             raise FileExistsError(f"{path} lies in {out}, so --overwrite does not replace that; choose another folder")
 
-def _check_inputs(source, inputs:int|None, unit, rig_file):
-    "ValueError where a recording has fewer cameras than are asked for; a sample says so when it is read."
-    if inputs and is_recording(source):
-        input_numbers(len(open_recording(source, unit, rig_file).cameras), inputs, of_recording=True)
+def _check_inputs(source, inputs:int|None, unit, rig_file, model:NamedModel):
+    "ValueError where a recording has too few cameras, or too few are asked for; a sample says so when it is read."
+    if not is_recording(source): return
+    chosen = input_numbers(len(open_recording(source, unit, rig_file).cameras), inputs, of_recording=True)
+    if len(chosen) < model.fewest:
+        raise ValueError(f"{model.title} needs at least {model.fewest} input views, got {len(chosen)}")
 
 def _check_out(out:Path, overwrite:bool, inputs):
     "FileExistsError where the result of one frame would replace anything else than an earlier one."
@@ -455,8 +457,8 @@ def reconstruct(
     else:
         numbers, read = open_moments(
             source, frames, unit=unit, rig_file=rig_file, keep_empty=True, negate=negate)
-    _check_inputs(source, inputs, unit, rig_file)
     reconstructor = open_model(model, path, weights, variant, device, floor=floor, vae=vae)
+    _check_inputs(source, inputs, unit, rig_file, MODELS[model])
     settings = _settings(
         source, path, options, weights=_hashes(weights), variant=variant, **_generator_settings(model, floor, vae),
         unit=unit,
