@@ -75,7 +75,7 @@ class ReconstructOptions:
                              f"{self.fit})")
 
     @property
-    def is_polished(self) -> bool: # whether the next frame begins in something else than what a frame shows
+    def is_polished(self) -> bool: # whether the next frame always begins in something else than what a frame shows
         return self.sequence and bool(SEQUENCE_QUALITIES[self.quality].motion.polish)
 
     @property
@@ -464,7 +464,7 @@ def _frame_records(frame:Frame, splits:list[_Split], result:_Result, facts:dict)
 def _save_followed(folder:Path, followed:Followed, prepared:ModelInput, options:ReconstructOptions):
     "What the next frame begins in."
     save_motion(folder, followed)
-    if options.is_polished:
+    if options.is_polished or followed.polished is not None:
         save_cloud(followed.gaussians, prepared, folder/UNPOLISHED, options.units)
 
 def make_frame(

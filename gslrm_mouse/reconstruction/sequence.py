@@ -229,18 +229,20 @@ def _begin_anew(before:Followed, views:Views, number:int, quality:Quality, motio
     g = _from_hull(before.gaussians, views, quality)
     return replace(start_sequence(g, views, number, motion), before=before.number, kind="anew")
 
+def _shown_size(motion:Motion) -> int: # of the crops that decide what a frame shows last, pixels
+    return motion.polish[-1].size if motion.polish else motion.size
+
 def _shown_foreground(g:Gaussians, seen:Views, motion:Motion) -> float: # dB
-    size = motion.polish[-1].size if motion.polish else motion.size
-    return _score(g, foreground_crops(seen, size))["psnr_fg"]
+    return _score(g, foreground_crops(seen, _shown_size(motion)))["psnr_fg"]
 
 def _shown(g:Gaussians, before:Followed, seen:Views, quality:Quality, motion:Motion) -> tuple[Gaussians, bool]:
     "What a followed frame shows, and whether that was made anew, because the followed one shows too little."
-    polished = optimise_stages(g, seen, motion.polish)
+    polished = optimise_stages(g, seen, motion.polish) if motion.polish else g
     foreground = _shown_foreground(polished, seen, motion)
     if foreground > before.shown_fg - motion.faded: return polished, False
     hull = visual_hull(seen, n=quality.voxels) if len(seen) > 1 else None
     if hull is None or not len(hull.points): return polished, False # a single view, or masks that exclude each other
-    stages = tuple(stage for stage in quality.stages if stage.size <= motion.polish[-1].size)
+    stages = tuple(stage for stage in quality.stages if stage.size <= _shown_size(motion)) or quality.stages[:1]
     anew = _from_hull(g, seen, replace(quality, stages=stages), hull)
     is_better = _shown_foreground(anew, seen, motion) > foreground
     return (anew, True) if is_better else (polished, False)
@@ -287,7 +289,7 @@ def follow(
         return _begin_anew(replace(before, gaussians=g), views, number, quality, motion)
     has_fallen = score["psnr_fg"] < before.psnr_fg - motion.tolerance
     moved = (g.means - before.gaussians.means).mean(0)
-    shown, is_anew = _shown(g, before, seen, quality, motion) if motion.polish else (None, False)
+    shown, is_anew = _shown(g, before, seen, quality, motion)
     kind = "appearance" if is_open else "followed"
     return replace(
         before, gaussians=g, number=number, before=before.number, point=point, shift=tuple((moved/elapsed).tolist()),
@@ -295,7 +297,7 @@ def follow(
         psnr_fg=score["psnr_fg"] if is_open else before.psnr_fg,
         open_frames=motion.settling if has_fallen else max(0, before.open_frames - 1),
         kind="anew" if is_anew else kind,
-        polished=shown)
+        polished=None if shown is g else shown)
 
 # %% ../../nbs/reconstruction/03_sequence.ipynb #60050011
 MOTION, SEQUENCE = "motion.json", "sequence.npz"
@@ -322,8 +324,10 @@ def load_followed(
         content = json.loads(read_bytes(path))
         content |= {name: tuple(content[name]) for name in ("point", "shift", "cameras")}
         shown, _ = load_in_unit(folder/"gaussians.ply")
-        if not (folder/UNPOLISHED).is_file(): return Followed(gaussians=shown, **content)
-        return Followed(gaussians=load_in_unit(folder/UNPOLISHED)[0], polished=shown, **content)
+        followed = Followed(gaussians=shown, **content)
+        shows_another = followed.kind == "anew" and followed.key != followed.number
+        if not (folder/UNPOLISHED).is_file() and not shows_another: return followed
+        return replace(followed, gaussians=load_in_unit(folder/UNPOLISHED)[0], polished=shown)
     except (TypeError, KeyError, json.JSONDecodeError) as e:
         raise ValueError(f"{path}: it is damaged, or of another version ({e}); "
                          "gslrm_mouse reconstruct with --overwrite makes the sequence again") from None

@@ -11,7 +11,7 @@ import torch
 from gslrm_mouse.cameras.presets import mouse_rig
 from gslrm_mouse.gaussians.cloud import Gaussians
 from gslrm_mouse.gaussians.coarse_to_fine import FitStage, foreground_crops
-from gslrm_mouse.gaussians.ply import load_ply
+from gslrm_mouse.gaussians.ply import load_ply, save_ply
 from gslrm_mouse.gaussians.surface import surface_gaussians
 from gslrm_mouse.preprocess.silhouettes import border_share
 from gslrm_mouse.reconstruction import pipeline
@@ -19,7 +19,7 @@ from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
 from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
     MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Motion, SequenceQuality, _poses, _score, _seen_in,
-    find_neighbours, follow, load_followed, load_sequence, rigidity_energy, start_sequence)
+    _shown_foreground, find_neighbours, follow, load_followed, load_sequence, rigidity_energy, save_motion, start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
@@ -297,9 +297,9 @@ def test_a_polished_frame_keeps_its_gaussians_and_shows_more():
     assert step < 2. # mm: they are the same places of the body
 
 
-def test_a_frame_that_faded_is_shown_made_anew_and_followed_as_before():
+@pytest.mark.parametrize("polish", [(FitStage(64, 10, means_rate=.4),), ()], ids=["polished", "draft"])
+def test_a_frame_that_faded_is_shown_made_anew_and_followed_as_before(polish, tmp_path):
     rig = mouse_rig().resized(144, 128)
-    polish = (FitStage(64, 10, means_rate=.4),)
     motion = Motion(rigid_size=32, rigid_steps=2, size=32, steps=2, lost=0., polish=polish)
     before, after = (raytrace(mouse_scene(seed), rig, 2) for seed in (102, 24)) # another posture: it cannot be followed
     g = optimise_scene(surface_gaussians(before, 32), before, quality_of("draft"))
@@ -314,7 +314,15 @@ def test_a_frame_that_faded_is_shown_made_anew_and_followed_as_before():
     crops = foreground_crops(after, 64)
     foreground = [_score(f.shown, crops)["psnr_fg"] for f in (kept, anew)]
     assert foreground[1] > foreground[0] + 1
-    assert first.shown_fg > foreground[0] + 3
+    assert first.shown_fg > _shown_foreground(kept.shown, after, motion) + 3
+    save_motion(tmp_path, anew)
+    save_ply(anew.shown, tmp_path/"gaussians.ply")
+    with pytest.raises(FileNotFoundError, match=UNPOLISHED): load_followed(tmp_path)
+    save_ply(anew.gaussians, tmp_path/UNPOLISHED)
+    loaded = load_followed(tmp_path)
+    assert loaded.kind == "anew"
+    torch.testing.assert_close(loaded.shown.means, anew.shown.means)
+    torch.testing.assert_close(loaded.gaussians.means, anew.gaussians.means)
 
 
 def test_a_faded_frame_without_a_hull_shows_what_was_followed():
