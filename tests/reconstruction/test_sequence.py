@@ -19,7 +19,8 @@ from gslrm_mouse.reconstruction.pipeline import MANIFEST, frame_folder
 from gslrm_mouse.reconstruction.prediction import QUALITIES, optimise_scene, quality_of
 from gslrm_mouse.reconstruction.sequence import (
     MOTION, SEQUENCE, SEQUENCE_QUALITIES, UNPOLISHED, Motion, SequenceQuality, _poses, _score, _seen_in,
-    _shown_foreground, find_neighbours, follow, load_followed, load_sequence, rigidity_energy, save_motion, start_sequence)
+    _shown_foreground, find_neighbours, follow, load_followed, load_sequence, rigidity_energy, save_motion,
+    start_sequence)
 from gslrm_mouse.scenes.bodies import mouse_scene
 from gslrm_mouse.scenes.recording import write_recording
 from gslrm_mouse.scenes.tracer import raytrace
