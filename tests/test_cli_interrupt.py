@@ -78,7 +78,7 @@ def test_finished_frames_are_kept(recording, tmp_path, args, finished, kept):
     folders = [p for p in (tmp_path/"out").rglob("*") if p.is_dir() and p.parent.name == "out"]
     assert finished in [p.name for p in folders] and len(folders) < 10
     files = {p.name: sorted(f.name for f in p.rglob("*")) for p in folders}
-    assert all(names == files[finished] for names in files.values()), files
+    assert all(set(names) >= set(files[finished]) for names in files.values()), files # a faded frame has one more
 
 
 def has_finished_one(log): return re.search(r"\b[2-9]/10\b", log.read_text()) # preprocess counts what it begins
